@@ -1,0 +1,3 @@
+"""Checkpoints to jaxspec params, and back."""
+
+from checkpoints_conv import native as native

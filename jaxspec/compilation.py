@@ -1,0 +1,48 @@
+"""`jax.jit` with the compiler options that a platform is better off with.
+
+On a CPU, XLA hands small matrix products to the YNNPACK library by default (jax 0.10 and
+later). With 4 to 32 rows, which is what verification has, that is up to twice as slow as
+without; with one row it makes no difference (README, Measured). Options that this XLA
+does not know are left out.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+_CANDIDATES = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
+
+
+@functools.cache
+def compiler_options(platform: str | None = None) -> dict[str, str]:
+    """The options for a platform, the default backend's if None.
+
+    Pass them to `jax.jit(f, compiler_options=...)` around your own loop.
+    """
+    known = {}
+    for name, value in _CANDIDATES.get(platform or jax.default_backend(), {}).items():
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value})()
+        except jax.errors.JaxRuntimeError:  # this XLA has no such option
+            continue
+        known[name] = value
+    return known
+
+
+def jit(f: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
+    """`jax.jit(f, **kwargs)` with `compiler_options`, asked for at the first call.
+
+    Importing jaxspec must not start a backend, and asking does.
+    """
+
+    @functools.cache
+    def compiled():
+        return jax.jit(f, compiler_options=compiler_options(), **kwargs)
+
+    @functools.wraps(f)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return compiled()(*args, **kwargs)
+
+    return call

@@ -1,0 +1,86 @@
+"""One residual block, whatever it mixes with.
+
+    x + m * sum over mixers of mixer(norm(x))
+
+where most blocks have one mixer, and Falcon-H1's have two side by side. A new mixer joins
+as a module with `init_carry`, `init_tape`, `commit` and a `Mixer`.
+"""
+
+import jax
+from flax import linen as nn
+
+from jaxspec.models import attention, layers, mamba1, mamba2, mlp
+from jaxspec.models.config import BLOCKS, ModelConfig
+
+MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "attention": attention, "mlp": mlp}
+
+
+def init_carry(config: ModelConfig, kind: str, *sizes: int) -> tuple:
+    """Empty pasts of a block's mixers; `sizes` as in a mixer's `init_carry`."""
+    return tuple(MIXERS[name].init_carry(config, *sizes) for name in BLOCKS[kind])
+
+
+def init_tape(
+    config: ModelConfig, kind: str, batch_size: int, num_nodes: int, rollback: str
+) -> tuple:
+    """Empty tapes of a block's mixers."""
+    return tuple(
+        MIXERS[name].init_tape(config, batch_size, num_nodes, rollback)
+        for name in BLOCKS[kind]
+    )
+
+
+def commit(kind: str, carry: tuple, tape: tuple, path: layers.Path) -> tuple:
+    """Keeps the accepted path."""
+    return tuple(
+        MIXERS[name].commit(own, left, path)
+        for name, own, left in zip(BLOCKS[kind], carry, tape, strict=True)
+    )
+
+
+def drop_slots(tape: tuple, count: int) -> tuple:
+    """Cuts the first slots off a tape; decay rates have no slots."""
+
+    def drop(own):
+        rates = getattr(own, "A", None)
+        if rates is not None:
+            own = own._replace(A=None)
+        own = jax.tree.map(lambda leaf: leaf[:, count:], own)
+        return own if rates is None else own._replace(A=rates)
+
+    return tuple(drop(own) for own in tape)
+
+
+class Block(nn.Module):
+    """A residual block of one `kind`; its carry and tape are tuples over its mixers."""
+
+    config: ModelConfig
+    kind: str
+
+    def setup(self):
+        self.norm = layers.RMSNorm(self.config.norm_eps)
+        for name in BLOCKS[self.kind]:
+            setattr(self, name, MIXERS[name].Mixer(self.config))
+
+    def _mix(self, x: jax.Array, call, past: tuple) -> tuple[jax.Array, tuple]:
+        h, y, kept = self.norm(x), 0, []
+        for name, own in zip(BLOCKS[self.kind], past, strict=True):
+            keep, out = call(getattr(self, name), own, h)
+            y, kept = out + y, [*kept, keep]
+        return x + layers.scale_by(y, self.config.residual_multiplier), tuple(kept)
+
+    def step(self, x, carry, positions):
+        return self._mix(x, lambda m, c, h: m.step(c, h, positions), carry)
+
+    def scan(self, x, carry, positions, lengths):
+        return self._mix(x, lambda m, c, h: m.scan(c, h, positions, lengths), carry)
+
+    def tree(self, x, carry, tape, context):
+        past = tuple(zip(carry, tape, strict=True))
+        return self._mix(x, lambda m, c, h: m.tree(*c, h, context), past)
+
+    def fold_ring(self, carry, rows):
+        return tuple(
+            getattr(self, name).fold_ring(own, rows) if hasattr(own, "ring") else own
+            for name, own in zip(BLOCKS[self.kind], carry, strict=True)
+        )

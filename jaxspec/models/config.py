@@ -1,0 +1,312 @@
+"""The shape of a language model: frozen, hashable, validated, and a JSON file on disk.
+
+Names follow state-spaces/mamba (`d_model, d_state, d_conv, expand, headdim, ngroups,
+chunk_size`). A model is a string of residual blocks, one character each:
+
+    M Mamba-2    m Mamba-1    * attention    - feed-forward    P Mamba-2 beside attention
+"""
+
+import dataclasses
+import json
+import math
+from typing import Any, Literal
+
+FORMAT_VERSION = 1
+
+BLOCKS = {
+    "M": ("mamba2",),
+    "m": ("mamba1",),
+    "*": ("attention",),
+    "-": ("mlp",),
+    "P": ("mamba2", "attention"),
+}
+"""The settings that each kind of block reads."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba1Config:
+    """Mamba-1 (Gu and Dao 2023).
+
+    Attributes:
+        expand: `d_inner = expand * d_model`.
+        d_state: states per channel.
+        d_conv: taps of the causal convolution.
+        dt_rank: rank of the step sizes; 0 is `ceil(d_model / 16)`.
+        conv_bias: bias of the convolution.
+        proj_bias: bias of the projections in and out.
+        norm: RMS norms on B, C and the low-rank dt: `"unit"` without scales
+            (Falcon-Mamba), `"learned"` with scales (Jamba).
+        chunk_size: tokens that `scan` takes at once; a matter of speed alone.
+    """
+
+    expand: int = 2
+    d_state: int = 16
+    d_conv: int = 4
+    dt_rank: int = 0
+    conv_bias: bool = True
+    proj_bias: bool = False
+    norm: Literal["none", "unit", "learned"] = "none"
+    chunk_size: int = 32
+
+    def __post_init__(self):
+        _positive(self, "expand", "d_state", "chunk_size")
+        _require(self.d_conv >= 2, f"d_conv must be at least 2, got {self.d_conv}.")
+        _require(self.dt_rank >= 0, f"dt_rank must not be negative, got {self.dt_rank}.")
+        _one_of(self, "norm", "none", "unit", "learned")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba2Config:
+    """Mamba-2 (Dao and Gu 2024).
+
+    Attributes:
+        nheads: heads; `d_inner = nheads * headdim`.
+        headdim: width of a head.
+        d_state: state width; a multiple of 128 where a TPU is meant.
+        ngroups: groups of heads that share B and C.
+        d_conv: taps of the causal convolution.
+        conv_bias: bias of the convolution.
+        proj_bias: bias of the projections in and out.
+        D_per_channel: a skip weight per channel, rather than one per head.
+        norm: where the gated RMS norm stands: `"after"` the gate, `"before"` it, or
+            `"none"` (the gate alone, Falcon-H1).
+        norm_groups: groups that are normalised apart; 0 is `ngroups`.
+        dt_limits: bounds of the step sizes.
+        chunk_size: tokens that `scan` takes at once; a matter of speed alone.
+        in_multiplier: factor of the block's input.
+        out_multiplier: factor of its output.
+        projection_multipliers: factors of z, x, B, C and dt as they are projected.
+    """
+
+    nheads: int
+    headdim: int = 64
+    d_state: int = 128
+    ngroups: int = 1
+    d_conv: int = 4
+    conv_bias: bool = True
+    proj_bias: bool = False
+    D_per_channel: bool = False
+    norm: Literal["after", "before", "none"] = "after"
+    norm_groups: int = 0
+    dt_limits: tuple[float, float] = (0.0, math.inf)
+    chunk_size: int = 64
+    in_multiplier: float = 1.0
+    out_multiplier: float = 1.0
+    projection_multipliers: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
+
+    def __post_init__(self):
+        _positive(self, "nheads", "headdim", "d_state", "ngroups", "chunk_size")
+        _require(self.d_conv >= 2, f"d_conv must be at least 2, got {self.d_conv}.")
+        _require(
+            self.nheads % self.ngroups == 0,
+            f"ngroups must divide nheads, got {self.ngroups} and {self.nheads}.",
+        )
+        _one_of(self, "norm", "after", "before", "none")
+        _require(
+            self.norm_groups >= 0 and self.d_inner % (self.norm_groups or 1) == 0,
+            f"norm_groups must divide {self.d_inner}, got {self.norm_groups}.",
+        )
+        low, high = self.dt_limits
+        _require(0.0 <= low < high, f"dt_limits must rise, got {self.dt_limits}.")
+        _require(
+            len(self.projection_multipliers) == 5,
+            "projection_multipliers are five (z, x, B, C, dt), got "
+            f"{self.projection_multipliers}.",
+        )
+
+    @property
+    def d_inner(self) -> int:
+        return self.nheads * self.headdim
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the convolution: x, B and C."""
+        return self.d_inner + 2 * self.ngroups * self.d_state
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Grouped-query attention.
+
+    Attributes:
+        num_heads: query heads.
+        num_kv_heads: key and value heads; divides `num_heads`.
+        head_dim: width of a head.
+        rope_fraction: share of a head's width that RoPE turns: 1 full, 0 none.
+        rope_theta: base of RoPE's wavelengths.
+        window: each token sees the last `window` tokens, itself included; 0 for all.
+        scale: factor of the scores; 0 is `head_dim ** -0.5`.
+        qkv_bias: bias of the projection in.
+        out_bias: bias of the projection out.
+        in_multiplier: factor of the block's input.
+        key_multiplier: factor of the keys.
+        out_multiplier: factor of the output.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int = 64
+    rope_fraction: float = 1.0
+    rope_theta: float = 10_000.0
+    window: int = 0
+    scale: float = 0.0
+    qkv_bias: bool = False
+    out_bias: bool = False
+    in_multiplier: float = 1.0
+    key_multiplier: float = 1.0
+    out_multiplier: float = 1.0
+
+    def __post_init__(self):
+        _positive(self, "num_heads", "num_kv_heads", "head_dim", "rope_theta")
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            "num_kv_heads must divide num_heads, got "
+            f"{self.num_kv_heads} and {self.num_heads}.",
+        )
+        _require(
+            0.0 <= self.rope_fraction <= 1.0 and self.rope_dim % 2 == 0,
+            "rope_fraction must be within [0, 1] and turn an even number of "
+            f"dimensions, got {self.rope_fraction} of {self.head_dim}.",
+        )
+        _require(self.window >= 0, f"window must not be negative, got {self.window}.")
+
+    @property
+    def rope_dim(self) -> int:
+        return round(self.head_dim * self.rope_fraction)
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+    """Feed-forward.
+
+    Attributes:
+        d_ff: hidden width.
+        activation: `"swiglu"`, `"relu2"` (squared ReLU) or `"gelu"`.
+        bias: biases of both projections.
+        gate_multiplier: factor of SwiGLU's gate before the activation.
+        out_multiplier: factor of the output.
+    """
+
+    d_ff: int
+    activation: Literal["swiglu", "relu2", "gelu"] = "swiglu"
+    bias: bool = False
+    gate_multiplier: float = 1.0
+    out_multiplier: float = 1.0
+
+    def __post_init__(self):
+        _positive(self, "d_ff")
+        _one_of(self, "activation", "swiglu", "relu2", "gelu")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A language model.
+
+    Attributes:
+        vocab_size: tokens.
+        d_model: width of the residual stream.
+        layers: residual blocks in order, one character each (see the module).
+        mamba1, mamba2, attention, mlp: settings of the mixers that `layers` names.
+        norm_eps: epsilon of every RMS norm.
+        tie_embeddings: the head is the embedding, transposed.
+        embedding_multiplier: factor of the embeddings.
+        residual_multiplier: factor of each block's output.
+        logits_multiplier: factor of the logits.
+        dtype: of the activations; states, step sizes and logits are float32 always.
+    """
+
+    vocab_size: int
+    d_model: int
+    layers: str
+    mamba1: Mamba1Config | None = None
+    mamba2: Mamba2Config | None = None
+    attention: AttentionConfig | None = None
+    mlp: MLPConfig | None = None
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        _positive(self, "vocab_size", "d_model", "norm_eps")
+        _one_of(self, "dtype", "float32", "bfloat16")
+        _require(len(self.layers) > 0, "layers must name at least one block.")
+        for kind in self.layers:
+            _require(
+                kind in BLOCKS,
+                f"Unknown block {kind!r} in layers {self.layers!r}; expected one of "
+                f"{' '.join(BLOCKS)}.",
+            )
+            for setting in BLOCKS[kind]:
+                _require(
+                    getattr(self, setting) is not None,
+                    f"layers {self.layers!r} has a block {kind!r}, which needs the "
+                    f"settings `{setting}`.",
+                )
+        taps = {m.d_conv for m in (self.mamba1, self.mamba2) if m is not None}
+        _require(len(taps) < 2, f"mamba1 and mamba2 must share d_conv, got {taps}.")
+
+
+def to_json(config: ModelConfig) -> str:
+    """Writes a config as JSON, with the version of the format."""
+    record = {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
+    return json.dumps(record, indent=2) + "\n"
+
+
+def from_json(text: str) -> ModelConfig:
+    """Reads a config that `to_json` wrote.
+
+    Raises:
+        ValueError: on malformed JSON, another version, or an unknown or missing field.
+    """
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The config is not JSON: {error}.") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"Expected a JSON object, got {type(record).__name__}.")
+    version = record.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"The config has format version {version}, and this jaxspec reads version "
+            f"{FORMAT_VERSION}."
+        )
+    parts = {
+        "mamba1": Mamba1Config,
+        "mamba2": Mamba2Config,
+        "attention": AttentionConfig,
+        "mlp": MLPConfig,
+    }
+    for name, part in parts.items():
+        if record.get(name) is not None:
+            record[name] = _build(part, record[name])
+    return _build(ModelConfig, record)
+
+
+def _build(cls: type, record: dict[str, Any]) -> Any:
+    names = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(record) - names):
+        raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}.")
+    record = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    try:
+        return cls(**record)
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__}: {error}.") from None
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value > 0, f"{name} must be positive, got {value}.")
+
+
+def _one_of(config: Any, name: str, *choices: str) -> None:
+    value = getattr(config, name)
+    _require(value in choices, f"{name} must be one of {choices}, got {value!r}.")

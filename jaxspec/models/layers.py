@@ -1,0 +1,174 @@
+"""The small pieces that all mixers share."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxspec.models.config import AttentionConfig, ModelConfig
+from pallas_kernels import Topology
+
+
+class Positions(NamedTuple):
+    """Where tokens stand, computed once for all layers.
+
+    Attributes:
+        index: `[B, T]` int32, positions in the sequence.
+        cos, sin: `[B, T, 1, rope_dim / 2]` float32, RoPE's turns, or None without RoPE.
+    """
+
+    index: jax.Array  # [B, T]
+    cos: jax.Array | None
+    sin: jax.Array | None
+
+
+class TreeContext(NamedTuple):
+    """What the layers need to know of the slots `start, ..., stop - 1` of a tree.
+
+    Attributes:
+        topology: of the slots before `stop`.
+        start: first slot that is computed.
+        window: `[B, stop - start, K]` int32, see `pallas_kernels.topology.windows`.
+        positions: of the computed slots, by depth and not by slot.
+        length: `[B]` int32, tokens in the caches.
+    """
+
+    topology: Topology
+    start: int
+    window: jax.Array
+    positions: Positions
+    length: jax.Array
+
+
+class Path(NamedTuple):
+    """The accepted path of every row, as `commit` uses it.
+
+    Attributes:
+        nodes: `[B, D]` int32, slots; 0 where nothing is kept.
+        kept: `[B, D]` bool.
+        count: `[B]` int32, nodes kept.
+        position: `[B]` int32, position of the path's first token.
+        ring_length: `[B]` int32, entries in use in the rings, or None.
+    """
+
+    nodes: jax.Array  # [B, D]
+    kept: jax.Array  # [B, D]
+    count: jax.Array  # [B]
+    position: jax.Array  # [B]
+    ring_length: jax.Array | None
+
+
+def positions(config: AttentionConfig | None, index: jax.Array) -> Positions:
+    """Computes RoPE's turns (Su et al. 2021) at positions `[B, T]`."""
+    if config is None or config.rope_dim == 0:
+        return Positions(index, None, None)
+    half = config.rope_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = index[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
+    return Positions(index, jnp.cos(angle), jnp.sin(angle))
+
+
+def rotate(x: jax.Array, positions: Positions) -> jax.Array:
+    """Turns the first `rope_dim` dimensions of `[B, T, H, d]`, pairing the two halves."""
+    if positions.cos is None:
+        return x
+    half = positions.cos.shape[-1]
+    cos, sin = positions.cos, positions.sin
+    first, second, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin, rest]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def write_rows(buffer: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+    """Writes `rows` `[B, D, ...]` into `buffer` `[B, M, ...]` from `start` `[B]` on.
+
+    `start + D` must not exceed `M`: the write would slide back silently.
+    """
+    rows = rows.astype(buffer.dtype)
+    if buffer.shape[0] == 1:  # one contiguous copy; the general form is a scatter
+        return jax.lax.dynamic_update_slice_in_dim(buffer, rows, start[0], axis=1)
+    return jax.vmap(
+        lambda b, r, s: jax.lax.dynamic_update_slice_in_dim(b, r, s, axis=0)
+    )(buffer, rows, start)
+
+
+def take_rows(buffer: jax.Array, index: jax.Array) -> jax.Array:
+    """Gathers rows `index` `[B, D]` of `buffer` `[B, M, ...]`."""
+    index = index.reshape(*index.shape, *[1] * (buffer.ndim - 2))
+    return jnp.take_along_axis(buffer, index, axis=1)
+
+
+def take_path(array: jax.Array, path: Path) -> jax.Array:
+    """Gathers the nodes of a path from `[B, N, ...]`, zeros where nothing is kept."""
+    rows = take_rows(array, path.nodes)
+    kept = path.kept.reshape(*path.kept.shape, *[1] * (rows.ndim - 2))
+    return jnp.where(kept, rows, jnp.zeros((), rows.dtype))
+
+
+def put_slots(tape: jax.Array, values: jax.Array, start: int) -> jax.Array:
+    """Writes slots `start, ...` of a tape `[B, N, ...]`."""
+    values = values.astype(tape.dtype)
+    if values.shape == tape.shape:
+        return values
+    return jax.lax.dynamic_update_slice_in_dim(tape, values, start, axis=1)
+
+
+def select_rows(rows: jax.Array, on_true: jax.Array, on_false: jax.Array) -> jax.Array:
+    """Chooses per row of the batch; `rows` `[B]` bool."""
+    return jnp.where(rows.reshape(-1, *[1] * (on_true.ndim - 1)), on_true, on_false)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm over the last axis, computed in float32.
+
+    Attributes:
+        eps: added to the mean square.
+        groups: parts of the axis that are normalised apart.
+        scaled: whether there is a learned scale.
+    """
+
+    eps: float
+    groups: int = 1
+    scaled: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        y = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
+        square = jnp.mean(y * y, axis=-1, keepdims=True)
+        y = (y * jax.lax.rsqrt(square + self.eps)).reshape(x.shape)
+        if self.scaled:
+            scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
+            y = y * scale.astype(jnp.float32).reshape(*[1] * (x.ndim - 1), width)
+        return y.astype(x.dtype)
+
+
+def dense(
+    config: ModelConfig, features: int, *, bias: bool = False, scale: float = 1.0
+) -> nn.Dense:
+    """A projection in the model's dtype; `scale` shrinks its initial weights."""
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=nn.initializers.variance_scaling(scale, "fan_in", "normal"),
+    )
+
+
+def scale_by(x: jax.Array, multiplier: float) -> jax.Array:
+    """Multiplies by a static factor; a factor of one costs nothing."""
+    return x if multiplier == 1.0 else x * jnp.asarray(multiplier, x.dtype)
+
+
+def split_chunks(x: jax.Array, size: int) -> jax.Array:
+    """Cuts `[B, T, ...]` into `[ceil(T / size), B, size, ...]`, padded with zeros."""
+    pad = -x.shape[1] % size
+    x = jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2)))
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def join_chunks(chunks: jax.Array, length: int) -> jax.Array:
+    """Undoes `split_chunks`, dropping what lies beyond `length`."""
+    x = jnp.moveaxis(chunks, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

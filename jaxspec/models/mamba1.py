@@ -1,0 +1,193 @@
+"""Mamba-1 (Gu and Dao 2023): a state `h` `[S]` per channel, one decay per channel and state.
+
+    x = silu(conv(x))        dt_low, B, C = x_proj(x)        dt = softplus(dt_proj(dt_low))
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t
+    y_t = C_t . h_t + D x_t                                   out = out_proj(y silu(z))
+
+Falcon-Mamba and Jamba put RMS norms on dt_low, B and C.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxspec.models import conv, layers, rollback
+from jaxspec.models.config import ModelConfig
+from jaxspec.models.mamba2 import init_dt_bias
+from pallas_kernels import Inputs, tree_scan
+
+
+def init_carry(
+    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int
+) -> rollback.Carry:
+    """An empty past; `max_rows` does not matter to a recurrence."""
+    c, width = config.mamba1, _d_inner(config)
+    return rollback.Carry(
+        tail=jnp.zeros((batch_size, c.d_conv - 1, width), jnp.dtype(config.dtype)),
+        state=jnp.zeros((batch_size, width, c.d_state), jnp.float32),
+        ring=_empty_inputs(config, batch_size, ring_size) if ring_size else None,
+    )
+
+
+def init_tape(
+    config: ModelConfig, batch_size: int, num_nodes: int, kind: str
+) -> rollback.Tape:
+    """An empty tape of a rollback `kind`."""
+    c, width, shape = config.mamba1, _d_inner(config), (batch_size, num_nodes)
+    snapshot, keep_A = kind == "snapshot", kind in ("replay", "joint")
+    return rollback.Tape(
+        conv=jnp.zeros((*shape, width), jnp.dtype(config.dtype)),
+        inputs=None if snapshot else _empty_inputs(config, *shape),
+        states=jnp.zeros((*shape, width, c.d_state), jnp.float32) if snapshot else None,
+        A=jnp.zeros((width, c.d_state), jnp.float32) if keep_A else None,
+    )
+
+
+def commit(
+    carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
+) -> rollback.Carry:
+    """Keeps the accepted path."""
+    return rollback.commit(carry, tape, path, tree_scan.fold)
+
+
+def _d_inner(config: ModelConfig) -> int:
+    return config.mamba1.expand * config.d_model
+
+
+def _empty_inputs(config: ModelConfig, batch_size: int, length: int) -> Inputs:
+    shape, dtype = (batch_size, length), jnp.dtype(config.dtype)
+    return Inputs(
+        x=jnp.zeros((*shape, _d_inner(config)), dtype),
+        dt=jnp.zeros((*shape, _d_inner(config)), jnp.float32),
+        B=jnp.zeros((*shape, config.mamba1.d_state), dtype),
+    )
+
+
+class Mixer(nn.Module):
+    """The layer. `x` is `[B, T, d_model]` (`[B, d_model]` in `step`)."""
+
+    config: ModelConfig
+
+    def setup(self):
+        config, c = self.config, self.config.mamba1
+        width, dtype = _d_inner(config), jnp.dtype(config.dtype)
+        self.dt_rank = c.dt_rank or math.ceil(config.d_model / 16)
+        self.in_proj = layers.dense(config, 2 * width, bias=c.proj_bias)
+        self.conv = conv.CausalConv(width, c.d_conv, c.conv_bias, dtype)
+        self.x_proj = layers.dense(config, self.dt_rank + 2 * c.d_state)
+        self.dt_proj = layers.dense(config, width)
+        self.dt_bias = self.param("dt_bias", init_dt_bias, (width,))
+        self.A_log = self.param("A_log", _init_A_log, (width, c.d_state))
+        self.D = self.param("D", nn.initializers.ones, (width,), jnp.float32)
+        if c.norm != "none":
+            scaled = c.norm == "learned"
+            self.dt_norm = layers.RMSNorm(config.norm_eps, scaled=scaled)
+            self.B_norm = layers.RMSNorm(config.norm_eps, scaled=scaled)
+            self.C_norm = layers.RMSNorm(config.norm_eps, scaled=scaled)
+        self.out_proj = layers.dense(
+            config, config.d_model, bias=c.proj_bias, scale=1 / len(config.layers)
+        )
+
+    def step(self, carry: rollback.Carry, x: jax.Array, positions: layers.Positions):
+        """One token, the plain recurrence; a ring must be empty."""
+        u, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        tail, u = self.conv.step(carry.tail, u)
+        inputs, C = self._inputs(u)
+        update = (inputs.dt * inputs.x.astype(jnp.float32))[..., None]
+        decay = jnp.exp(inputs.dt[..., None] * self._A()[None])
+        state = decay * carry.state + update * inputs.B.astype(jnp.float32)[:, None]
+        y = jnp.einsum("bes,bs->be", state, C.astype(jnp.float32))
+        carry = carry._replace(tail=tail, state=state)
+        return carry, self._output(y + self._skip(inputs.x), z)
+
+    def scan(
+        self,
+        carry: rollback.Carry,
+        x: jax.Array,
+        positions: layers.Positions,
+        lengths: jax.Array,
+    ):
+        """Many tokens in chunks, each in parallel."""
+        u, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        tail, u = self.conv.scan(carry.tail, u, lengths)
+        inputs, C = self._inputs(u)
+        length = x.shape[1]
+        live = jnp.arange(length)[None] < lengths[:, None]
+        inputs = inputs._replace(dt=jnp.where(live[..., None], inputs.dt, 0.0))
+
+        chunk = min(self.config.mamba1.chunk_size, length)
+        A, D = self._A(), self.D.astype(jnp.float32)
+
+        def advance(state, chunk):
+            y, state = tree_scan.read_chain(chunk[0], A, chunk[1], D, state)
+            return state, y
+
+        chunks = jax.tree.map(lambda a: layers.split_chunks(a, chunk), (inputs, C))
+        state, y = jax.lax.scan(advance, carry.state, chunks)
+        y = layers.join_chunks(y, length)
+        return carry._replace(tail=tail, state=state), self._output(y, z)
+
+    def tree(
+        self,
+        carry: rollback.Carry,
+        tape: rollback.Tape,
+        x: jax.Array,
+        context: layers.TreeContext,
+    ):
+        """Some slots of a tree, whose parents are on the tape."""
+        start, topo = context.start, context.topology
+        stop = topo.parents.shape[1]
+        u, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        tape = tape._replace(conv=layers.put_slots(tape.conv, u, start))
+        u = self.conv.tree(carry.tail, tape.conv[:, :stop], context.window)
+        new, C = self._inputs(u)
+        A, D = self._A(), self.D.astype(jnp.float32)
+        if tape.states is not None:
+            states = tree_scan.node_states(
+                topo.parents[:, start:], new, A, carry.state, tape.states[:, :start]
+            )
+            tape = tape._replace(states=layers.put_slots(tape.states, states, start))
+            y = jnp.einsum("bies,bis->bie", states, C.astype(jnp.float32))
+            y = y + self._skip(new.x)
+        else:
+            inputs = jax.tree.map(
+                lambda tape, new: layers.put_slots(tape, new, start), tape.inputs, new
+            )
+            tape = tape._replace(inputs=inputs, A=None if tape.A is None else A)
+            inputs = jax.tree.map(lambda leaf: leaf[:, :stop], inputs)
+            y = tree_scan.read(topo, inputs, A, C, D, carry.state, carry.ring)
+        return tape, self._output(y, z)
+
+    def fold_ring(self, carry: rollback.Carry, rows: jax.Array) -> rollback.Carry:
+        """Folds the ring of the chosen rows into their states."""
+        return rollback.fold_ring(carry, rows, self._A(), tree_scan.fold)
+
+    def _A(self) -> jax.Array:
+        return -jnp.exp(self.A_log.astype(jnp.float32))
+
+    def _skip(self, x: jax.Array) -> jax.Array:
+        D = self.D.astype(jnp.float32).reshape(*[1] * (x.ndim - 1), -1)
+        return D * x.astype(jnp.float32)
+
+    def _inputs(self, u: jax.Array) -> tuple[Inputs, jax.Array]:
+        """What the tokens do to the state, and their queries C `[..., S]`."""
+        c, x = self.config.mamba1, nn.silu(u)
+        widths = [self.dt_rank, self.dt_rank + c.d_state]
+        dt, B, C = jnp.split(self.x_proj(x), widths, axis=-1)
+        if c.norm != "none":
+            dt, B, C = self.dt_norm(dt), self.B_norm(B), self.C_norm(C)
+        bias = self.dt_bias.astype(jnp.float32).reshape(*[1] * (x.ndim - 1), -1)
+        dt = nn.softplus(self.dt_proj(dt).astype(jnp.float32) + bias)
+        return Inputs(x, dt, B), C
+
+    def _output(self, y: jax.Array, z: jax.Array) -> jax.Array:
+        """Gates and projects y `[..., E]` float32."""
+        return self.out_proj((y * nn.silu(z.astype(jnp.float32))).astype(z.dtype))
+
+
+def _init_A_log(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    del key  # S4D-real: A = -1, ..., -S in every channel
+    states = jnp.arange(1, shape[1] + 1, dtype=jnp.float32)
+    return jnp.broadcast_to(jnp.log(states)[None], shape)

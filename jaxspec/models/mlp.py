@@ -1,0 +1,72 @@
+"""Feed-forward: SwiGLU (Shazeer 2020), squared ReLU (So et al. 2021), or GELU.
+
+It has no past: its carry and its tape are empty.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxspec.models import layers
+from jaxspec.models.config import ModelConfig
+
+
+def init_carry(config: ModelConfig, batch_size: int, max_rows: int, ring_size: int):
+    """Nothing."""
+    return ()
+
+
+def init_tape(config: ModelConfig, batch_size: int, num_nodes: int, kind: str):
+    """Nothing."""
+    return ()
+
+
+def commit(carry: tuple, tape: tuple, path: layers.Path) -> tuple:
+    """Nothing to keep."""
+    return carry
+
+
+class Mixer(nn.Module):
+    """The layer. `x` is `[..., d_model]`."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config.mlp
+        width = c.d_ff * (2 if c.activation == "swiglu" else 1)
+        self.up_proj = layers.dense(self.config, width, bias=c.bias)
+        self.down_proj = layers.dense(
+            self.config,
+            self.config.d_model,
+            bias=c.bias,
+            scale=1 / len(self.config.layers),
+        )
+
+    def step(self, carry: tuple, x: jax.Array, positions: layers.Positions):
+        """One token."""
+        return carry, self._apply(x)
+
+    def scan(
+        self,
+        carry: tuple,
+        x: jax.Array,
+        positions: layers.Positions,
+        lengths: jax.Array,
+    ):
+        """Many tokens."""
+        return carry, self._apply(x)
+
+    def tree(self, carry: tuple, tape: tuple, x: jax.Array, context: layers.TreeContext):
+        """Nodes of a tree."""
+        return tape, self._apply(x)
+
+    def _apply(self, x: jax.Array) -> jax.Array:
+        c, h = self.config.mlp, self.up_proj(x)
+        if c.activation == "swiglu":
+            gate, h = jnp.split(h, 2, axis=-1)
+            h = nn.silu(layers.scale_by(gate, c.gate_multiplier)) * h
+        elif c.activation == "relu2":
+            h = jnp.square(nn.relu(h))
+        else:
+            h = nn.gelu(h, approximate=False)
+        return layers.scale_by(self.down_proj(h), c.out_multiplier)

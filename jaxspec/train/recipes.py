@@ -1,0 +1,56 @@
+"""The two models that ship, and how they are trained."""
+
+import dataclasses
+
+from jaxspec.models.config import AttentionConfig, Mamba2Config, MLPConfig, ModelConfig
+
+VOCAB_SIZE = 2048
+
+TARGET = ModelConfig(
+    vocab_size=VOCAB_SIZE,
+    d_model=384,
+    layers="MM-M*M-M",
+    mamba2=Mamba2Config(nheads=12, headdim=64, d_state=64),
+    attention=AttentionConfig(num_heads=6, num_kv_heads=2, head_dim=64, window=256),
+    mlp=MLPConfig(d_ff=768),
+)
+
+DRAFT = ModelConfig(
+    vocab_size=VOCAB_SIZE,
+    d_model=160,
+    layers="MM",
+    mamba2=Mamba2Config(nheads=5, headdim=64, d_state=64),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train one model.
+
+    Attributes:
+        name: of the shipped model.
+        config: its shape.
+        steps: optimiser steps.
+        batch_size: sequences in a step.
+        length: tokens in a sequence.
+        learning_rate: peak, reached after `warmup` steps and let down as a cosine.
+        warmup: steps.
+        weight_decay: AdamW's.
+        seed: of the weights and of the data's order.
+    """
+
+    name: str
+    config: ModelConfig
+    steps: int
+    batch_size: int
+    length: int
+    learning_rate: float
+    warmup: int = 200
+    weight_decay: float = 0.1
+    seed: int = 0
+
+
+RECIPES = {
+    "target": Recipe("stdlib-8m", TARGET, 12_000, 4, 512, 2e-3),
+    "draft": Recipe("stdlib-draft", DRAFT, 12_000, 4, 512, 3e-3),
+}

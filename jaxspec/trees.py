@@ -1,0 +1,185 @@
+"""Token trees: a fixed number of slots, parents before children, whatever the shape.
+
+Slot 0 is the root, the last emitted token. A slot of parent -1 and index above 0 is
+padding: it hangs from nothing and is never accepted. The shape is data, not structure, so
+a tree that changes in every step never recompiles.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from pallas_kernels import topology
+
+Array = jax.Array
+
+
+@struct.dataclass
+class TokenTree:
+    """A batch of trees of draft tokens, parents before children.
+
+    Attributes:
+        tokens: `[B, N]` int32, token at each node; anything at padding.
+        parents: `[B, N]` int32, slot of each node's parent; `NO_PARENT` at the root and at
+            padding.
+    """
+
+    tokens: Array  # [B, N]
+    parents: Array  # [B, N]
+
+    NO_PARENT: ClassVar[int] = -1
+
+    @property
+    def num_nodes(self) -> int:
+        """`N`, slots."""
+        return self.parents.shape[1]
+
+    @property
+    def is_node(self) -> Array:
+        """`[B, N]` bool: the root, and whatever hangs from it."""
+        slots = jnp.arange(self.num_nodes)[None]
+        return (self.parents >= 0) | (slots == 0)
+
+
+def ancestor_mask(tree: TokenTree) -> Array:
+    """`[B, N, N]` bool: does `j` lie on the path from the root to `i`, both included?"""
+    return topology.derive(tree.parents).ancestors
+
+
+def depth(tree: TokenTree) -> Array:
+    """`[B, N]` int32: edges between a node and the root (0 at padding too)."""
+    return topology.derive(tree.parents).depth
+
+
+def path_to(tree: TokenTree, node: Array, max_path: int) -> Array:
+    """The path from the root to `node` `[B]`, as slots `[B, max_path]`, -1 padded."""
+    topo = topology.derive(tree.parents)
+    take = jax.vmap(lambda rows, i: rows[i])
+    on_path = take(topo.ancestors, node)  # [B, N]
+    place = jnp.where(on_path, topo.depth, -1)[:, None]  # [B, 1, N]
+    here = place == jnp.arange(max_path)[None, :, None]  # [B, D, N]
+    return jnp.where(jnp.any(here, axis=-1), jnp.argmax(here, axis=-1), -1)
+
+
+def check(tree: TokenTree) -> TokenTree:
+    """Returns the tree if its arrays are one, and raises if not.
+
+    Shapes are checked always, the parents where they are known (not while tracing).
+
+    Raises:
+        ValueError: if the shapes disagree, a parent follows its child, or slot 0 is not
+            a root.
+    """
+    if tree.tokens.ndim != 2 or tree.tokens.shape != tree.parents.shape:
+        raise ValueError(
+            "Expected tokens and parents of one shape [B, N]; got "
+            f"{tree.tokens.shape} and {tree.parents.shape}."
+        )
+    if isinstance(tree.parents, jax.core.Tracer):
+        return tree
+    parents = np.asarray(tree.parents)
+    if (parents[:, 0] != TokenTree.NO_PARENT).any():
+        raise ValueError(f"Slot 0 is the root: its parent is -1, got {parents[:, 0]}.")
+    late = (parents >= np.arange(parents.shape[1])) | (parents < -1)
+    if late.any():
+        row, node = np.argwhere(late)[0]
+        raise ValueError(
+            f"Parents come before their children: in row {row} node {node} has parent "
+            f"{parents[row, node]}."
+        )
+    return tree
+
+
+def chain(tokens: Array) -> TokenTree:
+    """A chain of tokens `[B, N]`, the root first."""
+    slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    return TokenTree(tokens, jnp.broadcast_to(slots - 1, tokens.shape))
+
+
+def from_branching(branching: Sequence[int]) -> np.ndarray:
+    """Parents `[N]` of a tree whose nodes at depth `l` have `branching[l]` children each.
+
+    Slots are level by level, siblings side by side; `(1, 1, 1)` is a chain, `(3,)` a star.
+
+    Raises:
+        ValueError: if a factor is not positive.
+    """
+    if any(factor < 1 for factor in branching):
+        raise ValueError(f"Branching factors are at least 1, got {tuple(branching)}.")
+    parents, level = [TokenTree.NO_PARENT], [0]
+    for factor in branching:
+        above = [node for node in level for _ in range(factor)]
+        level = list(range(len(parents), len(parents) + len(above)))
+        parents.extend(above)
+    return np.array(parents, np.int32)
+
+
+def merge(first: TokenTree, second: TokenTree, num_nodes: int, max_path: int) -> TokenTree:
+    """Merges two trees of one root by longest prefix: equal siblings become one node.
+
+    Nodes of `first` keep their order and come first; what does not fit into `num_nodes`
+    slots is dropped with all that hangs from it. `max_path` bounds the paths, in nodes.
+    """
+    shift = first.num_nodes - 1
+    parents = second.parents[:, 1:]
+    parents = jnp.where(parents > 0, parents + shift, parents)
+    tokens = jnp.concatenate([first.tokens, second.tokens[:, 1:]], axis=1)
+    both = TokenTree(tokens, jnp.concatenate([first.parents, parents], axis=1))
+    return deduplicate(both, num_nodes, max_path)
+
+
+def from_paths(root: Array, paths: Array, lengths: Array, num_nodes: int) -> TokenTree:
+    """The tree of several continuations of a root, equal prefixes shared.
+
+    Args:
+        root: `[B]` int32 tokens.
+        paths: `[B, M, L]` int32 continuations, the one to prefer first.
+        lengths: `[B, M]` int32, tokens that count in each.
+        num_nodes: slots of the tree.
+    """
+    batch, _, length = paths.shape
+    slots = jnp.arange(length, dtype=jnp.int32)[None, None]
+    starts = jnp.arange(paths.shape[1], dtype=jnp.int32)[None, :, None] * length
+    parents = jnp.where(slots == 0, 0, starts + slots)
+    parents = jnp.where(slots < lengths[:, :, None], parents, TokenTree.NO_PARENT)
+    tokens = jnp.concatenate([root[:, None], paths.reshape(batch, -1)], axis=1)
+    top = jnp.full((batch, 1), TokenTree.NO_PARENT, jnp.int32)
+    parents = jnp.concatenate([top, parents.reshape(batch, -1)], axis=1)
+    return deduplicate(TokenTree(tokens, parents), num_nodes, length + 1)
+
+
+def deduplicate(tree: TokenTree, num_nodes: int, max_path: int) -> TokenTree:
+    """Makes siblings of the same token one node, and keeps the first `num_nodes` nodes.
+
+    Two nodes are the same if the tokens along their paths are. The first of them stands
+    for all, so parents stay before children. Nodes deeper than `max_path` are dropped.
+    """
+    batch, size = tree.parents.shape
+    node = jnp.broadcast_to(jnp.arange(size)[None], (batch, size))
+    words = []  # the tokens along the path of each node, upwards
+    for _ in range(max_path):
+        token = jnp.take_along_axis(tree.tokens, jnp.maximum(node, 0), axis=1)
+        words.append(jnp.where(node >= 0, token, -1))
+        above = jnp.take_along_axis(tree.parents, jnp.maximum(node, 0), axis=1)
+        node = jnp.where(node >= 0, above, -1)
+    alive = tree.is_node & (node < 0)
+    same = alive[:, :, None] & alive[:, None]
+    for word in words:
+        same &= word[:, :, None] == word[:, None]
+    first = jnp.argmax(same, axis=2)  # the node that stands for each
+    new = alive & (first == jnp.arange(size)[None])
+    place = jnp.cumsum(new, axis=1, dtype=jnp.int32) - 1
+    place = jnp.where(new, place, size)  # where a first node goes
+    above = jnp.take_along_axis(first, jnp.maximum(tree.parents, 0), axis=1)
+    parents = jnp.take_along_axis(place, above, axis=1)
+    here = place[:, None] == jnp.arange(num_nodes)[None, :, None]  # [B, num_nodes, size]
+    filled = jnp.any(here, axis=2)
+    tokens = jnp.sum(jnp.where(here, tree.tokens[:, None], 0), axis=2)
+    parents = jnp.sum(jnp.where(here, parents[:, None], 0), axis=2)
+    is_child = filled & (jnp.arange(num_nodes)[None] > 0)
+    parents = jnp.where(is_child, parents, TokenTree.NO_PARENT)
+    return TokenTree(tokens.astype(jnp.int32), parents.astype(jnp.int32))

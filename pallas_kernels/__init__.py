@@ -1,0 +1,10 @@
+"""Tree-structured ops of state-space and hybrid models: arrays in, arrays out.
+
+One package an op: `tree_ssd` (Mamba-2), `tree_scan` (Mamba-1), `tree_conv`,
+`tree_attention`. In each, `__init__` is the contract, `reference.py` the plain loop that
+defines it, and every other file a faster implementation of the same functions.
+"""
+
+from pallas_kernels._dispatch import Implementation as Implementation
+from pallas_kernels.inputs import Inputs as Inputs
+from pallas_kernels.topology import Topology as Topology

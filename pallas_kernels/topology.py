@@ -1,0 +1,73 @@
+"""What every op needs to know of a token tree, derived once per step.
+
+Nodes are stored parents before children: `parents[:, i] < i`. The root and padding have
+parent -1; padding hangs from nothing, so nothing that counts reads it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Topology(NamedTuple):
+    """The shape of a batch of token trees, shared by all layers of a model.
+
+    Attributes:
+        parents: `[B, N]` int32, -1 at the root and at padding.
+        ancestors: `[B, N, N]` bool, `ancestors[b, i, j]` says that `j` lies on the path
+            from the root to `i`, both included (the "tree attention mask").
+        depth: `[B, N]` int32, 0 at the root.
+    """
+
+    parents: jax.Array  # [B, N]
+    ancestors: jax.Array  # [B, N, N]
+    depth: jax.Array  # [B, N]
+
+
+def derive(parents: jax.Array) -> Topology:
+    """Derives the topology of `parents` `[B, N]` by `log2(N)` boolean squarings.
+
+    With `M = I + parent`, the matrix `M^(2^r)` reaches `2^r` generations up.
+    """
+    num_nodes = parents.shape[1]
+    slots = jnp.arange(num_nodes, dtype=parents.dtype)
+    reach = jax.nn.one_hot(parents, num_nodes, dtype=bool) | (
+        slots[None, :, None] == slots[None, None]
+    )
+    for _ in range((num_nodes - 1).bit_length()):
+        steps = reach.astype(jnp.float32)
+        reach = jnp.einsum("bij,bjk->bik", steps, steps) > 0.5
+    depth = jnp.sum(reach, axis=-1, dtype=jnp.int32) - 1
+    return Topology(parents, reach, depth)
+
+
+def chain(batch_size: int, length: int) -> Topology:
+    """The topology of a chain: node `i` follows node `i - 1`."""
+    slots = jnp.arange(length, dtype=jnp.int32)
+    depth = jnp.broadcast_to(slots[None], (batch_size, length))
+    ancestors = jnp.broadcast_to(
+        slots[:, None] >= slots[None], (batch_size, length, length)
+    )
+    return Topology(depth - 1, ancestors, depth)
+
+
+def windows(parents: jax.Array, width: int) -> jax.Array:
+    """Where the last `width` tokens of every node's path lie, oldest first.
+
+    Args:
+        parents: `[B, N]` int32.
+        width: length of the window, the node itself included.
+
+    Returns:
+        `[B, N, width]` int32 rows of `concatenate([tail, nodes])`, where `tail` holds the
+        `width - 1` tokens before the root.
+    """
+    batch_size, num_nodes = parents.shape
+    node = jnp.broadcast_to(jnp.arange(num_nodes)[None], parents.shape)
+    rows = []
+    for _ in range(width):
+        rows.append(node + (width - 1))
+        above = jnp.take_along_axis(parents, jnp.maximum(node, 0), axis=1)
+        node = jnp.where(node >= 0, above, node - 1)  # -1 is the newest of the tail
+    return jnp.stack(rows[::-1], axis=-1)

@@ -1,0 +1,35 @@
+"""The definition of `attend`: one query of one head at a time.
+
+A node sees the live prefix of the cache and its own ancestors on the tree. With a sliding
+window it sees, of those, the last `window` positions, its own included. Computes in
+float32, or in float64 where the inputs are.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def attend(tree, q, keys, values, cache_keys, cache_values, length, window, scale):
+    queries, heads = q.shape[1:3]
+    group = heads // keys.shape[2]
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+
+    def row(tree, q, keys, values, cache_keys, cache_values, length):
+        start = tree.depth.shape[0] - queries
+        all_keys = jnp.concatenate([cache_keys, keys]).astype(dtype)
+        all_values = jnp.concatenate([cache_values, values]).astype(dtype)
+        slots = jnp.arange(cache_keys.shape[0])
+        outputs = []
+        for i in range(queries):
+            position = length + tree.depth[start + i]
+            positions = jnp.concatenate([slots, length + tree.depth])
+            seen = jnp.concatenate([slots < length, tree.ancestors[start + i]])
+            if window is not None:
+                seen &= positions > position - window
+            for h in range(heads):
+                scores = scale * (all_keys[:, h // group] @ q[i, h].astype(dtype))
+                weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+                outputs.append(weights @ all_values[:, h // group])
+        return jnp.stack(outputs).reshape(queries, heads, -1)
+
+    return jax.vmap(row)(tree, q, keys, values, cache_keys, cache_values, length)

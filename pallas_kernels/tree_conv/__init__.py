@@ -1,0 +1,44 @@
+"""The short causal convolution of Mamba along the paths of a token tree."""
+
+import jax
+
+from pallas_kernels import _dispatch
+from pallas_kernels.tree_conv import reference, xla
+
+_IMPLEMENTATIONS = {"reference": reference.convolve, "xla": xla.convolve}
+
+
+def convolve(
+    window: jax.Array,
+    inputs: jax.Array,
+    tail: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    *,
+    implementation: _dispatch.Implementation | None = None,
+) -> jax.Array:
+    """Convolves every node with the last tokens of its own path.
+
+    Args:
+        window: `[B, n, K]` int32, rows of `concatenate([tail, inputs])` that each of `n`
+            nodes looks at, oldest first; see `windows`.
+        inputs: `[B, N, E]` inputs of the nodes.
+        tail: `[B, K - 1, E]` inputs before the root, oldest first.
+        weight: `[K, E]`, one filter per channel, the last tap on the node itself.
+        bias: `[E]`.
+        implementation: `None` picks the fastest for the platform.
+
+    Returns:
+        `[B, n, E]` outputs, no activation applied, in the inputs' dtype.
+
+    Raises:
+        ValueError: if the filter, the window and the tail disagree in width.
+    """
+    width = weight.shape[0]
+    if window.shape[2] != width or tail.shape[1] != width - 1:
+        raise ValueError(
+            f"Expected a window of {width} and a tail of {width - 1} tokens; got "
+            f"{window.shape[2]} and {tail.shape[1]}."
+        )
+    op = _dispatch.dispatch(_IMPLEMENTATIONS, implementation)
+    return op(window, inputs, tail, weight, bias)

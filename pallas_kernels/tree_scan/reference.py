@@ -1,0 +1,57 @@
+"""The definition of the Mamba-1 ops: one node at a time.
+
+The selective scan (Gu and Dao 2023, algorithm 2) on a tree (STree 2025, eqs. 2-6). With
+`p` the parent of node `i`, every channel `e` and state `s` keep
+
+    h_i = exp(dt_i A) h_p + dt_i x_i B_i          y_i[e] = sum_s h_i[e, s] C_i[s] + D x_i
+
+and the ring is a chain of ancestors above the root. Computes in the state's dtype.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def _advance(state, A, x, dt, B):
+    """One token of one row: state and A `[E, S]`, x and dt `[E]`, B `[S]`."""
+    x, dt, B = (a.astype(state.dtype) for a in (x, dt, B))
+    return jnp.exp(dt[:, None] * A) * state + jnp.outer(dt * x, B)
+
+
+def fold(state, A, inputs):
+    def row(state, inputs):
+        for t in range(inputs.x.shape[0]):
+            state = _advance(state, A, inputs.x[t], inputs.dt[t], inputs.B[t])
+        return state
+
+    return jax.vmap(row)(state, inputs)
+
+
+def node_states(parents, inputs, A, state, known):
+    def row(parents, inputs, state, known):
+        states = [state, *known]
+        for i in range(parents.shape[0]):
+            above = jnp.stack(states)[parents[i] + 1]
+            states.append(_advance(above, A, inputs.x[i], inputs.dt[i], inputs.B[i]))
+        return jnp.stack(states[1 + known.shape[0] :])
+
+    return jax.vmap(row)(parents, inputs, state, known)
+
+
+def read(tree, inputs, A, C, D, state, ring):
+    if ring is not None:
+        state = fold(state, A, ring)
+    queries = C.shape[1]
+    states = node_states(tree.parents, inputs, A, state, state[:, None][:, :0])
+    x = inputs.x[:, -queries:].astype(state.dtype)
+    y = jnp.einsum("bies,bis->bie", states[:, -queries:], C.astype(state.dtype))
+    return y + jnp.einsum("e,bie->bie", D, x)
+
+
+def read_chain(inputs, A, C, D, state):
+    batch, length, _ = inputs.x.shape
+    parents = jnp.broadcast_to(jnp.arange(length)[None] - 1, (batch, length))
+    states = node_states(parents, inputs, A, state, state[:, None][:, :0])
+    x = inputs.x.astype(state.dtype)
+    y = jnp.einsum("bies,bis->bie", states, C.astype(state.dtype))
+    return y + jnp.einsum("e,bie->bie", D, x), states[:, -1]

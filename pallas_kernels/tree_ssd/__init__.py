@@ -1,0 +1,108 @@
+"""Mamba-2 along the paths of a token tree.
+
+`B` batch, `N` nodes, `n` queried nodes, `H` heads of width `P`, `S` state width, `G`
+groups of heads that share keys and queries. States, step sizes and sums are float32.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import _dispatch
+from pallas_kernels.topology import Topology
+from pallas_kernels.tree_ssd import reference, xla
+from pallas_kernels.inputs import Inputs
+
+_READ = {"reference": reference.read, "xla": xla.read}
+_STATES = {"reference": reference.node_states, "xla": xla.node_states}
+_FOLD = {"reference": reference.fold, "xla": xla.fold}
+
+
+def read(
+    tree: Topology,
+    inputs: Inputs,
+    A: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    state: jax.Array,
+    ring: Inputs | None = None,
+    *,
+    implementation: _dispatch.Implementation | None = None,
+) -> jax.Array:
+    """Reads the state at the last `n` nodes of a tree without forming it.
+
+    Args:
+        tree: topology of the `N` nodes.
+        inputs: records of the `N` nodes.
+        A: `[H]` float32, negative.
+        C: `[B, n, G, S]` queries of the last `n` nodes.
+        D: `[H]` or `[H, P]` float32, the skip connection.
+        state: `[B, H, P, S]` float32, before the ring and the root.
+        ring: records of the tokens between `state` and the root, oldest first; unused
+            slots hold zeros.
+        implementation: `None` picks the fastest for the platform.
+
+    Returns:
+        `[B, n, H, P]` float32 outputs.
+
+    Raises:
+        ValueError: if the shapes disagree.
+    """
+    heads, groups = A.shape[0], C.shape[2]
+    expected = (*tree.parents.shape, heads)
+    if inputs.dt.shape != expected or inputs.B.shape[2] != groups or heads % groups:
+        raise ValueError(
+            f"Expected dt {expected} and B with {groups} groups dividing {heads} heads; "
+            f"got dt {inputs.dt.shape} and B {inputs.B.shape}."
+        )
+    D = jnp.broadcast_to(D.reshape(heads, -1), inputs.x.shape[2:]).astype(state.dtype)
+    op = _dispatch.dispatch(_READ, implementation)
+    return op(tree, inputs, A, C, D, state, ring)
+
+
+def node_states(
+    parents: jax.Array,
+    inputs: Inputs,
+    A: jax.Array,
+    state: jax.Array,
+    known: jax.Array | None = None,
+    *,
+    implementation: _dispatch.Implementation | None = None,
+) -> jax.Array:
+    """Computes the state at every one of `n` nodes.
+
+    Args:
+        parents: `[B, n]` int32, slots among the `m` known nodes and the `n` new ones.
+        inputs: records of the `n` nodes.
+        A: as in `read`.
+        state: `[B, H, P, S]` float32, before the root.
+        known: `[B, m, H, P, S]` states of the nodes before these, if there are any.
+        implementation: `None` picks the fastest for the platform.
+
+    Returns:
+        `[B, n, H, P, S]` float32 states.
+    """
+    if known is None:
+        known = jnp.zeros((state.shape[0], 0, *state.shape[1:]), state.dtype)
+    op = _dispatch.dispatch(_STATES, implementation)
+    return op(parents, inputs, A, state, known)
+
+
+def fold(
+    state: jax.Array,
+    A: jax.Array,
+    inputs: Inputs,
+    *,
+    implementation: _dispatch.Implementation | None = None,
+) -> jax.Array:
+    """Advances a state over a chain of tokens, oldest first.
+
+    Args:
+        state: `[B, H, P, S]` float32.
+        A: `[H]` float32, negative.
+        inputs: records of `T` tokens; records of zeros change nothing.
+        implementation: `None` picks the fastest for the platform.
+
+    Returns:
+        `[B, H, P, S]` float32 state after the last token.
+    """
+    return _dispatch.dispatch(_FOLD, implementation)(state, A, inputs)

@@ -1,0 +1,94 @@
+"""The Mamba-2 ops in matrix form: no state per node.
+
+With path sums `L_i` of `dt A` over the ancestors `M` of node `i`,
+
+    y_i = exp(L_i) S_0 C_i + sum_j M_ij exp(L_i - L_j) (C_i . B_j) dt_j x_j + D x_i
+
+Off the path `L_i - L_j` may be large and positive: it is masked before `exp`. Path sums
+are products with a 0/1 matrix, in full float32.
+"""
+
+import jax
+import jax.numpy as jnp
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def _suffix_decays(A, dt):
+    """Log decay from just after each of a chain's tokens to its end, and of the whole.
+
+    dt `[B, T, H]`; returns `[B, H, T]` and `[B, H]`.
+    """
+    slots = jnp.arange(dt.shape[1])
+    after = (slots[:, None] > slots[None]).astype(dt.dtype)
+    suffix = jnp.einsum("kt,bkh->bht", after, dt, precision=HIGHEST)
+    A = A[None]
+    return A[:, :, None] * suffix, A * jnp.sum(dt, axis=1)
+
+
+def fold(state, A, inputs):
+    suffix, total = _suffix_decays(A, inputs.dt)
+    scale = jnp.exp(suffix) * jnp.swapaxes(inputs.dt, 1, 2)  # [B, H, T]
+    batch, length, groups, width = inputs.B.shape
+    x = inputs.x.astype(state.dtype).reshape(batch, length, groups, -1, state.shape[2])
+    scale = scale.reshape(batch, groups, -1, length)
+    B = inputs.B.astype(state.dtype)
+    update = jnp.einsum("bgmt,btgmp,btgs->bgmps", scale, x, B)
+    return jnp.exp(total)[:, :, None, None] * state + update.reshape(state.shape)
+
+
+def node_states(parents, inputs, A, state, known):
+    x, B = inputs.x.astype(state.dtype), inputs.B.astype(state.dtype)
+    B = jnp.repeat(B, x.shape[2] // B.shape[2], axis=2)
+    decay = jnp.exp(inputs.dt * A[None, None])
+    first = 1 + known.shape[1]
+
+    def visit(i, states):
+        slot = (parents[:, i] + 1)[:, None, None, None, None]
+        above = jnp.take_along_axis(states, slot, axis=1)[:, 0]
+        update = jnp.einsum("bh,bhp,bhs->bhps", inputs.dt[:, i], x[:, i], B[:, i])
+        here = decay[:, i, :, None, None] * above + update
+        return jax.lax.dynamic_update_index_in_dim(states, here, first + i, axis=1)
+
+    new = jnp.zeros((*parents.shape, *state.shape[1:]), state.dtype)
+    states = jnp.concatenate([state[:, None], known, new], axis=1)
+    return jax.lax.fori_loop(0, parents.shape[1], visit, states)[:, first:]
+
+
+def read(tree, inputs, A, C, D, state, ring):
+    batch, queries, groups, width = C.shape
+    num_nodes, heads, dim = inputs.x.shape[1:]
+    x, dt = inputs.x.astype(state.dtype), inputs.dt
+    B, C = inputs.B.astype(state.dtype), C.astype(state.dtype)
+    A = A[None, :, None]
+
+    path_dt = jnp.einsum(
+        "bij,bjh->bhi", tree.ancestors.astype(dt.dtype), dt, precision=HIGHEST
+    )
+    path = A * path_dt  # [B, H, N]
+    head = path[:, :, -queries:]
+    on_path = tree.ancestors[:, None, -queries:]
+    exponent = jnp.where(on_path, head[:, :, :, None] - path[:, :, None], -jnp.inf)
+    decay = jnp.exp(exponent) * jnp.swapaxes(dt, 1, 2)[:, :, None]  # [B, H, n, N]
+
+    def attend(decay, B, x):
+        """Sum over tokens `j` of `decay_hij (C_i . B_j) x_jh`."""
+        scores = jnp.einsum("bigs,bjgs->bgij", C, B)
+        decay = decay.reshape(batch, groups, -1, *decay.shape[2:])
+        x = x.reshape(batch, x.shape[1], groups, -1, dim)
+        y = jnp.einsum("bgmij,bjgmp->bigmp", decay * scores[:, :, None], x)
+        return y.reshape(batch, queries, heads, dim)
+
+    y = attend(decay, B, x)
+    if ring is not None:
+        suffix, total = _suffix_decays(A[0, :, 0], ring.dt)
+        exponent = head[:, :, :, None] + suffix[:, :, None]
+        decay = jnp.exp(exponent) * jnp.swapaxes(ring.dt, 1, 2)[:, :, None]
+        y += attend(decay, ring.B.astype(state.dtype), ring.x.astype(state.dtype))
+        head = head + total[:, :, None]
+
+    grouped = state.reshape(batch, groups, -1, dim, width)
+    from_state = jnp.einsum("bigs,bgmps->bigmp", C, grouped)
+    from_state = from_state.reshape(batch, queries, heads, dim)
+    y += jnp.swapaxes(jnp.exp(head), 1, 2)[..., None] * from_state
+    return y + D[None, None] * x[:, -queries:]
