@@ -9,11 +9,13 @@ static argument of `jax.jit` and a notebook cell that is run again does not reco
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
+from jaxspec import rows
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
@@ -63,3 +65,106 @@ class LanguageModel(NamedTuple):
     logits: Callable[..., Array]
     vocab_size: int
     max_path: int
+
+@struct.dataclass
+class Draft:
+    """A tree of draft tokens and the laws they were drawn from.
+
+    The verifier needs nothing else. A node's first child is drawn from the law of its
+    row; a later sibling's law follows by zeroing the earlier siblings' tokens.
+
+    Attributes:
+        tree: `N` slots.
+        kind: `[B, N]` int32, how each node was chosen: `DETERMINISTIC`, `IID` or
+            `WITHOUT_REPLACEMENT`.
+        law: `[B, M, V']` float32 laws of the `M` nodes that were expanded; `M = 0` where
+            all nodes are deterministic.
+        law_row: `[B, N]` int32, row of `law` that holds a node's law as a parent.
+        vocab_ids: `[V']` int32, tokens that a trimmed law speaks of; None for all.
+        max_path: nodes on the longest path there can be, the root included.
+    """
+
+    tree: TokenTree
+    kind: Array  # [B, N]
+    law: Array  # [B, M, V']
+    law_row: Array  # [B, N]
+    vocab_ids: Array | None
+    max_path: int = struct.field(pytree_node=False)
+
+    DETERMINISTIC: ClassVar[int] = 0
+    IID: ClassVar[int] = 1
+    WITHOUT_REPLACEMENT: ClassVar[int] = 2
+
+
+def deterministic_draft(tree: TokenTree, max_path: int) -> Draft:
+    """A draft whose nodes were all chosen without chance."""
+    zeros = jnp.zeros(tree.parents.shape, jnp.int32)
+    law = jnp.zeros((tree.parents.shape[0], 0, 0), jnp.float32)
+    return Draft(tree, zeros, law, zeros, None, max_path)
+
+
+class Verdict(NamedTuple):
+    """What the target makes of a draft.
+
+    A row that emits `e` tokens keeps `e` nodes: the root and `e - 1` accepted drafts. Its
+    last token is the target's own and becomes the next root.
+
+    Attributes:
+        path: `[B, D]` int32, the accepted nodes, the root first, -1 padded.
+        num_accepted: `[B]` int32, accepted drafts, the root not counted.
+        next_token: `[B]` int32, the token emitted last.
+        logprobs: `[B, D]` float32, of the emitted tokens under the target's raw logits.
+    """
+
+    path: Array  # [B, D]
+    num_accepted: Array  # [B]
+    next_token: Array  # [B]
+    logprobs: Array  # [B, D]
+
+
+def emitted_tokens(tree: TokenTree, verdict: Verdict) -> tuple[Array, Array]:
+    """What a verdict emits: tokens `[B, D]`, 0 padded, and how many `[B]`.
+
+    They are the tokens of the path after the root, and the verdict's own token.
+    """
+    count = jnp.sum(verdict.path >= 0, axis=1, dtype=jnp.int32)
+    path = rows.take(tree.tokens, jnp.maximum(verdict.path, 0))
+    accepted = jnp.pad(path[:, 1:], ((0, 0), (0, 1)))
+    slots = jnp.arange(path.shape[1])[None]
+    tokens = jnp.where(slots < count[:, None] - 1, accepted, 0)
+    tokens = jnp.where(slots == count[:, None] - 1, verdict.next_token[:, None], tokens)
+    return tokens, count
+
+
+class Drafter(NamedTuple):
+    """Proposes trees of draft tokens.
+
+    Keys are the sequences' own; noise is drawn with `sampling.noise_key`. A drafter that
+    lives on the host is driven through `speculative_step` from Python.
+
+    Attributes:
+        init: `params, prompt [B, T], lengths [B], max_length -> state`.
+        propose: `params, keys [B], state, root [B] -> state, Draft`.
+        observe: `params, state, draft, verdict, hidden [B, N, C], logits [B, N, V] ->
+            state`: what became of the draft, after stops and budgets. A row that is done
+            has an empty path, and its state must not change.
+        max_path: nodes on the longest path it proposes, the root included.
+        vocab_size: `V` if it has one of its own, else None.
+    """
+
+    init: Callable[..., Any]
+    propose: Callable[..., tuple[Any, Draft]]
+    observe: Callable[..., Any]
+    max_path: int
+    vocab_size: int | None
+
+
+class Verifier(NamedTuple):
+    """Decides which drafts the target accepts, so that its law is kept.
+
+    Attributes:
+        verify: `keys [B], draft, logits [B, N, V], Sampling -> Verdict`; the logits are
+            the target's, raw and float32.
+    """
+
+    verify: Callable[..., Verdict]

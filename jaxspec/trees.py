@@ -118,7 +118,9 @@ def from_branching(branching: Sequence[int]) -> np.ndarray:
     return np.array(parents, np.int32)
 
 
-def merge(first: TokenTree, second: TokenTree, num_nodes: int, max_path: int) -> TokenTree:
+def merge(
+    first: TokenTree, second: TokenTree, num_nodes: int, max_path: int
+) -> TokenTree:
     """Merges two trees of one root by longest prefix: equal siblings become one node.
 
     Nodes of `first` keep their order and come first; what does not fit into `num_nodes`
@@ -176,7 +178,9 @@ def deduplicate(tree: TokenTree, num_nodes: int, max_path: int) -> TokenTree:
     place = jnp.where(new, place, size)  # where a first node goes
     above = jnp.take_along_axis(first, jnp.maximum(tree.parents, 0), axis=1)
     parents = jnp.take_along_axis(place, above, axis=1)
-    here = place[:, None] == jnp.arange(num_nodes)[None, :, None]  # [B, num_nodes, size]
+    here = (
+        place[:, None] == jnp.arange(num_nodes)[None, :, None]
+    )  # [B, num_nodes, size]
     filled = jnp.any(here, axis=2)
     tokens = jnp.sum(jnp.where(here, tree.tokens[:, None], 0), axis=2)
     parents = jnp.sum(jnp.where(here, parents[:, None], 0), axis=2)

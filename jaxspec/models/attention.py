@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxspec import rows
 from jaxspec.models import layers
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import tree_attention
@@ -47,7 +48,7 @@ def commit(carry: Carry, tape: Tape, path: layers.Path) -> Carry:
     """Appends the keys and values of the accepted path."""
     return Carry(
         *(
-            layers.write_rows(cache, layers.take_path(nodes, path), path.position)
+            rows.write(cache, layers.take_path(nodes, path), path.position)
             for cache, nodes in zip(carry, tape, strict=True)
         )
     )
@@ -80,8 +81,8 @@ class Mixer(nn.Module):
         q, keys, values = self._project(x[:, None], positions)
         index = positions.index
         carry = Carry(
-            layers.write_rows(carry.keys, keys, index[:, 0]),
-            layers.write_rows(carry.values, values, index[:, 0]),
+            rows.write(carry.keys, keys, index[:, 0]),
+            rows.write(carry.values, values, index[:, 0]),
         )
         return carry, self._output(self._attend(q, carry, index))[:, 0]
 
@@ -98,19 +99,17 @@ class Mixer(nn.Module):
         index = positions.index
         live = jnp.arange(length)[None] < lengths[:, None]
         slots = jnp.where(live, index, carry.keys.shape[1])  # beyond the cache: dropped
-        rows = jnp.arange(batch)[:, None]
+        row = jnp.arange(batch)[:, None]
         carry = Carry(
-            carry.keys.at[rows, slots].set(keys, mode="drop"),
-            carry.values.at[rows, slots].set(values, mode="drop"),
+            carry.keys.at[row, slots].set(keys, mode="drop"),
+            carry.values.at[row, slots].set(values, mode="drop"),
         )
         size = min(_QUERY_BLOCK, length)
         blocks = layers.split_chunks(q, size), layers.split_chunks(index, size)
         y = jax.lax.map(lambda block: self._attend(block[0], carry, block[1]), blocks)
         return carry, self._output(layers.join_chunks(y, length))
 
-    def tree(
-        self, carry: Carry, tape: Tape, x: jax.Array, context: layers.TreeContext
-    ):
+    def tree(self, carry: Carry, tape: Tape, x: jax.Array, context: layers.TreeContext):
         """Some slots of a tree, whose parents are on the tape."""
         c, stop = self.config.attention, context.topology.parents.shape[1]
         q, keys, values = self._project(x, context.positions)

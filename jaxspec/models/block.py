@@ -79,8 +79,8 @@ class Block(nn.Module):
         past = tuple(zip(carry, tape, strict=True))
         return self._mix(x, lambda m, c, h: m.tree(*c, h, context), past)
 
-    def fold_ring(self, carry, rows):
+    def fold_ring(self, carry, chosen):
         return tuple(
-            getattr(self, name).fold_ring(own, rows) if hasattr(own, "ring") else own
+            getattr(self, name).fold_ring(own, chosen) if hasattr(own, "ring") else own
             for name, own in zip(BLOCKS[self.kind], carry, strict=True)
         )

@@ -56,7 +56,9 @@ class Mamba1Config:
     def __post_init__(self):
         _positive(self, "expand", "d_state", "chunk_size")
         _require(self.d_conv >= 2, f"d_conv must be at least 2, got {self.d_conv}.")
-        _require(self.dt_rank >= 0, f"dt_rank must not be negative, got {self.dt_rank}.")
+        _require(
+            self.dt_rank >= 0, f"dt_rank must not be negative, got {self.dt_rank}."
+        )
         _one_of(self, "norm", "none", "unit", "learned")
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxspec import rows
 from jaxspec.models import layers
 from pallas_kernels import tree_conv
 
@@ -62,7 +63,7 @@ class CausalConv(nn.Module):
         for k in range(self.width):
             y = y + tokens[:, k : k + length] * weight[k][None, None]
         last = lengths[:, None] + jnp.arange(self.width - 1)[None]
-        return layers.take_rows(tokens, last), y
+        return rows.take(tokens, last), y
 
     def tree(self, tail: jax.Array, u: jax.Array, window: jax.Array) -> jax.Array:
         """Nodes of a tree: u `[B, N, E]`, window `[B, n, K]` -> y `[B, n, E]`."""
@@ -77,4 +78,4 @@ def advance(tail: jax.Array, inputs: jax.Array, path: layers.Path) -> jax.Array:
     slots = jnp.arange(nodes.shape[1])[None]
     nodes = jnp.where(slots < width, slots, nodes)  # tail, then path, as rows of tokens
     last = path.count[:, None] + jnp.arange(width)[None]
-    return layers.take_rows(tokens, jnp.take_along_axis(nodes, last, axis=1))
+    return rows.take(tokens, jnp.take_along_axis(nodes, last, axis=1))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxspec import rows
 from jaxspec.core import LanguageModel
 from jaxspec.models import block, layers
 from jaxspec.models import rollback as rollbacks
@@ -80,10 +81,12 @@ class Hybrid:
         shape = (config.vocab_size, config.d_model)
         params = {
             "embed": {"embedding": normal(embed_key, shape, jnp.float32)},
-            "layers": self.stack.collect([
-                self._init_block(kind, key)
-                for kind, key in zip(config.layers, keys, strict=True)
-            ]),
+            "layers": self.stack.collect(
+                [
+                    self._init_block(kind, key)
+                    for kind, key in zip(config.layers, keys, strict=True)
+                ]
+            ),
             "final_norm": {"scale": jnp.ones((config.d_model,), jnp.float32)},
         }
         if not config.tie_embeddings:
@@ -142,9 +145,7 @@ class Hybrid:
         carry = carry._replace(position=carry.position + 1, blocks=blocks)
         return carry, self._norm(params, x)
 
-    def scan(
-        self, params: Params, carry: Carry, tokens: jax.Array, lengths: jax.Array
-    ):
+    def scan(self, params: Params, carry: Carry, tokens: jax.Array, lengths: jax.Array):
         carry = self._settle(params, carry)
         offsets = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = self._positions(carry.position[:, None] + offsets[None])
@@ -223,7 +224,9 @@ class Hybrid:
             if fused:
                 return self._scan_joint(params, carry, tree)
             tape = self.init_tape(params, batch, num_nodes)
-            return carry, *self.extend_tree(params, carry, tape, tree, 0, tree.num_nodes)
+            return carry, *self.extend_tree(
+                params, carry, tape, tree, 0, tree.num_nodes
+            )
 
         def verify_root(tree):
             """No row has a draft: one slot is enough."""
@@ -248,7 +251,7 @@ class Hybrid:
         nodes = jnp.maximum(path, 0)
         count = jnp.sum(kept, axis=1, dtype=jnp.int32)
         if carry.pending is not None:
-            tokens = jnp.where(kept, layers.take_rows(tape.tokens, nodes), 0)
+            tokens = jnp.where(kept, rows.take(tape.tokens, nodes), 0)
             pad = self.max_path - path.shape[1]
             pending = jnp.pad(tokens, ((0, 0), (0, pad)))
             return carry._replace(pending=pending, num_pending=count)
@@ -284,19 +287,19 @@ class Hybrid:
             return self._fold_rings(params, carry, carry.ring_length > 0)
         return self._absorb_pending(params, carry)
 
-    def _fold_rings(self, params: Params, carry: Carry, rows: jax.Array) -> Carry:
+    def _fold_rings(self, params: Params, carry: Carry, chosen: jax.Array) -> Carry:
         """Folds the rings of the chosen rows into their states."""
 
         def fold(carry):
             blocks = self.stack.map(
-                lambda kind, p, c: self._apply("fold_ring", kind, p, c, rows),
+                lambda kind, p, c: self._apply("fold_ring", kind, p, c, chosen),
                 params["layers"],
                 carry.blocks,
             )
-            length = jnp.where(rows, 0, carry.ring_length)
+            length = jnp.where(chosen, 0, carry.ring_length)
             return carry._replace(blocks=blocks, ring_length=length)
 
-        return jax.lax.cond(jnp.any(rows), fold, lambda carry: carry, carry)
+        return jax.lax.cond(jnp.any(chosen), fold, lambda carry: carry, carry)
 
     def _absorb_pending(self, params: Params, carry: Carry) -> Carry:
         """Runs the pending tokens through the model, where there are any."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxspec import rows
 from jaxspec.models.config import AttentionConfig, ModelConfig
 from pallas_kernels import Topology
 
@@ -80,30 +81,11 @@ def rotate(x: jax.Array, positions: Positions) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def write_rows(buffer: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes `rows` `[B, D, ...]` into `buffer` `[B, M, ...]` from `start` `[B]` on.
-
-    `start + D` must not exceed `M`: the write would slide back silently.
-    """
-    rows = rows.astype(buffer.dtype)
-    if buffer.shape[0] == 1:  # one contiguous copy; the general form is a scatter
-        return jax.lax.dynamic_update_slice_in_dim(buffer, rows, start[0], axis=1)
-    return jax.vmap(
-        lambda b, r, s: jax.lax.dynamic_update_slice_in_dim(b, r, s, axis=0)
-    )(buffer, rows, start)
-
-
-def take_rows(buffer: jax.Array, index: jax.Array) -> jax.Array:
-    """Gathers rows `index` `[B, D]` of `buffer` `[B, M, ...]`."""
-    index = index.reshape(*index.shape, *[1] * (buffer.ndim - 2))
-    return jnp.take_along_axis(buffer, index, axis=1)
-
-
 def take_path(array: jax.Array, path: Path) -> jax.Array:
     """Gathers the nodes of a path from `[B, N, ...]`, zeros where nothing is kept."""
-    rows = take_rows(array, path.nodes)
-    kept = path.kept.reshape(*path.kept.shape, *[1] * (rows.ndim - 2))
-    return jnp.where(kept, rows, jnp.zeros((), rows.dtype))
+    nodes = rows.take(array, path.nodes)
+    kept = path.kept.reshape(*path.kept.shape, *[1] * (nodes.ndim - 2))
+    return jnp.where(kept, nodes, jnp.zeros((), nodes.dtype))
 
 
 def put_slots(tape: jax.Array, values: jax.Array, start: int) -> jax.Array:
@@ -112,11 +94,6 @@ def put_slots(tape: jax.Array, values: jax.Array, start: int) -> jax.Array:
     if values.shape == tape.shape:
         return values
     return jax.lax.dynamic_update_slice_in_dim(tape, values, start, axis=1)
-
-
-def select_rows(rows: jax.Array, on_true: jax.Array, on_false: jax.Array) -> jax.Array:
-    """Chooses per row of the batch; `rows` `[B]` bool."""
-    return jnp.where(rows.reshape(-1, *[1] * (on_true.ndim - 1)), on_true, on_false)
 
 
 class RMSNorm(nn.Module):

@@ -160,9 +160,9 @@ class Mixer(nn.Module):
             y = tree_scan.read(topo, inputs, A, C, D, carry.state, carry.ring)
         return tape, self._output(y, z)
 
-    def fold_ring(self, carry: rollback.Carry, rows: jax.Array) -> rollback.Carry:
+    def fold_ring(self, carry: rollback.Carry, chosen: jax.Array) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-        return rollback.fold_ring(carry, rows, self._A(), tree_scan.fold)
+        return rollback.fold_ring(carry, chosen, self._A(), tree_scan.fold)
 
     def _A(self) -> jax.Array:
         return -jnp.exp(self.A_log.astype(jnp.float32))

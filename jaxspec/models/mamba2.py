@@ -1,8 +1,8 @@
 """Mamba-2 (Dao and Gu 2024): a state `S` `[P, S]` per head with one decay per token.
 
-    x, B, C = silu(conv(xBC))            dt = softplus(dt_raw + dt_bias), within limits
-    S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T
-    y_t = S_t C_t + D x_t                out = out_proj(norm(y silu(z)))
+x, B, C = silu(conv(xBC))            dt = softplus(dt_raw + dt_bias), within limits
+S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T
+y_t = S_t C_t + D x_t                out = out_proj(norm(y silu(z)))
 """
 
 import math
@@ -157,9 +157,9 @@ class Mixer(nn.Module):
             y = tree_ssd.read(topo, inputs, A, C, self.D, carry.state, carry.ring)
         return tape, self._output(y, z)
 
-    def fold_ring(self, carry: rollback.Carry, rows: jax.Array) -> rollback.Carry:
+    def fold_ring(self, carry: rollback.Carry, chosen: jax.Array) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-        return rollback.fold_ring(carry, rows, self._A(), tree_ssd.fold)
+        return rollback.fold_ring(carry, chosen, self._A(), tree_ssd.fold)
 
     def _A(self) -> jax.Array:
         return -jnp.exp(self.A_log.astype(jnp.float32))

@@ -56,7 +56,9 @@ class Mixer(nn.Module):
         """Many tokens."""
         return carry, self._apply(x)
 
-    def tree(self, carry: tuple, tape: tuple, x: jax.Array, context: layers.TreeContext):
+    def tree(
+        self, carry: tuple, tape: tuple, x: jax.Array, context: layers.TreeContext
+    ):
         """Nodes of a tree."""
         return tape, self._apply(x)
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxspec import rows
 from jaxspec.models import conv, layers
 
 Rollback = Literal["auto", "snapshot", "replay", "lazy", "joint"]
@@ -80,14 +81,14 @@ def commit(
     """Keeps a path; `fold(state, A, inputs)` advances a state over a chain."""
     tail = conv.advance(carry.tail, tape.conv, path)
     if tape.states is not None:
-        last = jnp.take_along_axis(path.nodes, jnp.maximum(path.count - 1, 0)[:, None], 1)
-        states = layers.take_rows(tape.states, last)[:, 0]
-        state = layers.select_rows(path.count > 0, states, carry.state)
+        last = rows.take_one(path.nodes, jnp.maximum(path.count - 1, 0))
+        state = rows.take_one(tape.states, last)
+        state = rows.select(path.count > 0, state, carry.state)
         return Carry(tail, state, carry.ring)
     inputs = jax.tree.map(lambda leaf: layers.take_path(leaf, path), tape.inputs)
     if carry.ring is not None:
         ring = jax.tree.map(
-            lambda ring, rows: layers.write_rows(ring, rows, path.ring_length),
+            lambda ring, new: rows.write(ring, new, path.ring_length),
             carry.ring,
             inputs,
         )
@@ -96,12 +97,12 @@ def commit(
 
 
 def fold_ring(
-    carry: Carry, rows: jax.Array, A: jax.Array, fold: Callable[..., jax.Array]
+    carry: Carry, chosen: jax.Array, A: jax.Array, fold: Callable[..., jax.Array]
 ) -> Carry:
     """Folds the whole ring into the state in the chosen rows `[B]`, and empties it."""
-    state = layers.select_rows(rows, fold(carry.state, A, carry.ring), carry.state)
+    state = rows.select(chosen, fold(carry.state, A, carry.ring), carry.state)
     empty = jax.tree.map(jnp.zeros_like, carry.ring)
     ring = jax.tree.map(
-        lambda new, old: layers.select_rows(rows, new, old), empty, carry.ring
+        lambda new, old: rows.select(chosen, new, old), empty, carry.ring
     )
     return Carry(carry.tail, state, ring)

@@ -159,7 +159,9 @@ def train(
             record = {"step": step}
             if step % 20 == 0:
                 record["loss"] = float(jnp.mean(jnp.stack(losses)))
-                record["seconds_per_step"] = (time.perf_counter() - started) / len(losses)
+                record["seconds_per_step"] = (time.perf_counter() - started) / len(
+                    losses
+                )
                 losses, started = [], time.perf_counter()
                 note = f"{record['loss']:.3f} nats {record['seconds_per_step']:.2f} s"
                 bar.update(task, completed=step, note=note)

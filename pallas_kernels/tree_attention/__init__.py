@@ -52,6 +52,4 @@ def attend(
             f"{kv_heads} and {cache_keys.shape[2]}."
         )
     op = _dispatch.dispatch(_IMPLEMENTATIONS, implementation)
-    return op(
-        tree, q, keys, values, cache_keys, cache_values, length, window, scale
-    )
+    return op(tree, q, keys, values, cache_keys, cache_values, length, window, scale)
