@@ -35,6 +35,7 @@ def save(
     }
     partial = path.with_name(path.name + ".partial")
     safetensors.numpy.save_file(arrays, partial, metadata)
+    partial.chmod(0o644)
     os.replace(partial, path)
 
 

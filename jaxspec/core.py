@@ -66,6 +66,7 @@ class LanguageModel(NamedTuple):
     vocab_size: int
     max_path: int
 
+
 @struct.dataclass
 class Draft:
     """A tree of draft tokens and the laws they were drawn from.

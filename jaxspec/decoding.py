@@ -195,9 +195,7 @@ def init_state(
     )
 
 
-@functools.partial(
-    compilation.jit, static_argnames=("target", "drafter", "max_length")
-)
+@functools.partial(compilation.jit, static_argnames=("target", "drafter", "max_length"))
 def _prefill(params, prompt, lengths, *, target, drafter, max_length):
     """Absorbs `prompt[:-1]`: the last token is the first root."""
     speculative = drafter is not None
@@ -279,9 +277,7 @@ def speculative_step(
     return state, info
 
 
-@functools.partial(
-    compilation.jit, static_argnames=("target", "drafter", "verifier")
-)
+@functools.partial(compilation.jit, static_argnames=("target", "drafter", "verifier"))
 def speculative_generate(
     params: Params,
     state: DecodeState,
@@ -344,7 +340,9 @@ def _loop(body, loop: tuple, max_steps: int | Array | None) -> tuple:
 
 def _silence(draft: Draft, done: Array) -> Draft:
     """Takes the drafts from rows that are done."""
-    parents = rows.select(done, jnp.full_like(draft.tree.parents, -1), draft.tree.parents)
+    parents = rows.select(
+        done, jnp.full_like(draft.tree.parents, -1), draft.tree.parents
+    )
     return draft.replace(tree=draft.tree.replace(parents=parents))
 
 
@@ -412,7 +410,9 @@ def pad_prompts(
     """
     _require(len(prompts) > 0, "Expected at least one prompt.")
     for row, prompt in enumerate(prompts):
-        _require(len(prompt) > 0, f"Prompt {row} is empty; expected at least one token.")
+        _require(
+            len(prompt) > 0, f"Prompt {row} is empty; expected at least one token."
+        )
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     size = -(-int(lengths.max()) // multiple) * multiple
     tokens = np.zeros((len(prompts), size), np.int32)

@@ -117,14 +117,14 @@ class Mixer(nn.Module):
             layers.put_slots(tape.keys, keys, context.start),
             layers.put_slots(tape.values, values, context.start),
         )
+        cache, start = self._in_sight(carry, context.length, 0)
         y = tree_attention.attend(
             context.topology,
             q,
             tape.keys[:, :stop],
             tape.values[:, :stop],
-            carry.keys,
-            carry.values,
-            context.length,
+            *cache,
+            context.length - start,
             window=c.window or None,
             scale=self._scale(),
         )
@@ -144,18 +144,36 @@ class Mixer(nn.Module):
         keys = layers.scale_by(keys, c.key_multiplier)
         return layers.rotate(q, positions), layers.rotate(keys, positions), values
 
+    def _in_sight(
+        self, carry: Carry, end: jax.Array, queries: int
+    ) -> tuple[Carry, jax.Array]:
+        """The rows before `end` `[B]` that the last `queries` of them, and later ones, see.
+
+        Returns them and the row they start at `[B]`: with a sliding window, what a query
+        costs does not grow with the cache.
+        """
+        window, capacity = self.config.attention.window, carry.keys.shape[1]
+        span = window - 1 + queries
+        if not window or span >= capacity:
+            return carry, jnp.zeros_like(end)
+        start = jnp.clip(end - span, 0, capacity - span)
+        cut = jax.vmap(lambda x, s: jax.lax.dynamic_slice_in_dim(x, s, span))
+        return jax.tree.map(lambda cache: cut(cache, start), carry), start
+
     def _attend(self, q: jax.Array, carry: Carry, index: jax.Array) -> jax.Array:
-        """Queries `[B, T, H, d]` at positions `index` `[B, T]` see the cache up there."""
+        """Queries `[B, T, H, d]` at consecutive positions `index` `[B, T]` see the cache."""
         c, f32 = self.config.attention, jnp.float32
         batch, length = index.shape
+        carry, start = self._in_sight(carry, index[:, 0] + length, length)
         grouped = q.reshape(batch, length, c.num_kv_heads, -1, c.head_dim)
         scores = jnp.einsum(
             "btkgd,bskd->bkgts", grouped, carry.keys, preferred_element_type=f32
         )
-        slots = jnp.arange(carry.keys.shape[1])[None, None]
-        seen = slots <= index[:, :, None]
+        slots = start[:, None] + jnp.arange(carry.keys.shape[1])[None]
+        slots, index = slots[:, None], index[:, :, None]
+        seen = slots <= index
         if c.window:
-            seen &= slots > index[:, :, None] - c.window
+            seen &= slots > index - c.window
         scores = jnp.where(seen[:, None, None], scores * self._scale(), -1e30)
         weights = nn.softmax(scores, axis=-1).astype(carry.values.dtype)
         y = jnp.einsum(

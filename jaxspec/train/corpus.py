@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 EXCLUDED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__"}
-END_OF_TEXT = "<|endoftext|>"
 
 
 class Module(NamedTuple):

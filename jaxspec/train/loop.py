@@ -17,7 +17,7 @@ import optax
 import tokenizers
 from rich import progress
 
-from jaxspec import checkpointing, compilation
+from jaxspec import checkpointing, compilation, pretrained
 from jaxspec.core import LanguageModel
 from jaxspec.models import hybrid
 from jaxspec.train import corpus, evaluate
@@ -49,7 +49,7 @@ class Data(NamedTuple):
 
 def encode(modules: list[corpus.Module], tokenizer: tokenizers.Tokenizer) -> Data:
     """Tokenizes a corpus."""
-    end = tokenizer.token_to_id(corpus.END_OF_TEXT)
+    end = tokenizer.token_to_id(pretrained.END_OF_TEXT)
     documents: dict[bool, list[np.ndarray]] = {False: [], True: []}
     for module in modules:
         ids = tokenizer.encode(module.text).ids
@@ -138,6 +138,7 @@ def train(
     state = TrainState(jnp.int32(0), params, optimizer(recipe).init(params))
     if checkpointing.steps(directory / "checkpoints"):
         state = checkpointing.restore(directory / "checkpoints", state)
+    _forget_after(directory / "log.jsonl", int(state.step))
     batches = _batches(recipe, data, int(state.step))
     columns = [
         *progress.Progress.get_default_columns(),
@@ -174,6 +175,14 @@ def train(
                 log.write(json.dumps(record) + "\n")
                 log.flush()
     return state.params
+
+
+def _forget_after(path: pathlib.Path, step: int) -> None:
+    """Drops from a log what a run that was killed wrote after its last checkpoint."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(kept))
 
 
 def _batches(recipe: Recipe, data: Data, step: int):

@@ -53,3 +53,8 @@ def attend(
         )
     op = _dispatch.dispatch(_IMPLEMENTATIONS, implementation)
     return op(tree, q, keys, values, cache_keys, cache_values, length, window, scale)
+
+
+def implementations() -> list[str]:
+    """The implementations there are, the default first."""
+    return sorted(_IMPLEMENTATIONS, key=lambda name: name != "xla")

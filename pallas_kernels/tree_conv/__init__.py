@@ -42,3 +42,8 @@ def convolve(
         )
     op = _dispatch.dispatch(_IMPLEMENTATIONS, implementation)
     return op(window, inputs, tail, weight, bias)
+
+
+def implementations() -> list[str]:
+    """The implementations there are, the default first."""
+    return sorted(_IMPLEMENTATIONS, key=lambda name: name != "xla")

@@ -131,3 +131,8 @@ def read_chain(
         `[B, T, E]` float32 outputs and the `[B, E, S]` float32 state after the chain.
     """
     return _dispatch.dispatch(_CHAIN, implementation)(inputs, A, C, D, state)
+
+
+def implementations() -> list[str]:
+    """The implementations there are, the default first."""
+    return sorted(_READ, key=lambda name: name != "xla")

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import _dispatch
+from pallas_kernels.inputs import Inputs
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_ssd import reference, xla
-from pallas_kernels.inputs import Inputs
 
 _READ = {"reference": reference.read, "xla": xla.read}
 _STATES = {"reference": reference.node_states, "xla": xla.node_states}
@@ -106,3 +106,8 @@ def fold(
         `[B, H, P, S]` float32 state after the last token.
     """
     return _dispatch.dispatch(_FOLD, implementation)(state, A, inputs)
+
+
+def implementations() -> list[str]:
+    """The implementations there are, the default first."""
+    return sorted(_READ, key=lambda name: name != "xla")

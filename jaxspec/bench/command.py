@@ -1,0 +1,34 @@
+"""Measures: `decode` end to end over prompts, `rollback` one step at a time.
+
+    jaxspec bench decode --plot speed.png
+    jaxspec bench decode --prompts HumanEval.jsonl --drafter ngram:8 --drafter model:3,2,1
+    jaxspec bench rollback --batch 1 8 32
+
+Every figure is a ratio to the autoregressive loop in the same run, on the same machine,
+with the same weights and compiler options, after a warm-up.
+"""
+
+import argparse
+
+from jaxspec.bench import decode, rollback
+
+BENCHMARKS = {"decode": decode, "rollback": rollback}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    benchmarks = parser.add_subparsers(dest="bench", required=True, metavar="benchmark")
+    for name, module in BENCHMARKS.items():
+        sub = benchmarks.add_parser(
+            name,
+            help=module.__doc__.splitlines()[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(bench=module)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    args.bench.run(args)

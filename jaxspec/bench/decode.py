@@ -1,0 +1,307 @@
+"""Decodes prompts with each drafter, and autoregressively, in one run.
+
+Each row of the table is one drafter and tree at one temperature. `speedup` is tokens per
+second over the autoregressive loop's, prefill not counted in either; `agree` says how many
+texts are the same token for token, and how many part at a near tie (two candidates whose
+scores differ by less than 1e-4 of the largest logit). `zlib` is the compressed size of the
+texts over their size: repetitive text is easy to draft.
+"""
+
+import argparse
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich import console as consoles
+from rich import progress
+from rich import table as tables
+
+from jaxspec import decoding, metrics, pretrained
+from jaxspec.bench import prompts as prompt_files
+from jaxspec.bench import timing
+from jaxspec.cli import options
+
+DEFAULT_DRAFTERS = ("ngram:8", "ngram:chain:7", "model:chain:4", "model:2,2,1")
+
+
+class Job(NamedTuple):
+    """Some prompts at one temperature, decoded side by side."""
+
+    prompt: jax.Array
+    lengths: jax.Array
+    settings: dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the benchmark's options."""
+    parser.add_argument(
+        "--prompts",
+        type=pathlib.Path,
+        help="jsonl of objects with `prompt`, `question` or `turns` (default: our own)",
+    )
+    parser.add_argument("--limit", type=int, help="read the first N prompts only")
+    parser.add_argument(
+        "--drafter",
+        action="append",
+        metavar="KIND:TREE",
+        help="drafter and tree, may be given again and again (default: "
+        f"{' '.join(DEFAULT_DRAFTERS)}). KIND is ngram or model; TREE is the "
+        + options.TREE_HELP,
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.8],
+        help="one or more temperatures (default: 0 0.8)",
+    )
+    options.add_sampling(parser)
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=128,
+        help="tokens to add at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="prompts decoded side by side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="timings of each text, of which the median counts (default: %(default)s)",
+    )
+    options.add_model(parser)
+    parser.add_argument("--plot", type=pathlib.Path, help="draw the table into a file")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the benchmark."""
+    texts = prompt_files.read(args.prompts)[: args.limit]
+    names = args.drafter or list(DEFAULT_DRAFTERS)
+    setups = {name: options.load(args, *_split(name)) for name in names}
+    target = next(iter(setups.values())).target
+    ids = [target.tokenizer.encode(text).ids for text in texts]
+    rows = []
+    columns = progress.Progress.get_default_columns()
+    with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
+        for temperature in args.temperature:
+            jobs = _jobs(args, ids, temperature, target)
+            task = bar.add_task(f"T = {temperature:g}", total=len(jobs))
+            rows += _measure(args, setups, jobs, lambda task=task: bar.advance(task))
+    record = {
+        "environment": timing.environment(),
+        "prompts": str(args.prompts or "own"),
+        "num_prompts": len(texts),
+        "batch": args.batch,
+        "max_tokens": args.max_tokens,
+        "rollback": args.rollback,
+        "rows": rows,
+    }
+    if args.plot:
+        from jaxspec import plotting  # matplotlib is an extra
+
+        title = f"{len(texts)} prompts, {record['environment']['processor']}"
+        plotting.save(plotting.speedups(rows, title), args.plot)
+    if args.json:
+        print(json.dumps(record))
+    else:
+        _print_table(record)
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    kind, _, tree = name.partition(":")
+    if kind not in options.DEFAULT_TREES:
+        raise ValueError(
+            f"Unknown drafter {name!r}; expected ngram:TREE or model:TREE."
+        )
+    return kind, tree or None
+
+
+def _jobs(
+    args: argparse.Namespace, ids: list[list[int]], temperature: float, target
+) -> list[Job]:
+    """Cuts the prompts into batches of one shape, so that one program serves all."""
+    prompt, lengths = decoding.pad_prompts(ids)
+    settings = {
+        "max_length": prompt.shape[1] + args.max_tokens,
+        "max_new_tokens": args.max_tokens,
+        "temperature": temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "stops": pretrained.stop_tokens(target.tokenizer),
+    }
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(args.seed), np.arange(len(ids))
+    )
+    jobs = []
+    for start in range(0, len(ids), args.batch):
+        index = np.arange(start, start + args.batch) % len(ids)  # the last one wraps
+        jobs.append(
+            Job(prompt[index], lengths[index], {**settings, "keys": keys[index]})
+        )
+    return jobs
+
+
+def _measure(args, setups, jobs, advance) -> list[dict[str, Any]]:
+    """Decodes every job autoregressively and with every drafter, in turn."""
+    verifier = options.VERIFIERS[args.verifier]()
+    totals = {name: _Total() for name in setups}
+    baseline_total = _Total()
+    written = []
+    for number, job in enumerate(jobs):
+        baseline = None
+        for name, setup in [(None, next(iter(setups.values()))), *setups.items()]:
+            model, drafter = setup.target.model, setup.drafter if name else None
+            state = decoding.init_state(
+                setup.params,
+                job.prompt,
+                job.lengths,
+                target=model,
+                drafter=drafter,
+                **job.settings,
+            )
+            jax.block_until_ready(state)
+
+            def decode(setup=setup, state=state, model=model, name=name):
+                if name is None:
+                    return decoding.generate(setup.params, state, target=model), None
+                return decoding.speculative_generate(
+                    setup.params,
+                    state,
+                    target=model,
+                    drafter=setup.drafter,
+                    verifier=verifier,
+                )
+
+            if number == 0:
+                jax.block_until_ready(decode())  # compiles
+            times = [timing.seconds(decode) for _ in range(args.repeats)]
+            (out, info), seconds = times[0][0], float(np.median([t for _, t in times]))
+            total = totals[name] if name else baseline_total
+            total.add(out, info, seconds)
+            if name is None:
+                baseline = out
+                written += _texts(setup.target.tokenizer, out)
+            else:
+                total.compare(setup.target, baseline, out)
+        advance()
+    zlib = float(np.mean([metrics.zlib_ratio(text) for text in written]))
+    temperature = jobs[0].settings["temperature"]
+    return [
+        {
+            "name": name,
+            "temperature": temperature,
+            **total.record(baseline_total),
+            "zlib_ratio": zlib,
+        }
+        for name, total in totals.items()
+    ]
+
+
+class _Total:
+    """Sums over jobs."""
+
+    def __init__(self):
+        self.tokens, self.seconds, self.calls = 0, 0.0, 0
+        self.by_depth, self.drafted = np.zeros(0, np.int64), 0
+        self.texts, self.identical, self.near_ties = 0, 0, 0
+
+    def add(self, state, info, seconds: float) -> None:
+        self.tokens += int((state.lengths - state.prompt_lengths).sum())
+        self.seconds += seconds
+        if info is not None:
+            kept = np.asarray(info.kept.sum(0), np.int64)
+            self.by_depth = kept + np.resize(self.by_depth, kept.shape) * bool(
+                self.calls
+            )
+            self.calls += int(info.target_calls.sum())
+            self.drafted += int(info.drafted.sum())
+
+    def compare(self, target, baseline, state) -> None:
+        for row in range(len(state.lengths)):
+            found = metrics.compare(target.model, target.params, baseline, state, row)
+            self.texts += 1
+            self.identical += found.identical
+            self.near_ties += found.near_tie
+
+    def record(self, baseline: "_Total") -> dict[str, Any]:
+        speed, baseline_speed = (
+            self.tokens / self.seconds,
+            baseline.tokens / baseline.seconds,
+        )
+        return {
+            "tokens": self.tokens,
+            "target_calls": self.calls,
+            "block_efficiency": self.tokens / self.calls,
+            "drafted": self.drafted,
+            "acceptance_by_depth": (self.by_depth[1:] / self.calls).tolist(),
+            "tokens_per_second": speed,
+            "autoregressive_tokens_per_second": baseline_speed,
+            "speedup": speed / baseline_speed,
+            "texts": self.texts,
+            "identical": self.identical,
+            "near_ties": self.near_ties,
+            "different": self.texts - self.identical - self.near_ties,
+        }
+
+
+def _texts(tokenizer, state) -> list[str]:
+    return [
+        tokenizer.decode(tokens[start:length].tolist())
+        for tokens, start, length in zip(
+            np.asarray(state.tokens),
+            np.asarray(state.prompt_lengths),
+            np.asarray(state.lengths),
+            strict=True,
+        )
+    ]
+
+
+def _print_table(record: dict[str, Any]) -> None:
+    where = record["environment"]
+    table = tables.Table(
+        title=f"{record['num_prompts']} prompts ({record['prompts']}), up to "
+        f"{record['max_tokens']} tokens, batch {record['batch']}, "
+        f"{where['processor']} x {where['cores']}, jax {where['jax']}, {where['date']}"
+    )
+    for heading in (
+        "drafter",
+        "T",
+        "tokens",
+        "calls",
+        "tokens/call",
+        "tok/s",
+        "AR tok/s",
+        "speedup",
+        "agree",
+        "zlib",
+    ):
+        table.add_column(heading, justify="left" if heading == "drafter" else "right")
+    for row in record["rows"]:
+        agree = f"{row['identical']}/{row['texts']}"
+        if row["near_ties"]:
+            agree += f" +{row['near_ties']} near ties"
+        if row["different"]:
+            agree += f" [red]{row['different']} differ[/red]"
+        table.add_row(
+            row["name"],
+            f"{row['temperature']:g}",
+            str(row["tokens"]),
+            str(row["target_calls"]),
+            f"{row['block_efficiency']:.2f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['autoregressive_tokens_per_second']:.0f}",
+            f"{row['speedup']:.2f}",
+            agree,
+            f"{row['zlib_ratio']:.2f}",
+        )
+    consoles.Console().print(table)

@@ -1,0 +1,51 @@
+"""Timing that survives a noisy machine: warmed up, interleaved, medians."""
+
+import datetime
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def seconds(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Runs a call to its end, and says how long it took."""
+    started = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return result, time.perf_counter() - started
+
+
+def medians(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Times calls in turn, `repeats` times round after a warm-up; seconds."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].append(seconds(call)[1])
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def environment() -> dict[str, Any]:
+    """Where and when a figure was made."""
+    device = jax.devices()[0]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": device.device_kind,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line for line in lines if line.startswith("model name")]
+        return names[0].split(":", 1)[1].strip()
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()

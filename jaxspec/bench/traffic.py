@@ -1,0 +1,126 @@
+"""Bytes that each rollback moves in one step: by formula, and as the compiler has it.
+
+Per recurrent layer and row of the batch, with `s` the bytes of the state, `c` of one
+token's record, `e` of one token's convolution input, `t = (K - 1) e` of the tail, `N`
+nodes and `W` slots of the ring:
+
+    rollback    scan_tree reads    scan_tree writes        commit reads        commit writes
+    snapshot    s + t              N (s + e)               s + t + N (s + e)   s + t
+    replay      s + t              N (c + e)               s + t + N (c + e)   s + t
+    lazy        s + t + W c        N (c + e) + s + W c     t + N (c + e) + W c t + W c
+    joint       s + t              N (c + e) + s + t       -                   -
+
+The writes of `s + W c` by lazy's `scan_tree` are XLA's: a conditional that folds the ring
+in some steps writes its result in all of them. A kernel that writes under a predicate
+pays them in one step of `W / (accepted + 1)`. Joint keeps tokens instead of records, and
+pays for it in arithmetic: its pass has `D + N` rows. The tapes of replay and joint also
+hold the layer's decay rates, once per batch.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.core import LanguageModel
+from jaxspec.models.config import ModelConfig
+from jaxspec.trees import TokenTree
+
+
+class Traffic(NamedTuple):
+    """Bytes moved in one step of a batch, without params and hidden states."""
+
+    scan_tree_reads: int
+    scan_tree_writes: int
+    commit_reads: int
+    commit_writes: int
+
+
+class _Layer(NamedTuple):
+    state: int
+    record: int
+    conv: int
+    tail: int
+    rates: int
+
+
+def formula(
+    config: ModelConfig, rollback: str, batch_size: int, num_nodes: int, ring_size: int
+) -> Traffic:
+    """The table above, summed over the recurrent layers and the batch."""
+    total = Traffic(0, 0, 0, 0)
+    for s, c, e, t, rates in _layers(config):
+        ring, tape = ring_size * c, num_nodes * (c + e)
+        states = num_nodes * (s + e)
+        reads, writes, commit_reads, commit_writes = {
+            "snapshot": (s + t, states, s + t + states, s + t),
+            "replay": (s + t, tape, s + t + tape, s + t),
+            "lazy": (s + t + ring, tape + s + ring, t + tape + ring, t + ring),
+            "joint": (s + t, tape + s + t, 0, 0),
+        }[rollback]
+        layer = [
+            batch_size * reads,
+            batch_size * writes + rates * (rollback in ("replay", "joint")),
+            batch_size * commit_reads + rates * (rollback == "replay"),
+            batch_size * commit_writes,
+        ]
+        total = Traffic(*(a + b for a, b in zip(total, layer, strict=True)))
+    return total
+
+
+def compiled(
+    model: LanguageModel, batch_size: int, num_nodes: int, max_length: int = 64
+) -> Traffic:
+    """Argument and output bytes of the compiled `scan_tree` and `commit`.
+
+    Outputs that are an argument unchanged are not computed and do not count, nor do
+    arguments that nothing reads. Params and hidden states are subtracted; small integer
+    arrays (positions, parents, tokens) remain.
+    """
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    carry = jax.eval_shape(lambda: model.init_carry(None, batch_size, max_length))
+    shape = jax.ShapeDtypeStruct((batch_size, num_nodes), jnp.int32)
+    tree = TokenTree(shape, shape)
+    _, tape, hidden = jax.eval_shape(model.scan_tree, params, carry, tree)
+    path = jax.ShapeDtypeStruct((batch_size, model.max_path), jnp.int32)
+    reads, writes = _sizes(model.scan_tree, params, carry, tree)
+    commit = _sizes(model.commit, carry, tape, path)
+    return Traffic(reads - _bytes(params), writes - _bytes(hidden), *commit)
+
+
+def _layers(config: ModelConfig) -> list[_Layer]:
+    act = jnp.dtype(config.dtype).itemsize
+    layers = []
+    for kind in config.layers:
+        if kind in "MP":
+            m = config.mamba2
+            record = (m.d_inner + m.ngroups * m.d_state) * act + 4 * m.nheads
+            conv, state = m.conv_dim * act, 4 * m.d_inner * m.d_state
+            rates = 4 * m.nheads
+        elif kind == "m":
+            m = config.mamba1
+            width = m.expand * config.d_model
+            record = (width + m.d_state) * act + 4 * width
+            conv, state = width * act, 4 * width * m.d_state
+            rates = state
+        else:
+            continue
+        layers.append(_Layer(state, record, conv, (m.d_conv - 1) * conv, rates))
+    return layers
+
+
+def _sizes(f, *args: Any) -> tuple[int, int]:
+    """Bytes that a compiled function reads and writes."""
+    jaxpr = jax.make_jaxpr(f)(*args).jaxpr
+    computed = [i for i, var in enumerate(jaxpr.outvars) if var not in jaxpr.invars]
+
+    def only_computed(*args):
+        leaves = jax.tree.leaves(f(*args))
+        return [leaves[i] for i in computed]
+
+    memory = jax.jit(only_computed).lower(*args).compile().memory_analysis()
+    return memory.argument_size_in_bytes, memory.output_size_in_bytes
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,49 @@
+"""The command line: `jaxspec generate | bench | train | info`."""
+
+import argparse
+import sys
+
+from jaxspec.bench import command as bench
+from jaxspec.cli import generate, info
+from jaxspec.train import command as train
+
+COMMANDS = {"generate": generate, "bench": bench, "train": train, "info": info}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="jaxspec",
+        description="Speculative decoding for state-space and hybrid language models.",
+        epilog="Start with `jaxspec generate --compare`.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for name, module in COMMANDS.items():
+        summary = module.__doc__.splitlines()[0]
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; what is wrong with its input becomes one line and status 2."""
+    args = parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"jaxspec {args.command}: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""Continues a prompt, speculatively.
+
+Text streams to the terminal as it is decoded: what a draft supplied is green, the
+target's own tokens are plain. With `--compare` the same text is decoded autoregressively
+too, and the table says how much faster speculation was and whether the texts agree.
+
+    jaxspec generate --prompt 'def read_lines(path):' --compare
+    jaxspec generate --prompt-file draft.py --temperature 0.8 --seed 3
+    echo 'class Stack:' | jaxspec generate --prompt - --drafter model --tree 3,2,1 --json
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich import console as consoles
+from rich import table as tables
+from rich import text as texts
+
+from jaxspec import decoding, metrics, pretrained
+from jaxspec.cli import options
+
+DEMO_PROMPT = '''\
+import os
+
+
+def count_lines(path):
+    """Returns the number of lines in a file."""
+    with open(path) as file:
+        return sum(1 for line in file)
+
+
+def count_words(path):
+    """Returns the number of words in a file."""
+    with open(path) as file:
+'''
+STREAM_STEPS = 4  # steps of the loop between two looks at it
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--prompt", help="text to continue, or - for standard input (default: a demo)"
+    )
+    source.add_argument(
+        "--prompt-file", type=pathlib.Path, help="file with the text to continue"
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=128,
+        help="tokens to add at most; the end of text ends sooner (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 is greedy (default: %(default)s)",
+    )
+    options.add_sampling(parser)
+    parser.add_argument(
+        "--drafter",
+        default="ngram",
+        choices=["ngram", "model", "none"],
+        help="what proposes: look-up in the text so far, a draft model, or nothing, "
+        "which is autoregressive (default: %(default)s)",
+    )
+    parser.add_argument("--tree", help=options.TREE_HELP)
+    options.add_model(parser)
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        help="continuations of the same prompt, each with noise of its own",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="also decode autoregressively, and compare",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    speculative = args.drafter != "none"
+    setup = options.load(args, args.drafter if speculative else "ngram", args.tree)
+    tokenizer = setup.target.tokenizer
+    ids = tokenizer.encode(_read_prompt(args)).ids
+    if args.batch < 1:
+        raise ValueError(f"--batch must be positive, got {args.batch}.")
+    prompt, lengths = decoding.pad_prompts([ids] * args.batch)
+    settings = {
+        "target": setup.target.model,
+        "max_length": int(lengths[0]) + args.max_tokens,
+        "max_new_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "stops": pretrained.stop_tokens(tokenizer),
+        "keys": jax.random.key(args.seed),
+    }
+    settings["max_length"] = max(settings["max_length"], prompt.shape[1])
+
+    def start(drafter):
+        return decoding.init_state(
+            setup.params, prompt, lengths, drafter=drafter, **settings
+        )
+
+    def decode(state, steps=None):
+        if not speculative:
+            done = decoding.generate(
+                setup.params, state, target=setup.target.model, max_steps=steps
+            )
+            return done, None
+        return decoding.speculative_generate(
+            setup.params,
+            state,
+            target=setup.target.model,
+            drafter=setup.drafter,
+            verifier=options.VERIFIERS[args.verifier](),
+            max_steps=steps,
+        )
+
+    drafter = setup.drafter if speculative else None
+    if not args.json:
+        _stream(decode, start(drafter), tokenizer)
+    (state, info), seconds = _timed(decode, start(drafter))
+    record = _record(state, info, seconds, tokenizer)
+    if args.compare:
+        (baseline, _), ar_seconds = _timed(
+            lambda state: (
+                decoding.generate(setup.params, state, target=setup.target.model),
+                None,
+            ),
+            start(None),
+        )
+        record |= _compare(setup, state, baseline, record, ar_seconds)
+    if args.json:
+        print(json.dumps(record))
+    else:
+        _print_table(record)
+
+
+def _read_prompt(args: argparse.Namespace) -> str:
+    if args.prompt_file is not None:
+        return args.prompt_file.read_text()
+    if args.prompt == "-":
+        return sys.stdin.read()
+    return DEMO_PROMPT if args.prompt is None else args.prompt
+
+
+def _timed(decode, state) -> tuple[Any, float]:
+    """Decodes once to compile and once against the clock."""
+    jax.block_until_ready(decode(state))
+    started = time.perf_counter()
+    result = jax.block_until_ready(decode(state))
+    return result, time.perf_counter() - started
+
+
+def _stream(decode, state: decoding.DecodeState, tokenizer) -> None:
+    """Prints row 0 as it grows, a few steps of the loop at a time."""
+    console = consoles.Console()
+    shown = int(state.lengths[0])
+    console.print(
+        tokenizer.decode(state.tokens[0, :shown].tolist()), end="", style="dim"
+    )
+    while not bool(state.done.all()):
+        state, info = decode(state, STREAM_STEPS)
+        length = int(state.lengths[0])
+        new = state.tokens[0, :length].tolist()
+        line = texts.Text()
+        for i in range(shown, length):
+            drafted = info is not None and int(info.from_draft[0, i]) == 1
+            # What one token adds to the text: bytes of a character may be split.
+            before, after = tokenizer.decode(new[:i]), tokenizer.decode(new[: i + 1])
+            line.append(after[len(before) :], style="green" if drafted else "bold")
+        console.print(line, end="")
+        shown = length
+    console.print("\n")
+
+
+def _record(state, info, seconds: float, tokenizer) -> dict[str, Any]:
+    rows = []
+    for tokens, start, length in zip(
+        np.asarray(state.tokens),
+        np.asarray(state.prompt_lengths),
+        np.asarray(state.lengths),
+        strict=True,
+    ):
+        rows.append(tokens[start:length].tolist())
+    generated = sum(map(len, rows))
+    calls = generated if info is None else int(info.target_calls.sum())
+    record = {
+        "text": tokenizer.decode(rows[0]),
+        "tokens": rows[0],
+        "prompt_tokens": int(state.prompt_lengths[0]),
+        "generated_tokens": generated,
+        "target_calls": calls,
+        "block_efficiency": 1.0 if info is None else metrics.block_efficiency(info),
+        "accepted_per_step": 0.0 if info is None else metrics.accepted_per_step(info),
+        "seconds": seconds,
+        "tokens_per_second": generated / seconds,
+    }
+    if len(rows) > 1:
+        record["texts"] = [tokenizer.decode(row) for row in rows]
+    return record
+
+
+def _compare(setup, state, baseline, record, seconds: float) -> dict[str, Any]:
+    agreements = [
+        metrics.compare(setup.target.model, setup.target.params, baseline, state, row)
+        for row in range(len(state.lengths))
+    ]
+    generated = int((baseline.lengths - baseline.prompt_lengths).sum())
+    speed = generated / seconds
+    return {
+        "autoregressive": {
+            "tokens_per_second": speed,
+            "identical": all(a.identical for a in agreements),
+            "near_ties": sum(a.near_tie for a in agreements),
+        },
+        "speedup": record["tokens_per_second"] / speed,
+    }
+
+
+def _print_table(record: dict[str, Any]) -> None:
+    table = tables.Table(show_header=False, box=None)
+    table.add_row("tokens", str(record["generated_tokens"]))
+    table.add_row("target calls", str(record["target_calls"]))
+    table.add_row(
+        "block efficiency", f"{record['block_efficiency']:.2f} tokens per call"
+    )
+    table.add_row("speculative", f"{record['tokens_per_second']:.0f} tokens/s")
+    if "autoregressive" in record:
+        baseline = record["autoregressive"]
+        speed = baseline["tokens_per_second"]
+        table.add_row("autoregressive", f"{speed:.0f} tokens/s")
+        table.add_row("speedup", f"{record['speedup']:.2f} x")
+        ties = baseline["near_ties"]
+        same = "yes" if baseline["identical"] else f"no ({ties} near ties)"
+        table.add_row("texts agree", same)
+    consoles.Console().print(table)

@@ -1,0 +1,140 @@
+"""Pictures, with matplotlib (`pip install jaxspec[plot]`)."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import figure as figures
+
+from jaxspec.trees import TokenTree
+
+TARGET, DRAFT, REJECTED = "#1b6ca8", "#2a9d5c", "#b9b9b9"
+
+
+def tree(
+    tree: TokenTree,
+    path: Any = None,
+    row: int = 0,
+    label: Callable[[int], str] = str,
+) -> figures.Figure:
+    """Draws one tree of a batch, the root on the left, its accepted path in colour.
+
+    Args:
+        tree: the trees.
+        path: `[B, D]` accepted nodes, -1 padded, as in a `Verdict`; None for none.
+        row: which tree.
+        label: text of a token.
+    """
+    parents, tokens = np.asarray(tree.parents)[row], np.asarray(tree.tokens)[row]
+    nodes = [0, *np.flatnonzero(parents >= 0)]
+    kept = set() if path is None else set(np.asarray(path)[row].tolist()) - {-1}
+    depth, height = {0: 0}, {}
+    for node in nodes[1:]:
+        depth[node] = depth[parents[node]] + 1
+    children = {node: [n for n in nodes[1:] if parents[n] == node] for node in nodes}
+    _place(0, children, height, [0])
+
+    width, rows = max(depth.values()) + 1, max(height.values()) + 1
+    picture = figures.Figure((1.6 * width + 0.6, 0.5 * rows + 0.8))
+    axes = picture.subplots()
+    for node in nodes[1:]:
+        above = parents[node]
+        on_path = node in kept and above in kept
+        axes.plot(
+            [depth[above], depth[node]],
+            [height[above], height[node]],
+            color=DRAFT if on_path else REJECTED,
+            linewidth=2.5 if on_path else 1.0,
+            zorder=1,
+        )
+    for node in nodes:
+        colour = TARGET if node == 0 else DRAFT if node in kept else REJECTED
+        axes.annotate(
+            label(int(tokens[node])),
+            (depth[node], height[node]),
+            ha="center",
+            va="center",
+            fontsize=9,
+            family="monospace",
+            color="white" if node in kept or node == 0 else "#333333",
+            bbox={"boxstyle": "round,pad=0.3", "fc": colour, "ec": "none"},
+        )
+    axes.set_xlim(-0.6, width - 0.4)
+    axes.set_ylim(rows - 0.4, -0.6)
+    axes.set_axis_off()
+    accepted = max(len(kept) - 1, 0)
+    axes.set_title(f"{len(nodes) - 1} drafts, {accepted} accepted", fontsize=10)
+    picture.tight_layout()
+    return picture
+
+
+def _place(
+    node: int, children: dict[int, list[int]], height: dict[int, float], free: list[int]
+) -> None:
+    """Gives leaves the next free line, and parents the middle of their children."""
+    for child in children[node]:
+        _place(child, children, height, free)
+    if children[node]:
+        height[node] = float(np.mean([height[child] for child in children[node]]))
+    else:
+        height[node], free[0] = float(free[0]), free[0] + 1
+
+
+def loss_curve(
+    log: Sequence[dict[str, Any]], gzip: float, title: str
+) -> figures.Figure:
+    """Draws a training run: loss per token, and held-out bits per byte beside gzip's."""
+    picture = figures.Figure((8, 3.2))
+    left, right = picture.subplots(1, 2)
+    steps = [(r["step"], r["loss"]) for r in log if "loss" in r]
+    left.plot(*zip(*steps, strict=True), color=TARGET, linewidth=0.8)
+    left.set(xlabel="step", ylabel="nats per token", title=f"{title}: training loss")
+    held = [
+        (r["step"], r["held_out_bits_per_byte"])
+        for r in log
+        if "held_out_bits_per_byte" in r
+    ]
+    if held:
+        right.plot(*zip(*held, strict=True), color=DRAFT, marker=".")
+    right.axhline(gzip, color=REJECTED, linestyle="--", label="gzip -9, per file")
+    right.set(xlabel="step", ylabel="bits per byte", title="held out")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    picture.tight_layout()
+    return picture
+
+
+def speedups(rows: Sequence[dict[str, Any]], title: str) -> figures.Figure:
+    """Draws a benchmark: speed over the autoregressive loop, and tokens per call.
+
+    Args:
+        rows: each with `name`, `temperature`, `speedup` and `block_efficiency`.
+        title: of the picture.
+    """
+    picture = figures.Figure((8, 0.35 * len(rows) + 1.4))
+    left, right = picture.subplots(1, 2, sharey=True)
+    names = [f"{row['name']}, T = {row['temperature']:g}" for row in rows]
+    place = np.arange(len(rows))
+    speed = [row["speedup"] for row in rows]
+    colours = [DRAFT if s >= 1.0 else REJECTED for s in speed]
+    left.barh(place, speed, color=colours)
+    left.axvline(1.0, color="#333333", linewidth=0.8)
+    left.set(xlabel="speed over the autoregressive loop", yticks=place)
+    left.set_yticklabels(names)
+    left.invert_yaxis()
+    right.barh(place, [row["block_efficiency"] for row in rows], color=TARGET)
+    right.set(xlabel="tokens per target call")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    picture.suptitle(title, fontsize=10)
+    picture.tight_layout()
+    return picture
+
+
+def save(picture: figures.Figure, path: str | pathlib.Path) -> None:
+    """Writes a picture; the ending says in which format."""
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        picture.savefig(path, dpi=150)

@@ -1,0 +1,140 @@
+"""Trained models from a folder, or by the name of one that ships.
+
+A folder holds `config.json`, `model.safetensors` (bfloat16, widened on load) and
+`tokenizer.json` (Hugging Face `tokenizers`).
+"""
+
+import importlib.resources
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tokenizers
+
+from checkpoints_conv import native
+from jaxspec.core import LanguageModel
+from jaxspec.models import config as configs
+from jaxspec.models import hybrid
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Pretrained(NamedTuple):
+    """A model, its parameters and its tokenizer."""
+
+    model: LanguageModel
+    params: Any
+    tokenizer: tokenizers.Tokenizer
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with jaxspec."""
+    assets = importlib.resources.files("jaxspec.assets")
+    return sorted(d.name for d in assets.iterdir() if (d / "config.json").is_file())
+
+
+def find(name_or_dir: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a model.
+
+    Raises:
+        ValueError: if it is neither a shipped model nor a folder with a config.
+    """
+    folder = pathlib.Path(name_or_dir)
+    if str(name_or_dir) in shipped():
+        assets = importlib.resources.files("jaxspec.assets")
+        folder = pathlib.Path(str(assets / str(name_or_dir)))
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{str(name_or_dir)!r} is neither a folder with a config.json nor one of the "
+            f"shipped models {shipped()}."
+        )
+    return folder
+
+
+def load(name_or_dir: str | pathlib.Path, **options: Any) -> Pretrained:
+    """Loads a model.
+
+    Args:
+        name_or_dir: a shipped name (`shipped()`) or a folder.
+        **options: of `language_model`: `rollback`, `max_path`, `ring_size`,
+            `scan_layers`.
+
+    Raises:
+        ValueError: if the model cannot be found, or a file is damaged, of another
+            version, or does not fit the config.
+    """
+    folder = find(name_or_dir)
+    config = configs.from_json((folder / "config.json").read_text())
+    model = hybrid.language_model(config)
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    params = native.load(folder / "model.safetensors", like)
+    params = jax.tree.map(jnp.asarray, params)
+    if jax.default_backend() == "cpu" and config.tie_embeddings:
+        params = hybrid.separate_head(params)
+    if options.get("scan_layers"):
+        params = hybrid.stack_params(config, params)
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens and the "
+            f"model {config.vocab_size}."
+        )
+    return Pretrained(hybrid.language_model(config, **options), params, tokenizer)
+
+
+def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
+    """Reads a `tokenizer.json`.
+
+    Raises:
+        ValueError: if there is none, or it is damaged.
+    """
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"There is no tokenizer {path}.")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is not a tokenizer: {error}.") from None
+
+
+def save(
+    folder: str | pathlib.Path,
+    config: configs.ModelConfig,
+    params: Any,
+    tokenizer: tokenizers.Tokenizer,
+) -> None:
+    """Writes a folder that `load` reads; params are those of an unrolled model."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    native.save(folder / "model.safetensors", params)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(configs.to_json(config))
+
+
+def stop_tokens(tokenizer: tokenizers.Tokenizer) -> list[int]:
+    """The end-of-text token, if the tokenizer has one."""
+    token = tokenizer.token_to_id(END_OF_TEXT)
+    return [] if token is None else [token]
+
+
+def check_same_tokenizer(
+    target: tokenizers.Tokenizer, draft: tokenizers.Tokenizer
+) -> None:
+    """Refuses a draft model that means other text by the same tokens.
+
+    Raises:
+        ValueError: with the first token that differs.
+    """
+    ours, theirs = target.get_vocab(), draft.get_vocab()
+    if ours == theirs:
+        return
+    by_id = {i: text for text, i in theirs.items()}
+    for text, i in sorted(ours.items(), key=lambda item: item[1]):
+        if by_id.get(i) != text:
+            raise ValueError(
+                "The draft model's tokenizer is not the target's: token "
+                f"{i} is {text!r} for the target and {by_id.get(i)!r} for the draft."
+            )
+    raise ValueError(
+        f"The draft model's tokenizer has {len(theirs)} tokens, the target's {len(ours)}."
+    )

@@ -1,0 +1,135 @@
+"""Trains the models that ship, on the standard library of this Python.
+
+    jaxspec train target --out runs/target
+    jaxspec train draft --out runs/draft --teacher runs/target/export
+
+A run that was killed goes on when the command is given again. At the end the folder holds
+`export/` (what `jaxspec generate --model` takes), `curve.png`, `log.jsonl`, and
+`manifest.json`, the files it read with their SHA-256.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+
+import tokenizers
+
+from jaxspec import pretrained
+from jaxspec.models import hybrid
+from jaxspec.train import corpus, loop, recipes
+from jaxspec.train import tokenizer as bpe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("recipe", choices=sorted(recipes.RECIPES), help="which model")
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, help="folder of the run"
+    )
+    parser.add_argument(
+        "--teacher",
+        type=pathlib.Path,
+        help="exported model to distil: its tokenizer, and its laws instead of the text",
+    )
+    parser.add_argument(
+        "--stdlib", type=pathlib.Path, help="read this standard library instead"
+    )
+    for name in ("steps", "batch-size", "length", "seed"):
+        parser.add_argument(f"--{name}", type=int, help="(default: the recipe's)")
+    parser.add_argument("--learning-rate", type=float, help="(default: the recipe's)")
+    parser.add_argument(
+        "--save-every",
+        type=int,
+        default=500,
+        help="steps between checkpoints (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as JSON, no progress bar"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    recipe = _recipe(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    modules = corpus.read_modules(args.stdlib)
+    manifest = corpus.manifest(modules)
+    _same_or_new(args.out / "manifest.json", manifest)
+    _same_or_new(args.out / "recipe.json", dataclasses.asdict(recipe))
+
+    teacher = None
+    if args.teacher:
+        loaded = pretrained.load(args.teacher)
+        teacher = loop.Teacher(loaded.model, loaded.params)
+        tokenizer = loaded.tokenizer
+    else:
+        tokenizer = _tokenizer(args.out / "tokenizer.json", modules, recipe)
+    data = loop.encode(modules, tokenizer)
+    params = loop.train(
+        recipe,
+        data,
+        args.out,
+        teacher=teacher,
+        save_every=args.save_every,
+        quiet=args.json,
+    )
+    pretrained.save(args.out / "export", recipe.config, params, tokenizer)
+    result = _report(args.out, recipe, modules)
+    print(json.dumps(result) if args.json else _describe(result))
+
+
+def _recipe(args: argparse.Namespace) -> recipes.Recipe:
+    names = ("steps", "batch_size", "length", "seed", "learning_rate")
+    changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    return dataclasses.replace(recipes.RECIPES[args.recipe], **changes)
+
+
+def _same_or_new(path: pathlib.Path, record: dict) -> None:
+    """Writes what a run was started with; a run that goes on must agree."""
+    text = json.dumps(record, indent=1, sort_keys=True)
+    if path.exists() and path.read_text() != text:
+        raise ValueError(
+            f"{path} was written by a run with other settings or text; choose another "
+            "--out."
+        )
+    path.write_text(text)
+
+
+def _tokenizer(
+    path: pathlib.Path, modules: list[corpus.Module], recipe: recipes.Recipe
+) -> tokenizers.Tokenizer:
+    if not path.exists():
+        texts = (m.text for m in modules if not m.held_out)
+        bpe.train(texts, recipe.config.vocab_size).save(str(path))
+    return pretrained.load_tokenizer(path)
+
+
+def _report(
+    out: pathlib.Path, recipe: recipes.Recipe, modules: list[corpus.Module]
+) -> dict:
+    """Draws the curve and sums the run up."""
+    from jaxspec import plotting  # matplotlib is an extra
+
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    gzip = corpus.gzip_bits_per_byte([m.text for m in modules if m.held_out])
+    plotting.save(plotting.loss_curve(log, gzip, recipe.name), out / "curve.png")
+    held = [r for r in log if "held_out_bits_per_byte" in r][-1]
+    return {
+        "name": recipe.name,
+        "layers": recipe.config.layers,
+        "parameters": hybrid.count_params(recipe.config),
+        "steps": held["step"],
+        "held_out_bits_per_byte": held["held_out_bits_per_byte"],
+        "gzip_bits_per_byte": gzip,
+        "export": str(out / "export"),
+    }
+
+
+def _describe(result: dict) -> str:
+    ratio = result["held_out_bits_per_byte"] / result["gzip_bits_per_byte"]
+    return (
+        f"{result['name']}: {result['parameters'] / 1e6:.2f} M parameters, "
+        f"{result['steps']} steps, {result['held_out_bits_per_byte']:.3f} bits per byte "
+        f"held out ({ratio:.2f} x gzip -9), in {result['export']}"
+    )
