@@ -103,13 +103,15 @@ def filter_logits(logits: Array, sampling: Sampling) -> Array:
 
     temperature = jnp.where(sampling.temperature > 0.0, sampling.temperature, 1.0)
     mass = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf) / temperature)
-    likeliest = order >= _threshold(order, mass, sampling.top_p)
+    least = jnp.maximum(sampling.top_p, jnp.finfo(jnp.float32).tiny)
+    likeliest = order >= _threshold(order, mass, least)
     kept &= likeliest | (sampling.top_p >= 1.0)
     return jnp.where(kept, logits, -jnp.inf)
 
 
 def _ordered(x: Array) -> Array:
     """Maps float32 to uint32 so that the order is kept."""
+    x = jnp.where(x == 0.0, 0.0, x)  # the two zeros are one number
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits >= sign, ~bits, bits | sign)

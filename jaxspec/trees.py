@@ -71,8 +71,8 @@ def check(tree: TokenTree) -> TokenTree:
     Shapes are checked always, the parents where they are known (not while tracing).
 
     Raises:
-        ValueError: if the shapes disagree, a parent follows its child, or slot 0 is not
-            a root.
+        ValueError: if the shapes disagree, a parent follows its child or is padding, or
+            slot 0 is not a root.
     """
     if tree.tokens.ndim != 2 or tree.tokens.shape != tree.parents.shape:
         raise ValueError(
@@ -84,12 +84,15 @@ def check(tree: TokenTree) -> TokenTree:
     parents = np.asarray(tree.parents)
     if (parents[:, 0] != TokenTree.NO_PARENT).any():
         raise ValueError(f"Slot 0 is the root: its parent is -1, got {parents[:, 0]}.")
-    late = (parents >= np.arange(parents.shape[1])) | (parents < -1)
-    if late.any():
-        row, node = np.argwhere(late)[0]
+    slots = np.arange(parents.shape[1])
+    above = np.take_along_axis(parents, np.clip(parents, 0, len(slots) - 1), axis=1)
+    late = (parents >= slots) | (parents < -1)
+    lost = (parents > 0) & (above < 0)  # hangs from padding
+    if (late | lost).any():
+        row, node = np.argwhere(late | lost)[0]
         raise ValueError(
-            f"Parents come before their children: in row {row} node {node} has parent "
-            f"{parents[row, node]}."
+            "A node's parent is a node in an earlier slot: in row "
+            f"{row} node {node} has parent {parents[row, node]}."
         )
     return tree
 
@@ -175,7 +178,8 @@ def deduplicate(tree: TokenTree, num_nodes: int, max_path: int) -> TokenTree:
     first = jnp.argmax(same, axis=2)  # the node that stands for each
     new = alive & (first == jnp.arange(size)[None])
     place = jnp.cumsum(new, axis=1, dtype=jnp.int32) - 1
-    place = jnp.where(new, place, size)  # where a first node goes
+    nowhere = max(size, num_nodes)
+    place = jnp.where(new, place, nowhere)  # where a first node goes
     above = jnp.take_along_axis(first, jnp.maximum(tree.parents, 0), axis=1)
     parents = jnp.take_along_axis(place, above, axis=1)
     here = (

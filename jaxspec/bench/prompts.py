@@ -13,18 +13,19 @@ def read(path: str | pathlib.Path | None = None) -> list[str]:
     """
     if path is None:
         text = importlib.resources.files("jaxspec.assets").joinpath("prompts.jsonl")
-        lines = text.read_text().splitlines()
     else:
-        lines = pathlib.Path(path).read_text().splitlines()
+        text = pathlib.Path(path)
+    # Not `splitlines`, which also cuts at characters that JSON strings may hold.
+    lines = text.read_text(encoding="utf-8").split("\n")
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             prompts.append(_prompt(json.loads(line)))
-        except (json.JSONDecodeError, KeyError, IndexError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise ValueError(
-                f"{path} line {number} is no JSON object with `prompt`, `question` or "
+                f"{path or 'prompts.jsonl'} line {number} is no JSON object with `prompt`, `question` or "
                 "`turns`."
             ) from None
     if not prompts:
@@ -34,7 +35,8 @@ def read(path: str | pathlib.Path | None = None) -> list[str]:
 
 def _prompt(record: dict) -> str:
     text = record.get("prompt", record.get("question"))
-    text = record["turns"][0] if text is None else text
+    if text is None and isinstance(record["turns"], list):
+        text = record["turns"][0]
     if not isinstance(text, str) or not text:
         raise TypeError
     return text

@@ -59,8 +59,10 @@ def ngram(
 
     def init(params, prompt: Array, lengths: Array, max_length: int) -> State:
         del params
+        live = jnp.arange(prompt.shape[1])[None] < lengths[:, None]
         room = max_length + max_path - prompt.shape[1]
-        return State(jnp.pad(prompt, ((0, 0), (0, room))), lengths)
+        text = jnp.pad(jnp.where(live, prompt, 0), ((0, 0), (0, room)))
+        return State(text, lengths)
 
     def propose(params, keys: Array, state: State, root: Array) -> tuple[State, Draft]:
         del params, keys
@@ -102,5 +104,5 @@ def _find(
         agreed += run.astype(jnp.int32)
     earlier = place < lengths[:, None] - 1
     score = jnp.where(earlier & (agreed >= min_match), agreed * size + place, -1)
-    score, places = jax.lax.top_k(score, num_matches)
+    score, places = jax.lax.top_k(score, min(num_matches, size))
     return places, score >= 0

@@ -113,8 +113,11 @@ class Mamba2Config:
             self.norm_groups >= 0 and self.d_inner % (self.norm_groups or 1) == 0,
             f"norm_groups must divide {self.d_inner}, got {self.norm_groups}.",
         )
-        low, high = self.dt_limits
-        _require(0.0 <= low < high, f"dt_limits must rise, got {self.dt_limits}.")
+        limits = self.dt_limits
+        _require(
+            len(limits) == 2 and 0.0 <= limits[0] < limits[1],
+            f"dt_limits are two numbers that rise, got {limits}.",
+        )
         _require(
             len(self.projection_multipliers) == 5,
             "projection_multipliers are five (z, x, B, C, dt), got "
@@ -257,16 +260,20 @@ class ModelConfig:
 
 
 def to_json(config: ModelConfig) -> str:
-    """Writes a config as JSON, with the version of the format."""
+    """Writes a config as JSON, with the version of the format; no limit is null."""
     record = {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
-    return json.dumps(record, indent=2) + "\n"
+    if config.mamba2 is not None:
+        limits = [None if math.isinf(x) else x for x in config.mamba2.dt_limits]
+        record["mamba2"]["dt_limits"] = limits
+    return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> ModelConfig:
     """Reads a config that `to_json` wrote.
 
     Raises:
-        ValueError: on malformed JSON, another version, or an unknown or missing field.
+        ValueError: on malformed JSON, another version, or a field that is unknown,
+            missing or of another type.
     """
     try:
         record = json.loads(text)
@@ -292,13 +299,26 @@ def from_json(text: str) -> ModelConfig:
     return _build(ModelConfig, record)
 
 
-def _build(cls: type, record: dict[str, Any]) -> Any:
-    names = {field.name for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(record) - names):
+def _build(cls: type, record: Any) -> Any:
+    if not isinstance(record, dict):
+        raise ValueError(f"{cls.__name__} is a JSON object, got {record!r}.")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(record) - set(fields)):
         raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}.")
-    record = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    values = {}
+    for name, value in record.items():
+        if isinstance(value, list):
+            value = tuple(math.inf if x is None else x for x in value)
+        expected = {float: (float, int), int: int, str: str, bool: bool}
+        declared = fields[name].type
+        is_bool = isinstance(value, bool)
+        if not isinstance(value, expected.get(declared, object)) or (
+            is_bool and declared is not bool
+        ):
+            raise ValueError(f"{cls.__name__}.{name} cannot be {value!r}.")
+        values[name] = value
     try:
-        return cls(**record)
+        return cls(**values)
     except TypeError as error:
         raise ValueError(f"{cls.__name__}: {error}.") from None
 

@@ -63,7 +63,7 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
         recipe.learning_rate,
-        recipe.warmup,
+        min(recipe.warmup, recipe.steps // 4),
         recipe.steps,
         0.1 * recipe.learning_rate,
     )

@@ -1,0 +1,172 @@
+"""Prompt lookup against a search in a list."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.core import Verdict
+from jaxspec.drafting.ngram import ngram
+from jaxspec.trees import check
+
+SETTINGS = {
+    "default": {},
+    "the root alone": {"num_nodes": 1, "max_path": 2},
+    "few slots": {"num_nodes": 3, "max_path": 5},
+    "one match": {"num_matches": 1},
+    "long matches only": {"min_match": 2, "max_match": 3},
+    "one token compared": {"max_match": 1, "num_matches": 6},
+    "more slots than paths fill": {"num_nodes": 20, "max_path": 3, "num_matches": 3},
+}
+
+
+def agreement(text, place, max_match):
+    """How many tokens up to `place` are those at the end of the text."""
+    count = 0
+    while count < min(max_match, place + 1) and text[place - count] == text[-1 - count]:
+        count += 1
+    return count
+
+
+def continuations(
+    text, num_nodes=8, max_path=8, num_matches=4, min_match=1, max_match=4
+):
+    """What followed the best places, the longest match first and then the latest."""
+    agreed = [(agreement(text, p, max_match), p) for p in range(len(text) - 1)]
+    places = [p for n, p in sorted(agreed, reverse=True) if n >= min_match]
+    reach = min(max_path, max(num_nodes, 2))
+    return [tuple(text[p + 1 : p + reach]) for p in places[:num_matches]]
+
+
+def prefixes(sequences, num_nodes=8, **_):
+    """The nodes of the trie of some sequences, in order."""
+    every = [s[:n] for s in sequences for n in range(1, len(s) + 1)]
+    return list(dict.fromkeys([(), *every]))[:num_nodes]
+
+
+def drafts(draft, row):
+    """The tokens from below the root to every node, in order."""
+    tokens, parents = (
+        np.asarray(x)[row].tolist() for x in (draft.tree.tokens, draft.tree.parents)
+    )
+    nodes = {0: ()}
+    for i in range(1, len(parents)):
+        if parents[i] >= 0:
+            nodes[i] = (*nodes[parents[i]], tokens[i])
+    return list(nodes.values())
+
+
+def begin(texts, max_length=24, **settings):
+    """A drafter that has read texts of ragged lengths, rubbish behind their ends."""
+    drafter = ngram(**settings)
+    prompt = np.ones((len(texts), max(12, *map(len, texts))), np.int32)[:, :max_length]
+    for row, text in enumerate(texts):
+        prompt[row, : len(text)] = text
+    lengths = jnp.array([len(text) for text in texts])
+    return drafter, drafter.init(None, jnp.array(prompt), lengths, max_length)
+
+
+def propose(drafter, state, roots):
+    return jax.jit(drafter.propose)(None, None, state, jnp.array(roots))[1]
+
+
+def draft_after(texts, **settings):
+    return propose(*begin(texts, **settings), [text[-1] for text in texts])
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_drafts_are_what_followed_the_text_before(settings):
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 3, n).tolist() for n in range(1, 24)]
+    draft = draft_after(texts, **settings)
+    check(draft.tree)
+    for row, text in enumerate(texts):
+        expected = prefixes(continuations(text, **settings), **settings)
+        assert drafts(draft, row) == expected
+        assert draft.tree.tokens[row, 0] == text[-1]
+
+
+def test_a_longer_match_is_preferred_to_a_later_one():
+    text = [1, 2, 7, 0, 2, 8, 0, 1, 2]  # 1 2 was followed by 7, and later 2 by 8
+    draft = draft_after([text], num_nodes=3, max_path=2)
+    assert drafts(draft, 0) == [(), (7,), (8,)]
+
+
+def test_a_later_match_is_preferred_among_equals():
+    draft = draft_after([[2, 7, 2, 8, 2]], num_nodes=3, max_path=2)
+    assert drafts(draft, 0) == [(), (8,), (7,)]
+
+
+def test_matches_share_their_common_prefix():
+    text = [5, 1, 2, 3, 5, 1, 2, 4, 5]
+    draft = draft_after([text], max_path=4)
+    expected = [(), (1,), (1, 2), (1, 2, 4), (1, 2, 3)]
+    assert drafts(draft, 0) == expected
+
+
+def test_a_match_at_the_end_has_a_short_continuation():
+    draft = draft_after([[4, 6, 6]])
+    assert drafts(draft, 0) == [(), (6,)]
+
+
+@pytest.mark.parametrize(
+    "text, settings",
+    [
+        ([3], {}),  # nothing before
+        ([1, 2, 3], {}),  # nothing alike
+        ([1, 2, 3, 4, 2], {"min_match": 2}),  # alike in one token only
+    ],
+)
+def test_without_a_match_there_is_no_draft(text, settings):
+    draft = draft_after([text], **settings)
+    assert drafts(draft, 0) == [()]
+    assert draft.tree.tokens[0, 0] == text[-1]
+
+
+def test_nothing_behind_the_end_of_a_text_is_found():
+    drafter, state = begin([[1, 2, 3, 1, 9, 1, 9]])
+    draft = propose(drafter, state._replace(lengths=jnp.array([4])), [1])
+    assert drafts(draft, 0) == [(), (2,), (2, 3), (2, 3, 1)]
+
+
+def test_more_matches_may_be_asked_for_than_there_are_tokens():
+    draft = draft_after([[1, 2, 1]], max_length=4, num_matches=64)
+    assert drafts(draft, 0) == [(), (2,), (2, 1)]
+
+
+def test_observe_appends_what_was_emitted():
+    texts = [[1, 2, 3, 1], [5, 6, 5], [4, 4]]
+    drafter, state = begin(texts, num_nodes=4, max_path=4)
+    draft = propose(drafter, state, [1, 5, 4])
+    path = jnp.array([[0, 1, 2, -1], [0, -1, -1, -1], [-1, -1, -1, -1]])
+    accepted, next_token = jnp.array([2, 0, 0]), jnp.array([7, 8, 9])
+    verdict = Verdict(path, accepted, next_token, jnp.zeros(path.shape))
+    state = jax.jit(drafter.observe)(None, state, draft, verdict, None, None)
+    texts = [[*texts[0], 2, 3, 7], [*texts[1], 8], texts[2]]  # the last row is done
+    assert state.lengths.tolist() == [len(text) for text in texts]
+    for row, text in enumerate(texts):
+        assert state.tokens[row, : len(text)].tolist() == text
+    again = propose(drafter, state, [7, 8, 4])
+    whole = draft_after(texts, num_nodes=4, max_path=4)
+    for row in range(3):
+        assert drafts(again, row) == drafts(whole, row)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_nodes": 0},
+        {"max_path": 1},
+        {"num_matches": 0},
+        {"min_match": 0},
+        {"min_match": 3, "max_match": 2},
+    ],
+)
+def test_bad_sizes_are_refused(settings):
+    with pytest.raises(ValueError, match=r"Expected .*got \d"):
+        ngram(**settings)
+
+
+def test_equal_settings_make_equal_drafters():
+    assert ngram(num_nodes=5) == ngram(num_nodes=5)
+    assert ngram(num_nodes=5) != ngram(num_nodes=6)

@@ -1,0 +1,208 @@
+"""Configs: frozen, validated, and the same after a trip to JSON."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from jaxspec.models import config as configs
+from jaxspec.models.config import (
+    AttentionConfig,
+    Mamba1Config,
+    Mamba2Config,
+    MLPConfig,
+    ModelConfig,
+)
+
+SMALL = {"vocab_size": 11, "d_model": 8}
+MODELS = {
+    "mamba1": ModelConfig(
+        **SMALL, layers="mm", mamba1=Mamba1Config(dt_rank=3, norm="learned")
+    ),
+    "mamba2": ModelConfig(
+        **SMALL, layers="MM", mamba2=Mamba2Config(nheads=4, ngroups=2)
+    ),
+    "attention": ModelConfig(
+        **SMALL, layers="*", attention=AttentionConfig(4, 2, rope_fraction=0.5)
+    ),
+    "all": ModelConfig(
+        **SMALL,
+        layers="M-m-*-P",
+        mamba1=Mamba1Config(norm="unit"),
+        mamba2=Mamba2Config(
+            nheads=4,
+            headdim=6,
+            norm_groups=3,
+            dt_limits=(0.001, 0.1),
+            projection_multipliers=(1.0, 2.0, 0.5, 0.25, 3.0),
+        ),
+        attention=AttentionConfig(4, 1, window=16, scale=0.2),
+        mlp=MLPConfig(d_ff=32, activation="relu2", bias=True),
+        tie_embeddings=False,
+        dtype="bfloat16",
+    ),
+}
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS.keys())
+def test_a_config_survives_json(config):
+    again = configs.from_json(configs.to_json(config))
+    assert again == config
+    assert hash(again) == hash(config)
+
+
+def test_an_infinite_limit_survives_json():
+    again = configs.from_json(configs.to_json(MODELS["mamba2"]))
+    assert again.mamba2.dt_limits == (0.0, math.inf)
+
+
+def test_json_names_the_version_of_the_format():
+    record = json.loads(configs.to_json(MODELS["all"]))
+    assert record["format_version"] == configs.FORMAT_VERSION
+    assert record["layers"] == "M-m-*-P"
+
+
+def test_configs_are_equal_by_value():
+    first, second = (Mamba2Config(nheads=4, ngroups=n) for n in (1, 2))
+    assert first == Mamba2Config(nheads=4)
+    assert len({first, second, Mamba2Config(nheads=4)}) == 2
+    one, other = (ModelConfig(**SMALL, layers="M", mamba2=m) for m in (first, second))
+    assert len({one, other, ModelConfig(**SMALL, layers="M", mamba2=first)}) == 2
+
+
+@pytest.mark.parametrize("config", [MODELS["all"], MODELS["all"].mamba2])
+def test_configs_are_frozen(config):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.dtype = "float32"
+
+
+# --- What JSON is refused ---
+
+ALL = json.loads(configs.to_json(MODELS["all"]))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ("[1]", "Expected a JSON object, got list"),
+        (json.dumps(ALL | {"format_version": 2}), "version 2, .* reads version 1"),
+        ("{}", "format version None"),
+        (json.dumps(ALL | {"d_modle": 8}), "ModelConfig has no field d_modle"),
+        (json.dumps(ALL | {"mlp": {"d_ff": 4, "x": 1}}), "MLPConfig has no field x"),
+        (json.dumps(ALL | {"mlp": {}}), "MLPConfig: .*missing .*'d_ff'"),
+        (json.dumps(ALL | {"mlp": None}), "block '-', which needs .* `mlp`"),
+        (json.dumps(ALL | {"mlp": 3}), "MLPConfig"),
+        (json.dumps(ALL | {"mlp": []}), "MLPConfig"),
+        (json.dumps(ALL | {"d_model": "wide"}), "d_model cannot be 'wide'"),
+        (json.dumps(ALL | {"vocab_size": 4.5}), "vocab_size cannot be 4.5"),
+        (json.dumps(ALL | {"tie_embeddings": 1}), "tie_embeddings cannot be 1"),
+        (json.dumps({k: v for k, v in ALL.items() if k != "layers"}), "'layers'"),
+    ],
+)
+def test_json_that_is_no_config_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        configs.from_json(text)
+
+
+# --- What settings are refused ---
+
+
+@pytest.mark.parametrize(
+    "layers, message",
+    [
+        ("", "at least one block"),
+        ("MxM", "Unknown block 'x' in layers 'MxM'; expected one of M m"),
+        ("M*", "block '\\*', which needs the settings `attention`"),
+        ("P", "block 'P', which needs the settings `attention`"),
+        ("Mm", "block 'm', which needs the settings `mamba1`"),
+    ],
+)
+def test_layers_that_cannot_be_built_are_refused(layers, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**SMALL, layers=layers, mamba2=Mamba2Config(nheads=2))
+
+
+@pytest.mark.parametrize(
+    "cls, settings, message",
+    [
+        (Mamba2Config, {"nheads": 3, "ngroups": 2}, "ngroups must divide nheads"),
+        (Mamba2Config, {"nheads": 2, "norm_groups": 3}, "norm_groups must divide 128"),
+        (Mamba2Config, {"nheads": 2, "norm_groups": -1}, "norm_groups must divide"),
+        (Mamba2Config, {"nheads": 2, "dt_limits": (0.1, 0.1)}, "two numbers that rise"),
+        (Mamba2Config, {"nheads": 2, "dt_limits": (-1.0, 1.0)}, "two numbers that rise"),
+        (Mamba2Config, {"nheads": 2, "d_conv": 1}, "d_conv must be at least 2, got 1"),
+        (Mamba2Config, {"nheads": 2, "norm": "unit"}, "norm must be one of .*'unit'"),
+        (
+            Mamba2Config,
+            {"nheads": 2, "projection_multipliers": (1.0,) * 4},
+            "projection_multipliers are five",
+        ),
+        (Mamba1Config, {"norm": "after"}, "norm must be one of .*'after'"),
+        (Mamba1Config, {"dt_rank": -1}, "dt_rank must not be negative, got -1"),
+        (Mamba1Config, {"d_conv": 1}, "d_conv must be at least 2, got 1"),
+        (
+            AttentionConfig,
+            {"num_heads": 4, "num_kv_heads": 3},
+            "num_kv_heads must divide num_heads, got 3 and 4",
+        ),
+        (
+            AttentionConfig,
+            {"num_heads": 2, "num_kv_heads": 1, "rope_fraction": 1.5},
+            r"rope_fraction must be within \[0, 1\]",
+        ),
+        (
+            AttentionConfig,
+            {"num_heads": 2, "num_kv_heads": 1, "head_dim": 6, "rope_fraction": 0.5},
+            "an even number of dimensions, got 0.5 of 6",
+        ),
+        (
+            AttentionConfig,
+            {"num_heads": 2, "num_kv_heads": 1, "window": -1},
+            "window must not be negative, got -1",
+        ),
+        (MLPConfig, {"d_ff": 4, "activation": "relu"}, "activation must be .*'relu'"),
+        (ModelConfig, {"dtype": "float16"}, "dtype must be one of .*'float16'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(cls, settings, message):
+    if cls is ModelConfig:
+        settings = {**SMALL, "layers": "m", "mamba1": Mamba1Config(), **settings}
+    with pytest.raises(ValueError, match=message):
+        cls(**settings)
+
+
+@pytest.mark.parametrize("value", [0, -2])
+@pytest.mark.parametrize(
+    "config, name",
+    [
+        *[(Mamba1Config(), n) for n in ("expand", "d_state", "chunk_size")],
+        *[(Mamba2Config(nheads=2), n) for n in ("nheads", "headdim", "d_state")],
+        *[(Mamba2Config(nheads=2), n) for n in ("ngroups", "chunk_size")],
+        *[(AttentionConfig(2, 1), n) for n in ("num_heads", "num_kv_heads")],
+        *[(AttentionConfig(2, 1), n) for n in ("head_dim", "rope_theta")],
+        (MLPConfig(d_ff=4), "d_ff"),
+        *[(MODELS["all"], n) for n in ("vocab_size", "d_model", "norm_eps")],
+    ],
+)
+def test_sizes_are_positive(config, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be positive, got {value}"):
+        dataclasses.replace(config, **{name: value})
+
+
+def test_both_mambas_have_one_width_of_convolution():
+    with pytest.raises(ValueError, match="must share d_conv"):
+        ModelConfig(
+            **SMALL,
+            layers="mM",
+            mamba1=Mamba1Config(d_conv=3),
+            mamba2=Mamba2Config(nheads=2),
+        )
+
+
+def test_the_derived_widths():
+    mamba2 = Mamba2Config(nheads=3, headdim=5, ngroups=3, d_state=7)
+    assert (mamba2.d_inner, mamba2.conv_dim) == (15, 15 + 2 * 3 * 7)
+    assert AttentionConfig(2, 1, head_dim=8, rope_fraction=0.25).rope_dim == 2

@@ -1,0 +1,122 @@
+"""A scanned stack does what a written-out one does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.models.stack import Run, Stack, find_runs
+
+PATTERNS = [
+    "M",
+    "MMMM",
+    "MM*-MM*-M",
+    "M*M*M",
+    "-M-M*M-M",
+    "MM*MM*MM-MM*MM*MM-",
+    "M-*",
+    "*" + "M-" * 5 + "M*" * 3,
+]
+
+
+@pytest.mark.parametrize("layers", PATTERNS)
+def test_runs_written_out_are_the_pattern(layers):
+    runs = find_runs(layers)
+    assert "".join(run.unit * run.count for run in runs) == layers
+
+
+@pytest.mark.parametrize(
+    "layers, runs",
+    [
+        ("M", [("M", 1)]),
+        ("MMMM", [("M", 4)]),  # the shortest of the units that cover as much
+        ("M*M*M", [("M*", 2), ("M", 1)]),
+        ("MM*-MM*-M", [("MM*-", 2), ("M", 1)]),
+        ("M*-", [("M", 1), ("*", 1), ("-", 1)]),
+        ("MMM*MMM*", [("MMM*", 2)]),  # not three M first
+    ],
+)
+def test_known_runs(layers, runs):
+    assert find_runs(layers) == tuple(Run(*run) for run in runs)
+
+
+def block(kind, rng):
+    """Toy weights and state: a kind has leaves of its own, and one has no state."""
+    number = lambda *shape: jnp.array(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    weights = {"M": {"w": number(3)}, "*": (number(3), number(2, 3)), "-": number(3, 3)}
+    state = {"M": number(3), "*": {"keys": number(2, 3)}, "-": ()}
+    return weights[kind], state[kind]
+
+
+def apply(kind, x, reads, write):
+    """A residual block that neither commutes nor leaves its state alone."""
+    (weights,) = reads
+    if kind == "M":
+        state = 0.5 * write + weights["w"] * x
+        return x + jnp.sin(state), state
+    if kind == "*":
+        keys = jnp.concatenate([write["keys"][1:], x[None]])
+        return x + jnp.tanh(weights[0] + (keys * weights[1]).sum(0)), {"keys": keys}
+    return x + jnp.cos(x @ weights), write
+
+
+def stacks(layers):
+    """Both kinds of stack, with the same weights and states."""
+    rng = np.random.default_rng(len(layers))
+    weights, states = zip(*[block(kind, rng) for kind in layers], strict=True)
+    for scanned in (False, True):
+        stack = Stack(layers, scanned)
+        yield stack, stack.collect(list(weights)), stack.collect(list(states))
+
+
+def assert_equal_blocks(first, second, rtol=0.0):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol)
+
+
+@pytest.mark.parametrize("layers", PATTERNS)
+def test_spread_undoes_collect(layers):
+    (flat, *unrolled), (stack, *scanned) = stacks(layers)
+    for one, other in zip(unrolled, scanned, strict=True):
+        assert_equal_blocks(flat.spread(one), stack.spread(other))
+
+
+def test_a_scanned_storage_stacks_the_blocks_of_a_kind():
+    storage = Stack("M*M", True).collect(
+        [jnp.zeros(2), {"k": jnp.ones(3)}, jnp.ones(2)]
+    )
+    assert storage["M"].tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    assert storage["*"]["k"].tolist() == [[1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("layers", PATTERNS)
+def test_a_scanned_run_equals_one_written_out(layers):
+    x, found = jnp.array([0.3, -0.2, 0.9]), []
+    for stack, weights, states in stacks(layers):
+        run = jax.jit(lambda x, w, s, stack=stack: stack.run(apply, x, (w,), s))
+        out, states = run(x, weights, states)
+        found.append((out, stack.spread(states)))
+    assert_equal_blocks(*found, rtol=2e-5)
+
+
+@pytest.mark.parametrize("layers", PATTERNS[:4])
+def test_a_scanned_map_equals_one_written_out(layers):
+    def scale(kind, weights, state):
+        leaf = jax.tree.leaves(weights)[0]
+        factor = jnp.sum(leaf) * {"M": 1.0, "*": 2.0, "-": 3.0}[kind]
+        return jax.tree.map(lambda s: s * factor, state)
+
+    found = [
+        stack.spread(stack.map(scale, weights, states))
+        for stack, weights, states in stacks(layers)
+    ]
+    assert_equal_blocks(*found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_blocks_that_own_nothing_are_mapped_too(scanned):
+    stack = Stack("-M-", scanned)
+    storage = stack.collect([(), jnp.ones(2), ()])
+    storage = stack.map(lambda kind, state: jax.tree.map(jnp.negative, state), storage)
+    assert_equal_blocks(stack.spread(storage), [(), -jnp.ones(2), ()])

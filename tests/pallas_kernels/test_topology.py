@@ -1,0 +1,118 @@
+"""What the ops know of a tree is what walking it by hand finds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import topology
+from tests.pallas_kernels import trees
+
+BATCH = 3
+
+
+def random_parents(num_nodes, seed=0):
+    """Any earlier node, or -1 (padding), is as likely a parent as another."""
+    rng = np.random.default_rng(seed)
+    parents = [rng.integers(-1, i, BATCH) for i in range(num_nodes)]
+    return np.stack(parents, axis=1).astype(np.int32)
+
+
+def walked_ancestors(parents):
+    ancestors = np.zeros((*parents.shape, parents.shape[1]), bool)
+    for row, node in np.ndindex(parents.shape):
+        ancestors[row, node, trees.path(parents[row], node)] = True
+    return ancestors
+
+
+def walked_depth(parents):
+    paths = [[trees.path(row, i) for i in range(len(row))] for row in parents]
+    return np.array([[len(path) - 1 for path in row] for row in paths])
+
+
+def walked_windows(parents, width):
+    windows = np.zeros((*parents.shape, width), int)
+    for row, node in np.ndindex(parents.shape):
+        tail = list(range(width - 1))
+        nodes = [slot + width - 1 for slot in trees.path(parents[row], node)]
+        windows[row, node] = (tail + nodes)[-width:]
+    return windows
+
+
+def assert_same(actual, expected):
+    np.testing.assert_array_equal(actual, expected)
+    assert actual.dtype == expected.dtype
+
+
+@trees.every_tree
+def test_derive_finds_what_a_walk_finds(parents):
+    tree = topology.derive(parents)
+    np.testing.assert_array_equal(tree.parents, parents)
+    np.testing.assert_array_equal(tree.ancestors, walked_ancestors(parents))
+    np.testing.assert_array_equal(tree.depth, walked_depth(parents))
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 9, 33])
+def test_derive_finds_what_a_walk_finds_on_random_trees(num_nodes):
+    parents = random_parents(num_nodes)
+    tree = topology.derive(parents)
+    np.testing.assert_array_equal(tree.ancestors, walked_ancestors(parents))
+    np.testing.assert_array_equal(tree.depth, walked_depth(parents))
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 17])
+def test_chain_is_what_derive_finds_on_a_chain(num_nodes):
+    parents = jnp.arange(num_nodes, dtype=jnp.int32)[None].repeat(BATCH, axis=0) - 1
+    jax.tree.map(
+        assert_same, topology.chain(BATCH, num_nodes), topology.derive(parents)
+    )
+
+
+def test_the_dtypes_are_those_promised():
+    tree = topology.derive(trees.TREES["binary"])
+    windows = topology.windows(trees.TREES["binary"], 4)
+    dtypes = [array.dtype for array in (*tree, windows)]
+    assert dtypes == [jnp.int32, jnp.bool_, jnp.int32, jnp.int32]
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@trees.every_tree
+def test_windows_are_the_ends_of_paths(parents, width):
+    windows = topology.windows(parents, width)
+    np.testing.assert_array_equal(windows, walked_windows(parents, width))
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_windows_are_the_ends_of_paths_on_random_trees(width):
+    parents = random_parents(17)
+    windows = topology.windows(parents, width)
+    np.testing.assert_array_equal(windows, walked_windows(parents, width))
+
+
+def both(parents):
+    return topology.derive(parents), topology.windows(parents, 4)
+
+
+def test_jit_equals_eager():
+    parents = trees.TREES["one per row"]
+    jax.tree.map(assert_same, jax.jit(both)(parents), both(parents))
+
+
+def test_vmap_is_a_loop():
+    parents = np.stack([random_parents(7, seed) for seed in range(2)])
+    looped = jax.tree.map(lambda *a: jnp.stack(a), *map(both, parents))
+    jax.tree.map(assert_same, jax.vmap(both)(parents), looped)
+
+
+def test_rows_may_lie_on_different_devices():
+    parents = np.concatenate([random_parents(7), trees.rows(trees.STAR)])
+    mesh = jax.make_mesh(
+        (4,),
+        ("data",),
+        (jax.sharding.AxisType.Auto,),
+        devices=jax.devices("cpu")[:4],
+    )
+    rows = P("data")
+    sharded = jax.shard_map(both, mesh=mesh, in_specs=rows, out_specs=rows)
+    jax.tree.map(assert_same, jax.jit(sharded)(parents), both(parents))

@@ -1,0 +1,226 @@
+"""One suite for every implementation of `tree_attention`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import topology, tree_attention
+from tests.pallas_kernels import trees
+from tests.pallas_kernels.records import overwrite
+from tests.pallas_kernels.trees import (
+    TREES,
+    assert_close,
+    definition,
+    every_tree,
+    jitted,
+    real,
+)
+
+DIM, CAPACITY = 5, 6
+LENGTH = np.array([0, 3, CAPACITY, 2], np.int32)  # one row has no prefix, one no room
+SCALE = DIM**-0.5
+
+implementations = pytest.mark.parametrize(
+    "implementation", tree_attention.implementations()
+)
+every_window = pytest.mark.parametrize("window", [None, 1, 3])
+
+
+def make_args(parents, heads=2, kv_heads=1, seed=0):
+    """The arguments of `attend`, all nodes queried."""
+    rng = np.random.default_rng(seed)
+    batch, num_nodes = parents.shape
+
+    def normal(*shape):
+        return rng.standard_normal((batch, *shape, DIM), np.float32)
+
+    return (
+        topology.derive(parents),
+        normal(num_nodes, heads),
+        normal(num_nodes, kv_heads),
+        normal(num_nodes, kv_heads),
+        normal(CAPACITY, kv_heads),
+        normal(CAPACITY, kv_heads),
+        np.resize(LENGTH, batch),
+    )
+
+
+def attend(implementation, window=None):
+    return jitted(tree_attention.attend, implementation, window=window, scale=SCALE)
+
+
+def attend_by_hand(parents, window, args):
+    """One softmax per node and head, over its prefix and its path laid end to end."""
+    _, q, keys, values, cache_keys, cache_values, length = args
+    outputs = np.zeros_like(q)
+    sharing = q.shape[2] // keys.shape[2]
+    for row, node, head in np.ndindex(q.shape[:3]):
+        slots, shared = trees.path(parents[row], node), head // sharing
+        prefix = slice(length[row])
+        k = np.concatenate([cache_keys[row, prefix, shared], keys[row, slots, shared]])
+        v = np.concatenate(
+            [cache_values[row, prefix, shared], values[row, slots, shared]]
+        )
+        seen = slice(-window if window else None, None)
+        scores = SCALE * k[seen] @ q[row, node, head]
+        weights = np.exp(scores - scores.max())
+        outputs[row, node, head] = weights @ v[seen] / weights.sum()
+    return outputs
+
+
+def assert_attend_is_defined(implementation, parents, window, *heads):
+    """Asserts agreement with the definition on the nodes of the trees."""
+    args = make_args(parents, *heads)
+    outputs = attend(implementation, window)(*args)
+    expected = definition(tree_attention.attend, *args, window=window, scale=SCALE)
+    nodes = real(parents)
+    assert_close(outputs[nodes], expected[nodes])
+
+
+@every_window
+@every_tree
+@implementations
+def test_attend_matches_the_definition(implementation, parents, window):
+    assert_attend_is_defined(implementation, parents, window)
+
+
+def test_the_default_matches_the_definition():
+    assert_attend_is_defined(None, TREES["one per row"], 3)
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(4, 2), (2, 2)])
+@implementations
+def test_query_heads_share_key_heads(implementation, heads, kv_heads):
+    parents = TREES["one per row"]
+    assert_attend_is_defined(implementation, parents, None, heads, kv_heads)
+
+
+@every_window
+@every_tree
+@implementations
+def test_a_node_sees_its_prefix_and_its_own_path(implementation, parents, window):
+    args = make_args(parents)
+    outputs = attend(implementation, window)(*args)
+    nodes = real(parents)
+    assert_close(outputs[nodes], attend_by_hand(parents, window, args)[nodes])
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@implementations
+def test_queries_of_the_last_nodes_are_the_last_of_all(implementation, queries):
+    op = attend(implementation, window=3)
+    tree, q, *args = make_args(TREES["binary"])
+    assert_close(op(tree, q[:, -queries:], *args), op(tree, q, *args)[:, -queries:])
+
+
+@every_window
+@implementations
+def test_the_cache_beyond_its_length_changes_no_bit(implementation, window):
+    op = attend(implementation, window)
+    *args, keys, values, length = make_args(TREES["one per row"])
+    live = np.arange(CAPACITY) < length[:, None]
+    others = overwrite((keys, values), live, trees.HUGE)
+    expected = op(*args, keys, values, length)
+    np.testing.assert_array_equal(op(*args, *others, length), expected)
+
+
+@implementations
+def test_depth_not_slot_decides_the_sliding_window(implementation):
+    op = attend(implementation, window=3)
+
+    def last_and_last_without_root(parents):
+        tree, q, keys, *args = make_args(parents)
+        others = keys.copy()
+        others[:, 0] = 1.0
+        return (op(tree, q, k, *args)[:, -1] for k in (keys, others))
+
+    chain, rootless_chain = last_and_last_without_root(TREES["chain"])
+    star, rootless_star = last_and_last_without_root(TREES["star"])
+    np.testing.assert_array_equal(chain, rootless_chain)
+    assert np.abs(star - rootless_star).max() > 0.01
+
+
+@implementations
+def test_a_window_of_one_gives_the_values_of_the_nodes(implementation):
+    tree, q, keys, values, *cache = make_args(TREES["one per row"])
+    outputs = attend(implementation, window=1)(tree, q, keys, values, *cache)
+    assert_close(outputs, np.repeat(values, 2, axis=2))
+
+
+@pytest.mark.parametrize("value", trees.FILLINGS)
+@pytest.mark.parametrize("window", [None, 3])
+@implementations
+def test_padding_is_finite_and_seen_by_no_node(implementation, window, value):
+    op = attend(implementation, window)
+    parents = TREES["padded"]
+    tree, q, keys, values, *cache = make_args(parents)
+    outputs = op(tree, q, keys, values, *cache)
+
+    others = overwrite((q, keys, values), real(parents), value)
+    again = op(tree, *others, *cache)
+    assert np.isfinite(outputs).all()
+    np.testing.assert_array_equal(again[real(parents)], outputs[real(parents)])
+
+
+@implementations
+def test_half_precision_activations_give_float32(implementation):
+    tree, *args, length = make_args(TREES["one per row"])
+    half = [a.astype(jnp.bfloat16) for a in args]
+    outputs = attend(implementation)(tree, *half, length)
+    assert outputs.dtype == jnp.float32
+    expected = attend(implementation)(tree, *args, length)
+    np.testing.assert_allclose(outputs, expected, atol=0.05)
+
+
+@implementations
+def test_jit_equals_eager(implementation):
+    args = jax.tree.map(jnp.asarray, make_args(TREES["one per row"][:, :3]))
+    op = functools.partial(
+        tree_attention.attend, window=3, scale=SCALE, implementation=implementation
+    )
+    assert_close(jax.jit(op)(*args), op(*args))
+
+
+@pytest.mark.parametrize(
+    "in_axes", [(0, 0, 0, 0, 0, 0, 0), (None, 0, 0, 0, None, None, 0)]
+)
+@implementations
+def test_vmap_is_a_loop(implementation, in_axes):
+    calls = [make_args(TREES["binary"]), make_args(TREES["one per row"], seed=1)]
+    trees.assert_vmap_is_a_loop(attend(implementation, window=3), calls, in_axes)
+
+
+@implementations
+def test_shards_over_rows_and_heads(implementation):
+    parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
+    rows, heads = P("data"), P("data", None, "model")
+    trees.assert_shards_are_parts(
+        tree_attention.attend,
+        make_args(parents, 4, 2),
+        in_specs=(rows, heads, heads, heads, heads, heads, rows),
+        out_specs=heads,
+        implementation=implementation,
+        window=3,
+        scale=SCALE,
+    )
+
+
+def test_unknown_implementations_are_refused():
+    args = make_args(TREES["star"])
+    with pytest.raises(ValueError, match=r"'fast'.*\['reference', 'xla'"):
+        tree_attention.attend(*args, scale=SCALE, implementation="fast")
+
+
+@implementations
+def test_wrong_heads_are_refused(implementation):
+    tree, q, *args = make_args(TREES["star"], 4, 2)
+    *nodes, cache_keys, cache_values, length = args
+    op = attend(implementation)
+    with pytest.raises(ValueError, match="divide 3"):
+        op(tree, q[:, :, 1:], *args)
+    with pytest.raises(ValueError, match="got 2 and 1"):
+        op(tree, q, *nodes, cache_keys[:, :, :1], cache_values[:, :, :1], length)

@@ -1,0 +1,161 @@
+"""One suite for every implementation of `tree_conv`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import topology, tree_conv
+from tests.pallas_kernels import trees
+from tests.pallas_kernels.records import overwrite
+from tests.pallas_kernels.trees import (
+    TREES,
+    assert_close,
+    definition,
+    every_tree,
+    jitted,
+    real,
+)
+
+CHANNELS = 6
+
+implementations = pytest.mark.parametrize("implementation", tree_conv.implementations())
+every_width = pytest.mark.parametrize("width", [2, 4])
+
+
+def make_args(parents, width=4, seed=0):
+    """The arguments of `convolve`, all nodes queried."""
+    rng = np.random.default_rng(seed)
+    batch, num_nodes = parents.shape
+
+    def normal(*shape):
+        return rng.standard_normal(shape, np.float32)
+
+    return (
+        topology.windows(parents, width),
+        normal(batch, num_nodes, CHANNELS),
+        normal(batch, width - 1, CHANNELS),
+        normal(width, CHANNELS),
+        normal(CHANNELS),
+    )
+
+
+def convolve_by_hand(parents, inputs, tail, weight, bias):
+    """One filter at the end of every node's path, the tail before it."""
+    outputs = np.zeros_like(inputs)
+    for row, node in np.ndindex(parents.shape):
+        slots = trees.path(parents[row], node)
+        tokens = np.concatenate([tail[row], inputs[row, slots]])
+        outputs[row, node] = np.sum(weight * tokens[-len(weight) :], axis=0) + bias
+    return outputs
+
+
+def assert_convolve_is_defined(implementation, parents, width):
+    """Asserts agreement with the definition on the nodes of the trees."""
+    args = make_args(parents, width)
+    outputs = jitted(tree_conv.convolve, implementation)(*args)
+    nodes = real(parents)
+    assert_close(outputs[nodes], definition(tree_conv.convolve, *args)[nodes])
+
+
+@every_width
+@every_tree
+@implementations
+def test_convolve_matches_the_definition(implementation, parents, width):
+    assert_convolve_is_defined(implementation, parents, width)
+
+
+def test_the_default_matches_the_definition():
+    assert_convolve_is_defined(None, TREES["one per row"], width=4)
+
+
+@every_width
+@every_tree
+@implementations
+def test_a_node_sees_the_end_of_its_own_path(implementation, parents, width):
+    args = make_args(parents, width)
+    outputs = jitted(tree_conv.convolve, implementation)(*args)
+    nodes = real(parents)
+    assert_close(outputs[nodes], convolve_by_hand(parents, *args[1:])[nodes])
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@implementations
+def test_queries_of_the_last_nodes_are_the_last_of_all(implementation, queries):
+    convolve = jitted(tree_conv.convolve, implementation)
+    window, *args = make_args(TREES["binary"])
+    last = convolve(window[:, -queries:], *args)
+    assert_close(last, convolve(window, *args)[:, -queries:])
+
+
+@pytest.mark.parametrize("value", trees.FILLINGS)
+@implementations
+def test_padding_is_finite_and_seen_by_no_node(implementation, value):
+    convolve = jitted(tree_conv.convolve, implementation)
+    parents = TREES["padded"]
+    window, inputs, *args = make_args(parents)
+    outputs = convolve(window, inputs, *args)
+    others = overwrite(inputs, real(parents), value)
+    again = convolve(window, others, *args)
+    assert np.isfinite(outputs).all()
+    np.testing.assert_array_equal(again[real(parents)], outputs[real(parents)])
+
+
+@implementations
+def test_outputs_have_the_dtype_of_the_inputs(implementation):
+    convolve = jitted(tree_conv.convolve, implementation)
+    window, *args = make_args(TREES["one per row"])
+    half = [a.astype(jnp.bfloat16) for a in args]
+    outputs = convolve(window, *half)
+    assert outputs.dtype == jnp.bfloat16
+    expected = convolve(window, *args)
+    np.testing.assert_allclose(outputs.astype(np.float32), expected, atol=0.1)
+
+
+@implementations
+def test_jit_equals_eager(implementation):
+    args = jax.tree.map(jnp.asarray, make_args(TREES["one per row"][:, :3]))
+    convolve = functools.partial(tree_conv.convolve, implementation=implementation)
+    assert_close(jax.jit(convolve)(*args), convolve(*args))
+
+
+@pytest.mark.parametrize("in_axes", [(0, 0, 0, 0, 0), (None, 0, 0, None, None)])
+@implementations
+def test_vmap_is_a_loop(implementation, in_axes):
+    convolve = jitted(tree_conv.convolve, implementation)
+    calls = [make_args(TREES["binary"]), make_args(TREES["one per row"], seed=1)]
+    trees.assert_vmap_is_a_loop(convolve, calls, in_axes)
+
+
+@implementations
+def test_shards_over_rows_and_channels(implementation):
+    parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
+    channels = P("data", None, "model")
+    trees.assert_shards_are_parts(
+        tree_conv.convolve,
+        make_args(parents),
+        in_specs=(P("data"), channels, channels, P(None, "model"), P("model")),
+        out_specs=channels,
+        implementation=implementation,
+    )
+
+
+def test_unknown_implementations_are_refused():
+    args = make_args(TREES["star"])
+    with pytest.raises(ValueError, match=r"'fast'.*\['reference', 'xla'"):
+        tree_conv.convolve(*args, implementation="fast")
+
+
+@implementations
+def test_wrong_shapes_are_refused(implementation):
+    convolve = functools.partial(tree_conv.convolve, implementation=implementation)
+    window, inputs, tail, weight, bias = make_args(TREES["star"])
+    with pytest.raises(ValueError, match="window of 4"):
+        convolve(window[:, :, 1:], inputs, tail, weight, bias)
+    with pytest.raises(ValueError, match="tail of 3"):
+        convolve(window, inputs, tail[:, 1:], weight, bias)
+    with pytest.raises(ValueError, match="window of 3"):
+        convolve(window, inputs, tail, weight[1:], bias)

@@ -1,0 +1,117 @@
+"""The trees every op is tested on, and how its outputs are compared."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+TOLERANCE = 2e-5  # of the largest expected value
+HUGE = 1e30  # finite, and so are its products with ordinary numbers
+FILLINGS = [1.0, HUGE]  # of slots that nobody reads
+
+CHAIN = [-1, 0, 1, 2, 3, 4, 5]
+STAR = [-1, 0, 0, 0, 0, 0, 0]
+BINARY = [-1, 0, 0, 1, 1, 2, 2]
+CATERPILLAR = [-1, 0, 0, 2, 2, 4, 4]
+PADDED = [-1, 0, -1, 0, 1, 3, -1]  # slots 2 and 6 are padding
+
+
+def rows(*parents):
+    """A batch of trees, one per row."""
+    return np.array(parents, np.int32)
+
+
+TREES = {
+    "one node": rows([-1], [-1], [-1]),
+    "chain": rows(CHAIN, CHAIN, CHAIN),
+    "star": rows(STAR, STAR, STAR),
+    "binary": rows(BINARY, BINARY, BINARY),
+    "caterpillar": rows(CATERPILLAR, CATERPILLAR, CATERPILLAR),
+    "padded": rows(PADDED, PADDED, PADDED),
+    "one per row": rows(CATERPILLAR, PADDED, CHAIN),
+}
+every_tree = pytest.mark.parametrize("parents", TREES.values(), ids=TREES.keys())
+
+
+def real(parents):
+    """`[B, N]`, which slots are nodes of the tree rather than padding."""
+    return (parents >= 0) | (np.arange(parents.shape[1]) == 0)
+
+
+def path(parents, node):
+    """Slots of one row from the root to `node`, walked by hand."""
+    slots = []
+    while node >= 0:
+        slots.append(int(node))
+        node = parents[node]
+    return slots[::-1]
+
+
+def compiler_options(implementation):
+    """The definitions are unrolled loops: optimizing them takes longer than running."""
+    level = {"xla_backend_optimization_level": 0}
+    return level if implementation == "reference" else {}
+
+
+@functools.cache
+def jitted(op, implementation, **settings):
+    """One compiled function per op and settings, so that tests share programs."""
+    op = functools.partial(op, implementation=implementation, **settings)
+    return jax.jit(op, compiler_options=compiler_options(implementation))
+
+
+def definition(op, *args, **settings):
+    """What the plain loop that defines `op` gives in float64."""
+
+    def widen(a):
+        kinds = {"f": np.float64, "i": np.int64, "b": np.bool_}
+        a = np.asarray(a)
+        return a.astype(kinds[a.dtype.kind])
+
+    with jax.enable_x64(True):
+        reference = jitted(op, "reference", **settings)
+        outputs = reference(*jax.tree.map(widen, args))
+        outputs = jax.tree.map(np.asarray, outputs)
+    assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {np.dtype(np.float64)}
+    return outputs
+
+
+def assert_close(actual, expected):
+    """Asserts agreement to `TOLERANCE`, leaf by leaf."""
+
+    def check(actual, expected):
+        atol = TOLERANCE * np.max(np.abs(expected))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+
+    jax.tree.map(check, actual, expected)
+
+
+def assert_vmap_is_a_loop(op, calls, in_axes):
+    """Asserts that `vmap` gives what one call after another does.
+
+    Unmapped arguments are those of the first call.
+    """
+    stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
+    columns = [
+        column if axis == 0 else column[:1] * len(calls)
+        for column, axis in zip(zip(*calls, strict=True), in_axes, strict=True)
+    ]
+    looped = [op(*args) for args in zip(*columns, strict=True)]
+    args = [
+        stack(*column) if axis == 0 else column[0]
+        for column, axis in zip(columns, in_axes, strict=True)
+    ]
+    assert_close(jax.vmap(op, in_axes)(*args), stack(*looped))
+
+
+def assert_shards_are_parts(op, args, in_specs, out_specs, implementation, **settings):
+    """Asserts that four devices, 2 by 2, compute together what one does."""
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    devices = jax.devices("cpu")[:4]
+    mesh = jax.make_mesh((2, 2), ("data", "model"), auto, devices=devices)
+    part = functools.partial(op, implementation=implementation, **settings)
+    sharded = jax.shard_map(part, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    together = jax.jit(sharded, compiler_options=compiler_options(implementation))
+    assert_close(together(*args), jitted(op, implementation, **settings)(*args))

@@ -1,0 +1,148 @@
+"""A language model in NumPy float64, one token after another, from its definition.
+
+Written from the equations alone: no chunks, no trees, no caches but lists, and nothing of
+jaxspec but the config and the params.
+"""
+
+import math
+
+import numpy as np
+
+
+def logits(config, params, tokens):
+    """Logits `[T, V]` after each of `tokens`; params as numpy float64, unrolled."""
+    past = [{} for _ in config.layers]
+    rows = []
+    for position, token in enumerate(tokens):
+        x = params["embed"]["embedding"][token] * config.embedding_multiplier
+        for kind, block, own in zip(config.layers, params["layers"], past, strict=True):
+            h = norm(x, block["norm"].get("scale"), config.norm_eps)
+            for name in {"M": ["mamba2"], "m": ["mamba1"], "*": ["attention"]}.get(
+                kind, ["mlp"] if kind == "-" else ["mamba2", "attention"]
+            ):
+                mixer = MIXERS[name]
+                y = mixer(config, block[name], own.setdefault(name, {}), h, position)
+                x = x + config.residual_multiplier * y
+        x = norm(x, params["final_norm"]["scale"], config.norm_eps)
+        tied = "lm_head" not in params
+        head = params["embed"]["embedding"].T if tied else params["lm_head"]["kernel"]
+        rows.append(x @ head * config.logits_multiplier)
+    return np.stack(rows)
+
+
+def norm(x, scale, eps, groups=1):
+    parts = x.reshape(groups, -1)
+    parts = parts / np.sqrt(np.mean(parts**2, axis=-1, keepdims=True) + eps)
+    return parts.reshape(x.shape) * (1.0 if scale is None else scale)
+
+
+def silu(x):
+    return x / (1.0 + np.exp(-x))
+
+
+def softplus(x):
+    return np.logaddexp(x, 0.0)
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p.get("bias", 0.0)
+
+
+def conv(p, past, u):
+    seen = past.setdefault("conv", [])
+    seen.append(u)
+    taps = p["kernel"]
+    y = p.get("bias", np.zeros_like(u)).copy()
+    for back in range(min(len(taps), len(seen))):
+        y += taps[-1 - back] * seen[-1 - back]
+    return y
+
+
+def mamba2(config, p, past, x, position):
+    c = config.mamba2
+    h = dense(p["in_proj"], x * c.in_multiplier)
+    groups = c.ngroups * c.d_state
+    z, xs, B, C, dt = np.split(h, np.cumsum([c.d_inner, c.d_inner, groups, groups]))
+    z, xs, B, C, dt = (
+        m * a for m, a in zip(c.projection_multipliers, (z, xs, B, C, dt), strict=True)
+    )
+    u = silu(conv(p["conv"], past, np.concatenate([xs, B, C])))
+    xs, B, C = np.split(u, [c.d_inner, c.d_inner + groups])
+    dt = np.clip(softplus(dt + p["dt_bias"]), *c.dt_limits)
+    A = -np.exp(p["A_log"])
+    heads = c.nheads // c.ngroups
+    B, C = (np.repeat(a.reshape(c.ngroups, -1), heads, axis=0) for a in (B, C))
+    xs = xs.reshape(c.nheads, c.headdim)
+    state = past.get("state", np.zeros((c.nheads, c.headdim, c.d_state)))
+    state = np.exp(dt * A)[:, None, None] * state
+    state = state + dt[:, None, None] * xs[:, :, None] * B[:, None]
+    past["state"] = state
+    y = np.einsum("hps,hs->hp", state, C) + p["D"].reshape(c.nheads, -1) * xs
+    y, groups = y.reshape(-1), c.norm_groups or c.ngroups
+    if c.norm == "after":
+        y = norm(y * silu(z), p["norm"]["scale"], config.norm_eps, groups)
+    elif c.norm == "before":
+        y = norm(y, p["norm"]["scale"], config.norm_eps, groups) * silu(z)
+    else:
+        y = y * silu(z)
+    return dense(p["out_proj"], y) * c.out_multiplier
+
+
+def mamba1(config, p, past, x, position):
+    c = config.mamba1
+    u, z = np.split(dense(p["in_proj"], x), 2)
+    u = silu(conv(p["conv"], past, u))
+    rank = p["dt_proj"]["kernel"].shape[0]
+    dt, B, C = np.split(dense(p["x_proj"], u), [rank, rank + c.d_state])
+    if c.norm != "none":
+        dt, B, C = (
+            norm(a, p.get(name, {}).get("scale"), config.norm_eps)
+            for a, name in ((dt, "dt_norm"), (B, "B_norm"), (C, "C_norm"))
+        )
+    dt = softplus(dense(p["dt_proj"], dt) + p["dt_bias"])
+    A = -np.exp(p["A_log"])
+    state = np.exp(dt[:, None] * A) * past.get("state", np.zeros_like(A))
+    past["state"] = state + np.outer(dt * u, B)
+    y = past["state"] @ C + p["D"] * u
+    return dense(p["out_proj"], y * silu(z))
+
+
+def attention(config, p, past, x, position):
+    c = config.attention
+    h = dense(p["qkv_proj"], x * c.in_multiplier).reshape(-1, c.head_dim)
+    cuts = [c.num_heads, c.num_heads + c.num_kv_heads]
+    q, k, v = np.split(h, cuts)
+    past.setdefault("k", []).append(rope(c, k * c.key_multiplier, position))
+    past.setdefault("v", []).append(v)
+    q, seen = rope(c, q, position), c.window or len(past["k"])
+    keys, values = np.stack(past["k"][-seen:]), np.stack(past["v"][-seen:])
+    out = []
+    for head in range(c.num_heads):
+        group = head // (c.num_heads // c.num_kv_heads)
+        scores = keys[:, group] @ q[head] * (c.scale or c.head_dim**-0.5)
+        weights = np.exp(scores - scores.max())
+        out.append(weights / weights.sum() @ values[:, group])
+    return dense(p["out_proj"], np.concatenate(out)) * c.out_multiplier
+
+
+def rope(c, x, position):
+    half = round(c.head_dim * c.rope_fraction) // 2
+    angle = position * c.rope_theta ** (-np.arange(half) / max(half, 1))
+    a, b, rest = np.split(x, [half, 2 * half], axis=-1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def mlp(config, p, past, x, position):
+    c, h = config.mlp, dense(p["up_proj"], x)
+    if c.activation == "swiglu":
+        gate, h = np.split(h, 2)
+        h = silu(gate * c.gate_multiplier) * h
+    elif c.activation == "relu2":
+        h = np.maximum(h, 0.0) ** 2
+    else:
+        h = h * 0.5 * (1.0 + np.vectorize(math.erf)(h / np.sqrt(2.0)))
+    return dense(p["down_proj"], h) * c.out_multiplier
+
+
+MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "attention": attention, "mlp": mlp}

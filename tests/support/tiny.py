@@ -1,0 +1,150 @@
+"""Models small enough to compile in a second, one per thing that can go wrong."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+
+from jaxspec.models import hybrid
+from jaxspec.models.config import (
+    AttentionConfig,
+    Mamba1Config,
+    Mamba2Config,
+    MLPConfig,
+    ModelConfig,
+)
+from jaxspec.trees import TokenTree
+
+VOCAB = 48
+MAMBA1 = Mamba1Config(d_state=8, chunk_size=8)
+MAMBA2 = Mamba2Config(nheads=4, headdim=8, d_state=8, chunk_size=8)
+ATTENTION = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8)
+MLP = MLPConfig(d_ff=24)
+
+
+def config(layers, **settings):
+    parts = {"mamba1": MAMBA1, "mamba2": MAMBA2, "attention": ATTENTION, "mlp": MLP}
+    return ModelConfig(VOCAB, 16, layers, **(parts | settings))
+
+
+CONFIGS = {
+    "mamba1": config("mm"),
+    "mamba1-unit-norms": config("mm", mamba1=dataclasses.replace(MAMBA1, norm="unit")),
+    "mamba1-learned-norms": config(
+        "mm",
+        mamba1=dataclasses.replace(
+            MAMBA1, norm="learned", dt_rank=3, conv_bias=False, proj_bias=True
+        ),
+    ),
+    "mamba2": config("MM"),
+    "mamba2-groups": config(
+        "MM",
+        mamba2=dataclasses.replace(
+            MAMBA2, ngroups=2, norm="before", D_per_channel=True, dt_limits=(0.01, 0.5)
+        ),
+    ),
+    "mamba2-multipliers": config(
+        "M-",
+        mamba2=dataclasses.replace(
+            MAMBA2,
+            norm="none",
+            proj_bias=True,
+            conv_bias=False,
+            in_multiplier=1.25,
+            out_multiplier=0.5,
+            projection_multipliers=(0.5, 1.5, 0.75, 1.25, 0.9),
+        ),
+        mlp=MLPConfig(24, gate_multiplier=0.7, out_multiplier=1.3),
+        embedding_multiplier=3.0,
+        residual_multiplier=0.6,
+        logits_multiplier=0.5,
+        tie_embeddings=False,
+    ),
+    "attention": config("*-", mlp=MLPConfig(24, "gelu", bias=True)),
+    "attention-window": config(
+        "**-",
+        attention=dataclasses.replace(
+            ATTENTION, rope_fraction=0.5, window=5, scale=0.5, key_multiplier=0.8
+        ),
+        mlp=MLPConfig(24, "relu2"),
+    ),
+    "attention-no-rope": config(
+        "**",
+        attention=dataclasses.replace(
+            ATTENTION, rope_fraction=0.0, qkv_bias=True, out_bias=True
+        ),
+    ),
+    "parallel": config("P-P-", attention=dataclasses.replace(ATTENTION, window=7)),
+    "hybrid": config("M*-M*-m"),
+}
+
+
+@functools.cache
+def model(name, **options):
+    return hybrid.language_model(CONFIGS[name], **options)
+
+
+@functools.cache
+def params(name):
+    """Random params, the state-space ones as they are initialised, all else larger."""
+    params = jax.jit(model(name).init)(jax.random.key(0))
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return structure.unflatten(leaves)
+
+
+@functools.cache
+def _float64_params(name):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params(name))
+
+
+def oracle_logits(name, tokens):
+    """Float64 logits `[T, V]` after each token."""
+    return oracle.logits(CONFIGS[name], _float64_params(name), list(tokens))
+
+
+def relative_error(value, expected):
+    value, expected = np.asarray(value, np.float64), np.asarray(expected, np.float64)
+    return np.max(np.abs(value - expected)) / np.max(np.abs(expected))
+
+
+def random_tokens(rng, *shape):
+    return jnp.asarray(rng.integers(0, VOCAB, shape), jnp.int32)
+
+
+def random_tree(rng, batch, num_nodes, max_path, padding=0.2):
+    """Trees of random shape, another one per row, with padded slots in between."""
+    parents = np.full((batch, num_nodes), -1)
+    for row in parents:
+        depth = {0: 0}
+        for node in range(1, num_nodes):
+            above = [n for n, d in depth.items() if d < max_path - 1]
+            if rng.random() >= padding and above:
+                row[node] = rng.choice(above)
+                depth[node] = depth[row[node]] + 1
+    tokens = random_tokens(rng, batch, num_nodes)
+    return TokenTree(tokens, jnp.asarray(parents, jnp.int32))
+
+
+def path_of(tree, row, node):
+    """Slots from the root to a node."""
+    parents, path = np.asarray(tree.parents[row]), []
+    while node >= 0:
+        path.append(int(node))
+        node = parents[node]
+    return path[::-1]
+
+
+def real_nodes(tree, row):
+    return [0, *np.flatnonzero(np.asarray(tree.parents[row]) >= 0)]
+
+
+def pad_path(path, length):
+    return [*path, *[-1] * (length - len(path))]

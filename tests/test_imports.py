@@ -1,0 +1,101 @@
+"""The layers import each other downwards only."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+LAYERS = [  # lowest first; a module may import from its own layer and from those below
+    ["pallas_kernels"],
+    ["jaxspec.compilation", "jaxspec.core", "jaxspec.rows", "jaxspec.sampling"]
+    + ["jaxspec.trees"],
+    ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
+    ["jaxspec.checkpointing", "jaxspec.decoding", "jaxspec.metrics"]
+    + ["jaxspec.plotting", "jaxspec.pretrained"],
+    ["jaxspec.assets", "jaxspec.bench", "jaxspec.cli", "jaxspec.train"],
+]
+OURS = ("jaxspec", "pallas_kernels", "checkpoints_conv")
+
+
+def modules():
+    for package in OURS:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path
+
+
+def is_module(name):
+    path = ROOT.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if is_module(name) else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def layer(module):
+    found = [
+        level
+        for level, names in enumerate(LAYERS)
+        for name in names
+        if module == name or module.startswith(name + ".")
+    ]
+    return found[0] if found else None
+
+
+def test_every_module_has_a_layer():
+    homeless = [name for name, _ in modules() if layer(name) is None]
+    assert homeless == ["jaxspec"]  # the table of contents
+
+
+@pytest.mark.parametrize("name, path", list(modules()))
+def test_imports_go_down(name, path):
+    if name == "jaxspec":
+        return
+    for module in imported(path):
+        if layer(module) is not None:
+            assert layer(module) <= layer(name), f"{name} imports {module}"
+
+
+def test_kernels_import_jax_only():
+    for name, path in modules():
+        if name.startswith("pallas_kernels"):
+            tops = {m.split(".")[0] for m in imported(path)}
+            assert tops <= {"jax", "pallas_kernels", "typing", "collections"}, name
+
+
+def test_there_are_no_cycles():
+    names = dict(modules())
+    graph = {
+        name: {m for m in imported(path) if m in names and m != name}
+        for name, path in names.items()
+    }
+    done, trail = set(), []
+
+    def visit(name):
+        assert name not in trail, f"cycle: {' -> '.join([*trail, name])}"
+        if name not in done:
+            trail.append(name)
+            for other in graph[name]:
+                visit(other)
+            done.add(trail.pop())
+
+    for name in graph:
+        visit(name)
+
+
+def test_only_the_dispatcher_asks_for_the_platform():
+    asking = {
+        name
+        for name, path in modules()
+        if "platform_dependent" in path.read_text()
+        and name.startswith(("pallas_kernels", "jaxspec.models"))
+    }
+    assert asking <= {"pallas_kernels._dispatch"}
