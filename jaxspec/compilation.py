@@ -40,7 +40,8 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
 def jit(f: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
     """`jax.jit(f, **kwargs)` with `compiler_options`, asked for at the first call.
 
-    Importing jaxspec must not start a backend, and asking does.
+    Importing jaxspec must not start a backend, and asking does. Within another `jit` it
+    is just `f`: options are those of the outermost.
     """
 
     @functools.cache
@@ -49,6 +50,9 @@ def jit(f: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
 
     @functools.wraps(f)
     def call(*args: Any, **kwargs: Any) -> Any:
+        leaves = jax.tree.leaves((args, kwargs))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return f(*args, **kwargs)
         return compiled()(*args, **kwargs)
 
     return call

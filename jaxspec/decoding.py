@@ -152,6 +152,7 @@ def init_state(
     lengths = _per_row(size if lengths is None else lengths, batch, jnp.int32)
     budget = _per_row(max_new_tokens, batch, jnp.int32)
     if max_length is None:
+        _require(_known(max_new_tokens), "Give max_length: max_new_tokens is traced.")
         max_length = size + int(np.max(np.asarray(max_new_tokens)))
     _require(
         size <= max_length,
@@ -164,7 +165,9 @@ def init_state(
         "top_p": _per_row(top_p, batch, jnp.float32),
     }
     _check_settings(budget=budget, **settings)
-    stops = jnp.asarray(stops, jnp.int32).reshape(-1, np.shape(stops)[-1])
+    stops = jnp.atleast_2d(jnp.asarray(stops, jnp.int32))
+    if stops.size == 0:
+        stops = jnp.full((1, 1), -1, jnp.int32)  # Orbax saves no empty arrays
     keys = jax.random.key(0) if keys is None else keys
     if keys.ndim == 0:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(batch))

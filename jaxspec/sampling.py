@@ -121,7 +121,7 @@ def _threshold(order: Array, weights: Array, target: Array) -> Array:
     """The largest `t` with `sum of weights where order >= t` of at least `target`."""
 
     def refine(bit, t):
-        candidate = t | (jnp.uint32(1 << 31) >> bit.astype(jnp.uint32))
+        candidate = t | (jnp.uint32(1 << 31) >> jnp.asarray(bit, jnp.uint32))
         mass = jnp.sum(jnp.where(order >= candidate, weights, 0.0))
         return jnp.where(mass >= target, candidate, t)
 

@@ -47,7 +47,7 @@ def assert_same(actual, expected):
 
 @trees.every_tree
 def test_derive_finds_what_a_walk_finds(parents):
-    tree = topology.derive(parents)
+    tree = trees.derive(parents)
     np.testing.assert_array_equal(tree.parents, parents)
     np.testing.assert_array_equal(tree.ancestors, walked_ancestors(parents))
     np.testing.assert_array_equal(tree.depth, walked_depth(parents))
@@ -56,7 +56,7 @@ def test_derive_finds_what_a_walk_finds(parents):
 @pytest.mark.parametrize("num_nodes", [1, 2, 9, 33])
 def test_derive_finds_what_a_walk_finds_on_random_trees(num_nodes):
     parents = random_parents(num_nodes)
-    tree = topology.derive(parents)
+    tree = trees.derive(parents)
     np.testing.assert_array_equal(tree.ancestors, walked_ancestors(parents))
     np.testing.assert_array_equal(tree.depth, walked_depth(parents))
 
@@ -64,14 +64,12 @@ def test_derive_finds_what_a_walk_finds_on_random_trees(num_nodes):
 @pytest.mark.parametrize("num_nodes", [1, 2, 17])
 def test_chain_is_what_derive_finds_on_a_chain(num_nodes):
     parents = jnp.arange(num_nodes, dtype=jnp.int32)[None].repeat(BATCH, axis=0) - 1
-    jax.tree.map(
-        assert_same, topology.chain(BATCH, num_nodes), topology.derive(parents)
-    )
+    jax.tree.map(assert_same, topology.chain(BATCH, num_nodes), trees.derive(parents))
 
 
 def test_the_dtypes_are_those_promised():
-    tree = topology.derive(trees.TREES["binary"])
-    windows = topology.windows(trees.TREES["binary"], 4)
+    tree = trees.derive(trees.TREES["binary"])
+    windows = trees.windows(trees.TREES["binary"], 4)
     dtypes = [array.dtype for array in (*tree, windows)]
     assert dtypes == [jnp.int32, jnp.bool_, jnp.int32, jnp.int32]
 
@@ -79,14 +77,14 @@ def test_the_dtypes_are_those_promised():
 @pytest.mark.parametrize("width", [1, 2, 4])
 @trees.every_tree
 def test_windows_are_the_ends_of_paths(parents, width):
-    windows = topology.windows(parents, width)
+    windows = trees.windows(parents, width)
     np.testing.assert_array_equal(windows, walked_windows(parents, width))
 
 
 @pytest.mark.parametrize("width", [2, 4])
 def test_windows_are_the_ends_of_paths_on_random_trees(width):
     parents = random_parents(17)
-    windows = topology.windows(parents, width)
+    windows = trees.windows(parents, width)
     np.testing.assert_array_equal(windows, walked_windows(parents, width))
 
 
@@ -101,8 +99,8 @@ def test_jit_equals_eager():
 
 def test_vmap_is_a_loop():
     parents = np.stack([random_parents(7, seed) for seed in range(2)])
-    looped = jax.tree.map(lambda *a: jnp.stack(a), *map(both, parents))
-    jax.tree.map(assert_same, jax.vmap(both)(parents), looped)
+    looped = jax.tree.map(lambda *a: np.stack(a), *map(jax.jit(both), parents))
+    jax.tree.map(assert_same, jax.jit(jax.vmap(both))(parents), looped)
 
 
 def test_rows_may_lie_on_different_devices():
@@ -115,4 +113,4 @@ def test_rows_may_lie_on_different_devices():
     )
     rows = P("data")
     sharded = jax.shard_map(both, mesh=mesh, in_specs=rows, out_specs=rows)
-    jax.tree.map(assert_same, jax.jit(sharded)(parents), both(parents))
+    jax.tree.map(assert_same, jax.jit(sharded)(parents), jax.jit(both)(parents))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import topology, tree_attention
+from pallas_kernels import tree_attention
 from tests.pallas_kernels import trees
 from tests.pallas_kernels.records import overwrite
 from tests.pallas_kernels.trees import (
@@ -39,7 +39,7 @@ def make_args(parents, heads=2, kv_heads=1, seed=0):
         return rng.standard_normal((batch, *shape, DIM), np.float32)
 
     return (
-        topology.derive(parents),
+        trees.derive(parents),
         normal(num_nodes, heads),
         normal(num_nodes, kv_heads),
         normal(num_nodes, kv_heads),
@@ -191,7 +191,9 @@ def test_jit_equals_eager(implementation):
 @implementations
 def test_vmap_is_a_loop(implementation, in_axes):
     calls = [make_args(TREES["binary"]), make_args(TREES["one per row"], seed=1)]
-    trees.assert_vmap_is_a_loop(attend(implementation, window=3), calls, in_axes)
+    trees.assert_vmap_is_a_loop(
+        tree_attention.attend, calls, in_axes, implementation, window=3, scale=SCALE
+    )
 
 
 @implementations

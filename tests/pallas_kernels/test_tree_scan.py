@@ -42,7 +42,7 @@ def make_args(parents, ring=2, strength=1.0, seed=0):
     rng = np.random.default_rng(seed)
     batch, num_nodes = parents.shape
     return (
-        topology.derive(parents),
+        trees.derive(parents),
         make_inputs(rng, batch, num_nodes),
         -strength * rng.uniform(0.01, 1.0, (CHANNELS, STATE)).astype(np.float32),
         normal(rng, batch, num_nodes, STATE),
@@ -235,6 +235,21 @@ def test_half_precision_activations_are_computed_in_float32(implementation):
     assert_close(outputs, definition(tree_scan.read, *exact))
 
 
+def gradients(*args, implementation):
+    def loss(*args):
+        y, state = tree_scan.read_chain(*args, implementation=implementation)
+        return jnp.sum(y**2) + jnp.sum(state**2)
+
+    return jax.grad(loss, argnums=range(5))(*args)
+
+
+@pytest.mark.parametrize("strength", [1.0, 60.0])
+@implementations
+def test_gradients_match_the_definition(implementation, strength):
+    _, args = make_chain(strength)
+    assert_close(jitted(gradients, implementation)(*args), definition(gradients, *args))
+
+
 @implementations
 def test_jit_equals_eager(implementation):
     args = jax.tree.map(jnp.asarray, make_args(TREES["one per row"][:, :3]))
@@ -247,9 +262,8 @@ def test_jit_equals_eager(implementation):
 )
 @implementations
 def test_vmap_is_a_loop(implementation, in_axes):
-    read = jitted(tree_scan.read, implementation)
     calls = [make_args(TREES["binary"]), make_args(TREES["one per row"], seed=1)]
-    trees.assert_vmap_is_a_loop(read, calls, in_axes)
+    trees.assert_vmap_is_a_loop(tree_scan.read, calls, in_axes, implementation)
 
 
 @implementations

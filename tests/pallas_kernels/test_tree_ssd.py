@@ -25,6 +25,11 @@ HEADS, DIM, STATE = 4, 3, 5
 implementations = pytest.mark.parametrize("implementation", tree_ssd.implementations())
 
 
+groups_and_skips = pytest.mark.parametrize(
+    "groups, skip", [(1, (HEADS,)), (2, (HEADS, DIM))], ids=["G=1,D[H]", "G=2,D[H,P]"]
+)
+
+
 def normal(rng, *shape):
     return rng.standard_normal(shape, np.float32)
 
@@ -37,16 +42,16 @@ def make_inputs(rng, batch, length, groups):
     )
 
 
-def make_args(parents, groups=2, ring=2, strength=1.0, seed=0):
+def make_args(parents, groups=2, ring=2, strength=1.0, seed=0, skip=(HEADS,)):
     """The arguments of `read`, all nodes queried; `dt A` is at least `-strength`."""
     rng = np.random.default_rng(seed)
     batch, num_nodes = parents.shape
     return (
-        topology.derive(parents),
+        trees.derive(parents),
         make_inputs(rng, batch, num_nodes, groups),
         -strength * np.linspace(0.1, 1.0, HEADS, dtype=np.float32),
         normal(rng, batch, num_nodes, groups, STATE),
-        normal(rng, HEADS),
+        normal(rng, *skip),
         normal(rng, batch, HEADS, DIM, STATE),
         make_inputs(rng, batch, ring, groups) if ring else None,
     )
@@ -71,14 +76,11 @@ def test_the_default_matches_the_definition():
     assert_read_is_defined(None, parents, make_args(parents))
 
 
-@pytest.mark.parametrize(
-    "groups, skip", [(1, (HEADS,)), (2, (HEADS, DIM))], ids=["G=1,D[H]", "G=2,D[H,P]"]
-)
+@groups_and_skips
 @implementations
 def test_read_takes_groups_and_either_skip(implementation, groups, skip):
     parents = TREES["one per row"]
-    args = list(make_args(parents, groups))
-    args[4] = normal(np.random.default_rng(1), *skip)
+    args = make_args(parents, groups, skip=skip)
     assert_read_is_defined(implementation, parents, args)
 
 
@@ -201,18 +203,18 @@ def test_node_states_continue_from_known_ones(implementation, name, known):
     assert_close(rest, states[:, known:])
 
 
-@every_tree
+@groups_and_skips
 @implementations
-def test_reading_the_node_states_is_read(implementation, parents):
-    tree, inputs, A, C, D, state, _ = make_args(parents)
+def test_reading_the_node_states_is_read(implementation, groups, skip):
+    parents = TREES["one per row"]
+    tree, inputs, A, C, D, state, _ = make_args(parents, groups, skip=skip)
     node_states = jitted(tree_ssd.node_states, implementation)
-    read = jitted(tree_ssd.read, implementation)
     states = node_states(parents, inputs, A, state)
-    queries = np.repeat(C, HEADS // C.shape[2], axis=2)
+    queries = np.repeat(C, HEADS // groups, axis=2)
     outputs = np.einsum("bihps,bihs->bihp", states, queries)
-    outputs += D[:, None] * inputs.x
-    nodes = real(parents)
-    assert_close(read(tree, inputs, A, C, D, state)[nodes], outputs[nodes])
+    outputs += D.reshape(HEADS, -1) * inputs.x
+    read = jitted(tree_ssd.read, implementation)
+    assert_close(read(tree, inputs, A, C, D, state), outputs)
 
 
 @implementations
@@ -223,6 +225,20 @@ def test_half_precision_activations_are_computed_in_float32(implementation):
     outputs = jitted(tree_ssd.read, implementation)(*args)
     assert outputs.dtype == jnp.float32
     assert_close(outputs, definition(tree_ssd.read, *exact))
+
+
+def gradients(tree, *args, implementation):
+    def loss(*args):
+        return jnp.sum(tree_ssd.read(tree, *args, implementation=implementation) ** 2)
+
+    return jax.grad(loss, argnums=range(5))(*args)
+
+
+@pytest.mark.parametrize("strength", [1.0, 60.0])
+@implementations
+def test_gradients_match_the_definition(implementation, strength):
+    *args, _ = make_args(TREES["chain"], strength=strength)
+    assert_close(jitted(gradients, implementation)(*args), definition(gradients, *args))
 
 
 @implementations
@@ -237,9 +253,8 @@ def test_jit_equals_eager(implementation):
 )
 @implementations
 def test_vmap_is_a_loop(implementation, in_axes):
-    read = jitted(tree_ssd.read, implementation)
     calls = [make_args(TREES["binary"]), make_args(TREES["one per row"], seed=1)]
-    trees.assert_vmap_is_a_loop(read, calls, in_axes)
+    trees.assert_vmap_is_a_loop(tree_ssd.read, calls, in_axes, implementation)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -3,9 +3,10 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from pallas_kernels import topology
 
 TOLERANCE = 2e-5  # of the largest expected value
 HUGE = 1e30  # finite, and so are its products with ordinary numbers
@@ -32,6 +33,9 @@ TREES = {
     "padded": rows(PADDED, PADDED, PADDED),
     "one per row": rows(CATERPILLAR, PADDED, CHAIN),
 }
+derive = jax.jit(topology.derive)
+windows = jax.jit(topology.windows, static_argnums=1)
+
 every_tree = pytest.mark.parametrize("parents", TREES.values(), ids=TREES.keys())
 
 
@@ -49,17 +53,26 @@ def path(parents, node):
     return slots[::-1]
 
 
-def compiler_options(implementation):
-    """The definitions are unrolled loops: optimizing them takes longer than running."""
+def program(transform, op, implementation, **settings):
+    """A transformed op, compiled.
+
+    The definitions are unrolled loops: optimizing them takes longer than running.
+    """
+    op = functools.partial(op, implementation=implementation, **settings)
     level = {"xla_backend_optimization_level": 0}
-    return level if implementation == "reference" else {}
+    options = level if implementation == "reference" else None
+    return jax.jit(transform(op), compiler_options=options)
 
 
 @functools.cache
 def jitted(op, implementation, **settings):
-    """One compiled function per op and settings, so that tests share programs."""
-    op = functools.partial(op, implementation=implementation, **settings)
-    return jax.jit(op, compiler_options=compiler_options(implementation))
+    """One program per op, settings and shapes for all tests; returns NumPy arrays."""
+    compiled = program(lambda op: op, op, implementation, **settings)
+
+    def call(*args):
+        return jax.device_get(compiled(*args))
+
+    return call
 
 
 def definition(op, *args, **settings):
@@ -71,9 +84,7 @@ def definition(op, *args, **settings):
         return a.astype(kinds[a.dtype.kind])
 
     with jax.enable_x64(True):
-        reference = jitted(op, "reference", **settings)
-        outputs = reference(*jax.tree.map(widen, args))
-        outputs = jax.tree.map(np.asarray, outputs)
+        outputs = jitted(op, "reference", **settings)(*jax.tree.map(widen, args))
     assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {np.dtype(np.float64)}
     return outputs
 
@@ -88,22 +99,28 @@ def assert_close(actual, expected):
     jax.tree.map(check, actual, expected)
 
 
-def assert_vmap_is_a_loop(op, calls, in_axes):
+def assert_vmap_is_a_loop(op, calls, in_axes, implementation, **settings):
     """Asserts that `vmap` gives what one call after another does.
 
     Unmapped arguments are those of the first call.
     """
-    stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
+    stack = functools.partial(jax.tree.map, lambda *leaves: np.stack(leaves))
     columns = [
         column if axis == 0 else column[:1] * len(calls)
         for column, axis in zip(zip(*calls, strict=True), in_axes, strict=True)
     ]
-    looped = [op(*args) for args in zip(*columns, strict=True)]
     args = [
         stack(*column) if axis == 0 else column[0]
         for column, axis in zip(columns, in_axes, strict=True)
     ]
-    assert_close(jax.vmap(op, in_axes)(*args), stack(*looped))
+    once = jitted(op, implementation, **settings)
+    looped = [once(*args) for args in zip(*columns, strict=True)]
+
+    def vmap(op):
+        return jax.vmap(op, in_axes)
+
+    mapped = program(vmap, op, implementation, **settings)
+    assert_close(mapped(*args), stack(*looped))
 
 
 def assert_shards_are_parts(op, args, in_specs, out_specs, implementation, **settings):
@@ -111,7 +128,9 @@ def assert_shards_are_parts(op, args, in_specs, out_specs, implementation, **set
     auto = (jax.sharding.AxisType.Auto,) * 2
     devices = jax.devices("cpu")[:4]
     mesh = jax.make_mesh((2, 2), ("data", "model"), auto, devices=devices)
-    part = functools.partial(op, implementation=implementation, **settings)
-    sharded = jax.shard_map(part, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-    together = jax.jit(sharded, compiler_options=compiler_options(implementation))
+
+    def shard(op):
+        return jax.shard_map(op, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+    together = program(shard, op, implementation, **settings)
     assert_close(together(*args), jitted(op, implementation, **settings)(*args))

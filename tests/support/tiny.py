@@ -78,6 +78,7 @@ CONFIGS = {
         ),
     ),
     "parallel": config("P-P-", attention=dataclasses.replace(ATTENTION, window=7)),
+    "small-hybrid": config("M*-m"),
     "hybrid": config("M*-M*-m"),
 }
 

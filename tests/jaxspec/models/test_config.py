@@ -132,7 +132,11 @@ def test_layers_that_cannot_be_built_are_refused(layers, message):
         (Mamba2Config, {"nheads": 2, "norm_groups": 3}, "norm_groups must divide 128"),
         (Mamba2Config, {"nheads": 2, "norm_groups": -1}, "norm_groups must divide"),
         (Mamba2Config, {"nheads": 2, "dt_limits": (0.1, 0.1)}, "two numbers that rise"),
-        (Mamba2Config, {"nheads": 2, "dt_limits": (-1.0, 1.0)}, "two numbers that rise"),
+        (
+            Mamba2Config,
+            {"nheads": 2, "dt_limits": (-1.0, 1.0)},
+            "two numbers that rise",
+        ),
         (Mamba2Config, {"nheads": 2, "d_conv": 1}, "d_conv must be at least 2, got 1"),
         (Mamba2Config, {"nheads": 2, "norm": "unit"}, "norm must be one of .*'unit'"),
         (

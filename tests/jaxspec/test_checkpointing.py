@@ -1,0 +1,167 @@
+"""A text in the making is saved between any two steps, and goes on in another process."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+import jaxspec
+from jaxspec import checkpointing
+from jaxspec.drafting.model import draft_model
+from jaxspec.models.rollback import ROLLBACKS
+
+SUPPORT = pathlib.Path(tiny.__file__).parent
+SETTINGS = {"max_length": 32, "max_new_tokens": 20, "temperature": 0.8}
+
+
+def start(rollback):
+    """Everything that a process needs to decode, made from nothing."""
+    target = tiny.model("small-hybrid", rollback=rollback, max_path=4)
+    drafter = draft_model(tiny.model("mamba2", max_path=4), (2, 1))
+    params = jaxspec.Params(tiny.params("small-hybrid"), tiny.params("mamba2"))
+    tokens, lengths = jaxspec.pad_prompts([[3, 1, 4], [1, 5, 9, 2]], multiple=8)
+    state = jaxspec.init_state(
+        params, tokens, lengths, target=target, drafter=drafter, **SETTINGS
+    )
+    return params, state, {"target": target, "drafter": drafter}
+
+
+def decode(params, state, records, steps=1000):
+    state, _ = jaxspec.speculative_generate(params, state, **records, max_steps=steps)
+    return state
+
+
+def run_python(code, *arguments):
+    environment = os.environ | {
+        "PYTHONPATH": str(SUPPORT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+CONTINUE = """
+    import json, sys
+    sys.path.append({here!r})
+    import jaxspec
+    from jaxspec import checkpointing
+    import test_checkpointing as test
+    params, state, records = test.start({rollback!r})
+    state = checkpointing.restore(sys.argv[1], state)
+    state = test.decode(params, state, records)
+    print(json.dumps([state.tokens.tolist(), state.logprobs.tolist()]))
+"""
+
+
+def test_another_process_goes_on_identically(tmp_path):
+    params, state, records = start("lazy")
+    state = decode(params, state, records, steps=3)
+    checkpointing.save(tmp_path, 3, state)
+    expected = decode(params, state, records)
+    code = CONTINUE.format(here=str(pathlib.Path(__file__).parent), rollback="lazy")
+    child = run_python(code, tmp_path)
+    out, err = child.communicate(timeout=300)
+    assert child.returncode == 0, err
+    tokens, logprobs = json.loads(out.splitlines()[-1])
+    np.testing.assert_array_equal(tokens, expected.tokens)
+    np.testing.assert_allclose(logprobs, expected.logprobs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rollback", ROLLBACKS)
+def test_every_step_boundary_can_be_restored(tmp_path, rollback):
+    params, state, records = start(rollback)
+    expected = decode(params, state, records)
+    boundaries = 0
+    while not state.done.all():
+        state = decode(params, state, records, steps=4)
+        boundaries += 1
+        checkpointing.save(tmp_path, boundaries, state, keep=None)
+    like = jax.eval_shape(lambda: state)
+    for step in range(1, boundaries + 1):
+        restored = checkpointing.restore(tmp_path, like, step)
+        final = decode(params, restored, records)
+        np.testing.assert_array_equal(final.tokens, expected.tokens)
+    assert checkpointing.steps(tmp_path) == list(range(1, boundaries + 1))
+
+
+SAVE_FOREVER = """
+    import sys
+    import jax.numpy as jnp
+    from jaxspec import checkpointing
+    for step in range(1, 10**6):
+        print(step, flush=True)
+        state = {f"part{i}": jnp.full((400, 1000), 1.0 * step) for i in range(12)}
+        checkpointing.save(sys.argv[1], step, state)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.15])
+def test_a_kill_in_the_middle_of_a_save_leaves_the_last_one(tmp_path, delay):
+    child = run_python(SAVE_FOREVER, tmp_path)
+    for line in child.stdout:
+        if int(line) == 3:
+            break
+    time.sleep(delay)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    newest = checkpointing.steps(tmp_path)[-1]
+    assert newest >= 2
+    like = {f"part{i}": jnp.zeros((400, 1000)) for i in range(12)}
+    state = checkpointing.restore(tmp_path, like)
+    assert all((leaf == newest).all() for leaf in state.values())
+    checkpointing.save(tmp_path, newest + 1, state)
+    assert checkpointing.steps(tmp_path)[-1] == newest + 1
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in range(1, 5):
+        checkpointing.save(tmp_path, step, {"x": jnp.full((3,), step)}, keep=2)
+    assert checkpointing.steps(tmp_path) == [3, 4]
+    restored = checkpointing.restore(tmp_path, {"x": jnp.zeros((3,), jnp.int32)})
+    np.testing.assert_array_equal(restored["x"], 4)
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no whole checkpoint; found none"):
+        checkpointing.restore(tmp_path / "nowhere", {"x": jnp.zeros(3)})
+    checkpointing.save(tmp_path, 1, {"x": jnp.zeros(3)})
+    with pytest.raises(ValueError, match=r"checkpoint 7; found \[1\]"):
+        checkpointing.restore(tmp_path, {"x": jnp.zeros(3)}, step=7)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
+    checkpointing.save(tmp_path, 1, {"x": jnp.zeros(3)})
+    with pytest.raises(ValueError, match="damaged or of another shape"):
+        checkpointing.restore(tmp_path, {"y": jnp.zeros(3)})
+    with pytest.raises(ValueError, match="damaged or of another shape"):
+        checkpointing.restore(tmp_path, {"x": jnp.zeros(4)})
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    checkpointing.save(tmp_path, 1, {"x": jnp.arange(1000.0)})
+    files = [f for f in (tmp_path / "1").rglob("*") if f.is_file()]
+    data = [f for f in files if "/d/" in str(f) or f.name.startswith("manifest")]
+    for file in data:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert data
+    with pytest.raises(ValueError, match="damaged or of another shape") as error:
+        checkpointing.restore(tmp_path, {"x": jnp.zeros(1000)})
+    assert "\n" not in str(error.value)
