@@ -169,22 +169,25 @@ def _timed(decode, state) -> tuple[Any, float]:
 def _stream(decode, state: decoding.DecodeState, tokenizer) -> None:
     """Prints row 0 as it grows, a few steps of the loop at a time."""
     console = consoles.Console()
-    shown = int(state.lengths[0])
-    console.print(
-        tokenizer.decode(state.tokens[0, :shown].tolist()), end="", style="dim"
-    )
+    start = int(state.prompt_lengths[0])
+    prompt = tokenizer.decode(state.tokens[0, :start].tolist())
+    console.print(texts.Text(prompt, style="dim"), end="")
+    shown, printed = 0, ""
     while not bool(state.done.all()):
         state, info = decode(state, STREAM_STEPS)
-        length = int(state.lengths[0])
-        new = state.tokens[0, :length].tolist()
+        tokens = state.tokens[0, start : int(state.lengths[0])].tolist()
+        drafted = [0] * len(tokens)
+        if info is not None:
+            drafted = info.from_draft[0, start:].tolist()
         line = texts.Text()
-        for i in range(shown, length):
-            drafted = info is not None and int(info.from_draft[0, i]) == 1
-            # What one token adds to the text: bytes of a character may be split.
-            before, after = tokenizer.decode(new[:i]), tokenizer.decode(new[: i + 1])
-            line.append(after[len(before) :], style="green" if drafted else "bold")
-        console.print(line, end="")
-        shown = length
+        for i in range(shown, len(tokens)):
+            text = tokenizer.decode(tokens[: i + 1])
+            if text.endswith("\ufffd") and i + 1 < int(state.limits[0]) - start:
+                continue  # the rest of a character is yet to come
+            line.append(text[len(printed) :], style="green" if drafted[i] else "")
+            printed = text
+        console.print(line, end="", soft_wrap=True)
+        shown = len(tokens)
     console.print("\n")
 
 

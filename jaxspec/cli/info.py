@@ -1,4 +1,9 @@
-"""Shows what is installed, what it runs on, and what ships with it."""
+"""Shows what is installed, what it runs on, and what ships with it.
+
+The versions of the packages that matter, the devices that JAX sees, the compiler options
+that jaxspec asks for on them, which implementations there are of each kernel (the default
+first), what the rollback `auto` stands for, and the models that ship.
+"""
 
 import argparse
 import importlib.metadata

@@ -65,6 +65,11 @@ def run(args: argparse.Namespace) -> None:
         tokenizer = loaded.tokenizer
     else:
         tokenizer = _tokenizer(args.out / "tokenizer.json", modules, recipe)
+    if tokenizer.get_vocab_size() > recipe.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {tokenizer.get_vocab_size()} tokens and the model "
+            f"{recipe.config.vocab_size}."
+        )
     data = loop.encode(modules, tokenizer)
     params = loop.train(
         recipe,

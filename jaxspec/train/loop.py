@@ -50,6 +50,8 @@ class Data(NamedTuple):
 def encode(modules: list[corpus.Module], tokenizer: tokenizers.Tokenizer) -> Data:
     """Tokenizes a corpus."""
     end = tokenizer.token_to_id(pretrained.END_OF_TEXT)
+    if end is None:
+        raise ValueError(f"The tokenizer has no token {pretrained.END_OF_TEXT}.")
     documents: dict[bool, list[np.ndarray]] = {False: [], True: []}
     for module in modules:
         ids = tokenizer.encode(module.text).ids

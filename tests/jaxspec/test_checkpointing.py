@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import tiny
 import jaxspec
+import tiny
 from jaxspec import checkpointing
 from jaxspec.drafting.model import draft_model
 from jaxspec.models.rollback import ROLLBACKS

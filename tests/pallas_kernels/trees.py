@@ -16,7 +16,8 @@ CHAIN = [-1, 0, 1, 2, 3, 4, 5]
 STAR = [-1, 0, 0, 0, 0, 0, 0]
 BINARY = [-1, 0, 0, 1, 1, 2, 2]
 CATERPILLAR = [-1, 0, 0, 2, 2, 4, 4]
-PADDED = [-1, 0, -1, 0, 1, 3, -1]  # slots 2 and 6 are padding
+PADDED_INSIDE = [-1, 0, -1, 0, 1, 3, -1]  # slots 2 and 6 hang from nothing
+PADDED_AT_END = [-1, 0, 1, 1, -1, -1, -1]
 
 
 def rows(*parents):
@@ -30,8 +31,8 @@ TREES = {
     "star": rows(STAR, STAR, STAR),
     "binary": rows(BINARY, BINARY, BINARY),
     "caterpillar": rows(CATERPILLAR, CATERPILLAR, CATERPILLAR),
-    "padded": rows(PADDED, PADDED, PADDED),
-    "one per row": rows(CATERPILLAR, PADDED, CHAIN),
+    "padded": rows(PADDED_INSIDE, CHAIN, PADDED_AT_END),
+    "one per row": rows(CATERPILLAR, BINARY, CHAIN),
 }
 derive = jax.jit(topology.derive)
 windows = jax.jit(topology.windows, static_argnums=1)

@@ -6,8 +6,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 
+import oracle
 from jaxspec.models import hybrid
 from jaxspec.models.config import (
     AttentionConfig,

@@ -20,9 +20,7 @@ SMALL = 400  # bytes: positions, parents, tokens and paths of the batch
 @pytest.mark.parametrize("name", CONFIGS)
 def test_compiled_bytes_are_those_of_the_formula(name, rollback):
     config = CONFIGS[name]
-    model = hybrid.language_model(
-        config, rollback=rollback, max_path=4, ring_size=RING
-    )
+    model = hybrid.language_model(config, rollback=rollback, max_path=4, ring_size=RING)
     formula = traffic.formula(config, rollback, BATCH, NODES, RING)
     compiled = traffic.compiled(model, BATCH, NODES)
     for expected, found in zip(formula, compiled, strict=True):

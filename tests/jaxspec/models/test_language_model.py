@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from jaxspec import trees
 from jaxspec.models import hybrid
 from jaxspec.models.rollback import ROLLBACKS

@@ -1,0 +1,227 @@
+"""The command line: objects on standard output, one line of error, help that teaches."""
+
+import io
+import json
+import sys
+
+import pytest
+
+import folder
+from jaxspec.cli.__main__ import COMMANDS, main, parser
+
+PROMPT = "def add(a, b):\n"
+FEW = ["--max-tokens", "12"]
+FIELDS = {
+    "text",
+    "tokens",
+    "prompt_tokens",
+    "generated_tokens",
+    "target_calls",
+    "block_efficiency",
+    "accepted_per_step",
+    "seconds",
+    "tokens_per_second",
+}
+
+
+@pytest.fixture
+def generate(capsys):
+    """Runs `jaxspec generate --json` on a small model."""
+
+    def run(*arguments):
+        model = ["--model", str(folder.make()), "--draft-model", str(folder.make("M"))]
+        status = main(["generate", *model, *FEW, "--json", *arguments])
+        out, err = capsys.readouterr()
+        assert (status, err) == (0, "")
+        return json.loads(out)
+
+    return run
+
+
+def error_of(capsys, *arguments):
+    status = main(list(arguments))
+    out, err = capsys.readouterr()
+    assert status == 2 and out == ""
+    assert err.startswith(f"jaxspec {arguments[0]}: ") and err.count("\n") == 1
+    return err
+
+
+def test_generate_prints_one_object(generate):
+    record = generate("--prompt", PROMPT)
+    assert set(record) == FIELDS
+    assert record["generated_tokens"] == len(record["tokens"]) == 12
+    assert record["target_calls"] <= 12
+    efficiency = record["generated_tokens"] / record["target_calls"]
+    assert record["block_efficiency"] == pytest.approx(efficiency)
+    assert record["accepted_per_step"] == pytest.approx(efficiency - 1)
+    tokenizer = folder.tokenizer()
+    assert record["text"] == tokenizer.decode(record["tokens"])
+    assert record["prompt_tokens"] == len(tokenizer.encode(PROMPT).ids)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--drafter", "ngram", "--tree", "chain:3"),
+        ("--drafter", "ngram", "--tree", "6", "--temperature", "0.8", "--top-k", "9"),
+        ("--drafter", "model", "--tree", "2,1", "--temperature", "0.8"),
+        ("--drafter", "model", "--rollback", "lazy", "--batch", "2"),
+    ],
+)
+def test_compare_says_that_the_texts_agree(generate, options):
+    record = generate("--prompt", PROMPT, "--compare", *options)
+    assert set(record) >= FIELDS | {"autoregressive", "speedup"}
+    baseline = record["autoregressive"]
+    assert set(baseline) == {"tokens_per_second", "identical", "near_ties"}
+    assert baseline["identical"] is True and baseline["near_ties"] == 0
+    speed = record["tokens_per_second"] / baseline["tokens_per_second"]
+    assert record["speedup"] == pytest.approx(speed)
+
+
+def test_batches_have_texts_of_their_own(generate):
+    record = generate("--prompt", PROMPT, "--batch", "3", "--temperature", "1.5")
+    assert len(record["texts"]) == 3 and len(set(record["texts"])) > 1
+    assert record["generated_tokens"] == 36
+
+
+def test_seeds_make_texts(generate):
+    options = ("--prompt", PROMPT, "--temperature", "1.5")
+    texts = [generate(*options, "--seed", seed)["text"] for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_prompt_may_be_a_file_or_standard_input(generate, tmp_path, monkeypatch):
+    expected = generate("--prompt", PROMPT)["tokens"]
+    file = tmp_path / "prompt.py"
+    file.write_text(PROMPT)
+    assert generate("--prompt-file", str(file))["tokens"] == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
+    assert generate("--prompt", "-")["tokens"] == expected
+
+
+def test_no_drafter_is_autoregressive(generate):
+    record = generate("--prompt", PROMPT, "--drafter", "none")
+    assert record["target_calls"] == 12 and record["block_efficiency"] == 1.0
+
+
+def test_text_streams_to_the_terminal(capsys):
+    model = ["--model", str(folder.make())]
+    assert main(["generate", *model, *FEW, "--prompt", PROMPT, "--compare"]) == 0
+    out, _ = capsys.readouterr()
+    for word in (
+        PROMPT.strip(),
+        "target calls",
+        "block efficiency",
+        "speedup",
+        "agree",
+    ):
+        assert word in out
+
+
+def test_streamed_text_is_the_text(capsys, generate):
+    expected = generate("--prompt", PROMPT)["text"]
+    assert (
+        main(["generate", "--model", str(folder.make()), *FEW, "--prompt", PROMPT]) == 0
+    )
+    out, _ = capsys.readouterr()
+    squeeze = "".join(expected.split())
+    assert squeeze in "".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--prompt", ""), "empty"),
+        (("--prompt-file", "no/such/file"), "no/such/file"),
+        (("--temperature", "-1"), "temperature must not be negative"),
+        (("--top-p", "0"), "top_p"),
+        (("--max-tokens", "0"), "max_new_tokens must be positive"),
+        (("--batch", "0"), "--batch must be positive"),
+        (("--tree", "wide"), "no tree for the ngram drafter"),
+        (("--tree", "3,2"), "no tree for the ngram drafter"),
+        (("--drafter", "model", "--tree", "0,1"), "no tree for the model drafter"),
+        (("--drafter", "model", "--draft-model", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, options, message):
+    prompt = [] if options[0].startswith("--prompt") else ["--prompt", "x"]
+    arguments = ["generate", "--model", str(folder.make()), *prompt, *options]
+    assert message in error_of(capsys, *arguments)
+
+
+def test_a_draft_model_of_another_tokenizer_is_refused(capsys):
+    other = folder.make("M", text="while True:\n    pass\n" * 5)
+    message = error_of(
+        capsys,
+        "generate",
+        "--model",
+        str(folder.make()),
+        "--drafter",
+        "model",
+        "--draft-model",
+        str(other),
+    )
+    assert "tokenizer is not the target's" in message
+
+
+def test_unknown_names_are_refused(capsys):
+    assert "nowhere" in error_of(capsys, "generate", "--model", "nowhere")
+    for arguments in (["generate", "--drafter", "magic"], ["fly"], []):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code != 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "bench decode", "bench rollback"])
+def test_help_teaches(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args([*command.split(), "--help"])
+    out, _ = capsys.readouterr()
+    assert stop.value.code == 0
+    assert "usage: jaxspec" in out and len(out) > 300
+
+
+def test_info_prints_one_object(capsys):
+    assert main(["info", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["kernels"]["tree_ssd"] == ["xla", "reference"]
+    assert record["rollbacks"]["auto is"] == "replay"
+    assert main(["info"]) == 0
+    assert "tree_scan" in capsys.readouterr().out
+
+
+def test_bench_decode_prints_one_object_and_a_picture(capsys, tmp_path):
+    prompts, plot = tmp_path / "prompts.jsonl", tmp_path / "plot.png"
+    lines = [{"prompt": PROMPT}, {"question": "a + b"}, {"turns": ["def sub", "x"]}]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    arguments = ["bench", "decode", "--model", str(folder.make()), *FEW, "--json"]
+    arguments += ["--prompts", str(prompts), "--plot", str(plot), "--repeats", "1"]
+    arguments += ["--drafter", "ngram:6", "--drafter", "ngram:chain:3", "--batch", "2"]
+    assert main(arguments) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [(r["name"], r["temperature"]) for r in record["rows"]] == [
+        (name, t) for t in (0.0, 0.8) for name in ("ngram:6", "ngram:chain:3")
+    ]
+    for row in record["rows"]:
+        assert row["texts"] == 4 and row["identical"] == 4  # the last batch wraps
+        assert row["different"] == 0
+        assert row["tokens"] == 48 and row["speedup"] > 0
+    assert plot.stat().st_size > 5000
+
+
+def test_bench_rollback_prints_one_object(capsys):
+    arguments = ["bench", "rollback", "--model", str(folder.make()), "--json"]
+    arguments += ["--batch", "1", "--nodes", "4", "--repeats", "1"]
+    assert main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    names = [row["name"] for row in rows]
+    assert names[:3] == ["AR", "products", "products"]
+    assert set(names[3:]) == {"snapshot", "replay", "lazy", "joint"}
+    assert all(row["milliseconds"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("bad", [("--drafter", "magic:3"), ("--prompts", "no/file")])
+def test_bad_benchmarks_are_one_line(capsys, bad):
+    arguments = ["bench", "decode", "--model", str(folder.make()), *bad]
+    assert bad[1] in error_of(capsys, *arguments)

@@ -1,0 +1,118 @@
+"""Model folders: what is saved is loaded, and what is damaged is refused."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import folder
+from jaxspec import pretrained
+from jaxspec.models import config as configs
+from jaxspec.models import hybrid
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return pathlib_copy(folder.make(), tmp_path / "model")
+
+
+def pathlib_copy(source, destination):
+    shutil.copytree(source, destination)
+    return destination
+
+
+def test_a_folder_is_loaded(copy):
+    model, params, tokenizer = pretrained.load(copy, rollback="lazy", max_path=4)
+    expected = hybrid.language_model(folder.config(), rollback="lazy", max_path=4)
+    assert model == expected
+    assert tokenizer.decode(tokenizer.encode(folder.TEXT).ids) == folder.TEXT
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    head, table = params["lm_head"]["kernel"], params["embed"]["embedding"]
+    np.testing.assert_array_equal(head, table.T)  # the copy that a CPU multiplies with
+
+
+def test_params_can_be_loaded_for_scanned_layers(copy):
+    plain, scanned = (
+        pretrained.load(copy, scan_layers=scanned) for scanned in (False, True)
+    )
+    tokens = jnp.array([[5, 6, 7]])
+    seen = []
+    for model, params, _ in (plain, scanned):
+        carry = model.init_carry(params, 1, 8)
+        _, hidden = jax.jit(model.scan)(params, carry, tokens, jnp.array([3]))
+        seen.append(model.logits(params, hidden))
+    np.testing.assert_allclose(*seen, rtol=1e-4, atol=1e-5)
+
+
+def damage(name, change):
+    def apply(path):
+        file = path / name
+        file.write_bytes(change(file.read_bytes()))
+
+    return apply
+
+
+def other_version(raw):
+    return json.dumps(json.loads(raw) | {"format_version": 2}).encode()
+
+
+def wider(raw):
+    return json.dumps(json.loads(raw) | {"d_model": 24}).encode()
+
+
+def fewer_tokens(raw):
+    return json.dumps(json.loads(raw) | {"vocab_size": 100}).encode()
+
+
+@pytest.mark.parametrize(
+    "harm, message",
+    [
+        (damage("config.json", other_version), "format version 2"),
+        (damage("config.json", lambda raw: raw[:-9]), "not JSON"),
+        (damage("config.json", wider), "has shape .*, expected"),
+        (damage("config.json", fewer_tokens), "has shape|280 tokens"),
+        (damage("model.safetensors", lambda raw: raw[:-9]), "not a whole safetensors"),
+        (damage("model.safetensors", lambda raw: b""), "not a whole safetensors"),
+        (damage("tokenizer.json", lambda raw: raw[:99]), "is not a tokenizer"),
+        (lambda path: (path / "tokenizer.json").unlink(), "no tokenizer"),
+        (lambda path: (path / "config.json").unlink(), "neither a folder"),
+    ],
+)
+def test_damage_is_refused_in_one_line(copy, harm, message):
+    harm(copy)
+    with pytest.raises(ValueError, match=message) as error:
+        pretrained.load(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="neither a folder .* nor one of the shipped"):
+        pretrained.load("no-such-model")
+
+
+def test_tokenizers_must_agree():
+    ours, theirs = folder.tokenizer(), folder.tokenizer("while True: pass\n" * 9)
+    pretrained.check_same_tokenizer(ours, ours)
+    with pytest.raises(ValueError, match="for the target and .* for the draft"):
+        pretrained.check_same_tokenizer(ours, theirs)
+
+
+def test_the_models_that_ship_are_small_and_whole():
+    names = pretrained.shipped()
+    assert {"stdlib-8m", "stdlib-draft"} <= set(names)
+    sizes = {}
+    for name in ("stdlib-8m", "stdlib-draft"):
+        path = pretrained.find(name)
+        config = configs.from_json((path / "config.json").read_text())
+        sizes[name] = hybrid.count_params(config)
+        assert (path / "card.md").is_file()
+    assert sizes["stdlib-8m"] <= 8_000_000
+    assert sizes["stdlib-draft"] <= sizes["stdlib-8m"] / 10
+    target, draft = (
+        pretrained.load(n).tokenizer for n in ("stdlib-8m", "stdlib-draft")
+    )
+    pretrained.check_same_tokenizer(target, draft)
+    assert pretrained.stop_tokens(target) == [0]
