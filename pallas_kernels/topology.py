@@ -30,6 +30,7 @@ def derive(parents: jax.Array) -> Topology:
 
     With `M = I + parent`, the matrix `M^(2^r)` reaches `2^r` generations up.
     """
+    parents = jnp.asarray(parents)
     num_nodes = parents.shape[1]
     slots = jnp.arange(num_nodes, dtype=parents.dtype)
     reach = jax.nn.one_hot(parents, num_nodes, dtype=bool) | (
@@ -63,8 +64,11 @@ def windows(parents: jax.Array, width: int) -> jax.Array:
         `[B, N, width]` int32 rows of `concatenate([tail, nodes])`, where `tail` holds the
         `width - 1` tokens before the root.
     """
-    batch_size, num_nodes = parents.shape
-    node = jnp.broadcast_to(jnp.arange(num_nodes)[None], parents.shape)
+    parents = jnp.asarray(parents)
+    num_nodes = parents.shape[1]
+    node = jnp.broadcast_to(
+        jnp.arange(num_nodes, dtype=parents.dtype)[None], parents.shape
+    )
     rows = []
     for _ in range(width):
         rows.append(node + (width - 1))

@@ -3,6 +3,7 @@
 import jax
 
 from pallas_kernels import _dispatch
+from pallas_kernels._shapes import check_shapes
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_attention import reference, xla
 
@@ -43,13 +44,24 @@ def attend(
         `[B, n, H, d]` float32.
 
     Raises:
-        ValueError: if the heads disagree.
+        ValueError: if the shapes disagree.
     """
-    heads, kv_heads = q.shape[2], keys.shape[2]
-    if heads % kv_heads or cache_keys.shape[2] != kv_heads:
+    batch, num_nodes = tree.parents.shape
+    (queries, heads, dim), kv_heads = q.shape[1:], keys.shape[2]
+    nodes = (batch, num_nodes, kv_heads, dim)
+    cache = (batch, cache_keys.shape[1], kv_heads, dim)
+    check_shapes(
+        q=(q, (batch, queries, heads, dim)),
+        keys=(keys, nodes),
+        values=(values, nodes),
+        cache_keys=(cache_keys, cache),
+        cache_values=(cache_values, cache),
+        length=(length, (batch,)),
+    )
+    if heads % kv_heads or queries > num_nodes or (window is not None and window < 1):
         raise ValueError(
-            f"Expected key heads that divide {heads}, the same in the cache; got "
-            f"{kv_heads} and {cache_keys.shape[2]}."
+            f"Expected key heads that divide {heads}, at most {num_nodes} queries and a "
+            f"window of at least 1; got {kv_heads}, {queries} and {window}."
         )
     op = _dispatch.dispatch(_IMPLEMENTATIONS, implementation)
     return op(tree, q, keys, values, cache_keys, cache_values, length, window, scale)

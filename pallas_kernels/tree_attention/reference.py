@@ -12,7 +12,7 @@ import jax.numpy as jnp
 def attend(tree, q, keys, values, cache_keys, cache_values, length, window, scale):
     queries, heads = q.shape[1:3]
     group = heads // keys.shape[2]
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    dtype = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
 
     def row(tree, q, keys, values, cache_keys, cache_values, length):
         start = tree.depth.shape[0] - queries

@@ -3,6 +3,7 @@
 import jax
 
 from pallas_kernels import _dispatch
+from pallas_kernels._shapes import check_shapes
 from pallas_kernels.tree_conv import reference, xla
 
 _IMPLEMENTATIONS = {"reference": reference.convolve, "xla": xla.convolve}
@@ -32,14 +33,15 @@ def convolve(
         `[B, n, E]` outputs, no activation applied, in the inputs' dtype.
 
     Raises:
-        ValueError: if the filter, the window and the tail disagree in width.
+        ValueError: if the shapes disagree.
     """
-    width = weight.shape[0]
-    if window.shape[2] != width or tail.shape[1] != width - 1:
-        raise ValueError(
-            f"Expected a window of {width} and a tail of {width - 1} tokens; got "
-            f"{window.shape[2]} and {tail.shape[1]}."
-        )
+    (batch, queries), (width, channels) = window.shape[:2], weight.shape
+    check_shapes(
+        window=(window, (batch, queries, width)),
+        inputs=(inputs, (batch, inputs.shape[1], channels)),
+        tail=(tail, (batch, width - 1, channels)),
+        bias=(bias, (channels,)),
+    )
     op = _dispatch.dispatch(_IMPLEMENTATIONS, implementation)
     return op(window, inputs, tail, weight, bias)
 

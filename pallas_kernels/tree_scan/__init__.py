@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import _dispatch
+from pallas_kernels._shapes import check_shapes
 from pallas_kernels.inputs import Inputs
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_scan import reference, xla
@@ -48,11 +49,13 @@ def read(
     Raises:
         ValueError: if the shapes disagree.
     """
-    expected = (*tree.parents.shape, A.shape[0])
-    if inputs.dt.shape != expected or inputs.x.shape != expected:
-        raise ValueError(
-            f"Expected x and dt {expected}; got {inputs.x.shape}, {inputs.dt.shape}."
-        )
+    batch, num_nodes = tree.parents.shape
+    _check_inputs(inputs, A, state, (batch, num_nodes))
+    check_shapes(C=(C, (batch, C.shape[1], A.shape[1])), D=(D, A.shape[:1]))
+    if C.shape[1] > num_nodes:
+        raise ValueError(f"Expected at most {num_nodes} queries, got {C.shape[1]}.")
+    if ring is not None:
+        _check_inputs(ring, A, state, (batch, ring.x.shape[1]))
     op = _dispatch.dispatch(_READ, implementation)
     return op(tree, inputs, A, C, D, state, ring)
 
@@ -79,6 +82,7 @@ def node_states(
     Returns:
         `[B, n, E, S]` float32 states.
     """
+    _check_inputs(inputs, A, state, parents.shape)
     if known is None:
         known = jnp.zeros((state.shape[0], 0, *state.shape[1:]), state.dtype)
     op = _dispatch.dispatch(_STATES, implementation)
@@ -103,6 +107,7 @@ def fold(
     Returns:
         `[B, E, S]` float32 state after the last token.
     """
+    _check_inputs(inputs, A, state, inputs.x.shape[:2])
     return _dispatch.dispatch(_FOLD, implementation)(state, A, inputs)
 
 
@@ -130,7 +135,24 @@ def read_chain(
     Returns:
         `[B, T, E]` float32 outputs and the `[B, E, S]` float32 state after the chain.
     """
+    leading = inputs.x.shape[:2]
+    _check_inputs(inputs, A, state, leading)
+    check_shapes(C=(C, (*leading, A.shape[1])), D=(D, A.shape[:1]))
     return _dispatch.dispatch(_CHAIN, implementation)(inputs, A, C, D, state)
+
+
+def _check_inputs(
+    inputs: Inputs, A: jax.Array, state: jax.Array, leading: tuple[int, ...]
+) -> None:
+    """Records `[*leading, ...]` that fit a state `[B, E, S]`."""
+    channels, width = state.shape[1:]
+    check_shapes(
+        A=(A, (channels, width)),
+        x=(inputs.x, (*leading, channels)),
+        dt=(inputs.dt, (*leading, channels)),
+        B=(inputs.B, (*leading, width)),
+        state=(state, (leading[0], channels, width)),
+    )
 
 
 def implementations() -> list[str]:

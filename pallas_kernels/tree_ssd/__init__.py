@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import _dispatch
+from pallas_kernels._shapes import check_shapes
 from pallas_kernels.inputs import Inputs
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_ssd import reference, xla
@@ -47,13 +48,19 @@ def read(
     Raises:
         ValueError: if the shapes disagree.
     """
-    heads, groups = A.shape[0], C.shape[2]
-    expected = (*tree.parents.shape, heads)
-    if inputs.dt.shape != expected or inputs.B.shape[2] != groups or heads % groups:
+    batch, num_nodes = tree.parents.shape
+    _check_inputs(inputs, A, state, (batch, num_nodes))
+    groups, width = inputs.B.shape[2:]
+    check_shapes(C=(C, (batch, C.shape[1], groups, width)))
+    if C.shape[1] > num_nodes or D.shape not in (A.shape, state.shape[1:3]):
         raise ValueError(
-            f"Expected dt {expected} and B with {groups} groups dividing {heads} heads; "
-            f"got dt {inputs.dt.shape} and B {inputs.B.shape}."
+            f"Expected at most {num_nodes} queries and D {A.shape} or "
+            f"{state.shape[1:3]}; got {C.shape[1]} and {D.shape}."
         )
+    if ring is not None:
+        _check_inputs(ring, A, state, (batch, ring.x.shape[1]))
+        check_shapes(ring_B=(ring.B, (*ring.B.shape[:2], groups, width)))
+    heads = A.shape[0]
     D = jnp.broadcast_to(D.reshape(heads, -1), inputs.x.shape[2:]).astype(state.dtype)
     op = _dispatch.dispatch(_READ, implementation)
     return op(tree, inputs, A, C, D, state, ring)
@@ -81,6 +88,7 @@ def node_states(
     Returns:
         `[B, n, H, P, S]` float32 states.
     """
+    _check_inputs(inputs, A, state, parents.shape)
     if known is None:
         known = jnp.zeros((state.shape[0], 0, *state.shape[1:]), state.dtype)
     op = _dispatch.dispatch(_STATES, implementation)
@@ -105,7 +113,25 @@ def fold(
     Returns:
         `[B, H, P, S]` float32 state after the last token.
     """
+    _check_inputs(inputs, A, state, inputs.x.shape[:2])
     return _dispatch.dispatch(_FOLD, implementation)(state, A, inputs)
+
+
+def _check_inputs(
+    inputs: Inputs, A: jax.Array, state: jax.Array, leading: tuple[int, ...]
+) -> None:
+    """Records `[*leading, ...]` that fit a state `[B, H, P, S]`."""
+    heads, dim, width = state.shape[1:]
+    groups = inputs.B.shape[2]
+    check_shapes(
+        A=(A, (heads,)),
+        x=(inputs.x, (*leading, heads, dim)),
+        dt=(inputs.dt, (*leading, heads)),
+        B=(inputs.B, (*leading, groups, width)),
+        state=(state, (leading[0], heads, dim, width)),
+    )
+    if heads % groups:
+        raise ValueError(f"{groups} groups do not divide {heads} heads.")
 
 
 def implementations() -> list[str]:

@@ -5,7 +5,9 @@ With path sums `L_i` of `dt A` over the ancestors `M` of node `i`,
     y_i = exp(L_i) S_0 C_i + sum_j M_ij exp(L_i - L_j) (C_i . B_j) dt_j x_j + D x_i
 
 Off the path `L_i - L_j` may be large and positive: it is masked before `exp`. Path sums
-are products with a 0/1 matrix, in full float32.
+are products with a 0/1 matrix, in full float32. Their differences round by `|L|` times
+6e-8: relative to the largest output 4e-6 on a chain of 64 with every `dt A` in [-16, 0],
+3e-5 in [-60, 0].
 """
 
 import jax

@@ -218,5 +218,9 @@ def test_wrong_heads_are_refused(implementation):
     op = attend(implementation)
     with pytest.raises(ValueError, match="divide 3"):
         op(tree, q[:, :, 1:], *args)
-    with pytest.raises(ValueError, match="got 2 and 1"):
+    with pytest.raises(ValueError, match="cache_keys has shape"):
         op(tree, q, *nodes, cache_keys[:, :, :1], cache_values[:, :, :1], length)
+    with pytest.raises(ValueError, match="values has shape"):
+        op(tree, q, nodes[0], nodes[1][:, :, :1], cache_keys, cache_values, length)
+    with pytest.raises(ValueError, match="length has shape"):
+        op(tree, q, *nodes, cache_keys, cache_values, length[:1])

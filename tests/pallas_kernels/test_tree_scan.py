@@ -291,9 +291,13 @@ def test_unknown_implementations_are_refused():
 def test_wrong_shapes_are_refused(implementation):
     tree, (inputs, A, C, D, state) = make_chain()
     read = functools.partial(tree_scan.read, implementation=implementation)
-    with pytest.raises(ValueError, match="Expected x and dt"):  # a node too few
+    with pytest.raises(ValueError, match="x has shape"):  # a node too few
         read(tree, cut(inputs, 0, 6), A, C, D, state)
-    with pytest.raises(ValueError, match="Expected x and dt"):  # a channel too few
+    with pytest.raises(ValueError, match="A has shape"):  # a channel too few
         read(tree, inputs, A[1:], C, D, state)
-    with pytest.raises(ValueError, match="Expected x and dt"):  # a step size per row
+    with pytest.raises(ValueError, match="dt has shape"):  # a step size per row
         read(tree, inputs._replace(dt=inputs.dt[:, :, :1]), A, C, D, state)
+    with pytest.raises(ValueError, match="B has shape"):  # a key too few
+        tree_scan.fold(state, A, inputs._replace(B=inputs.B[:, 1:]))
+    with pytest.raises(ValueError, match="D has shape"):
+        tree_scan.read_chain(inputs, A, C, D[:1], state)

@@ -282,12 +282,18 @@ def test_unknown_implementations_are_refused():
 def test_wrong_shapes_are_refused(implementation):
     tree, inputs, A, C, D, state, _ = make_args(TREES["star"])
     read = functools.partial(tree_ssd.read, implementation=implementation)
-    with pytest.raises(ValueError, match="Expected dt"):  # one node too few
+    with pytest.raises(ValueError, match="x has shape"):  # one node too few
         read(tree, cut(inputs, 0, 6), A, C, D, state)
-    with pytest.raises(ValueError, match="Expected dt"):  # one head too few
+    with pytest.raises(ValueError, match="A has shape"):  # one head too few
         read(tree, inputs, A[1:], C, D, state)
-    with pytest.raises(ValueError, match="2 groups"):  # C in 2 groups, B in 1
+    with pytest.raises(ValueError, match="C has shape"):  # C in 2 groups, B in 1
         read(tree, inputs._replace(B=inputs.B[:, :, :1]), A, C, D, state)
-    with pytest.raises(ValueError, match="3 groups dividing 4"):
+    with pytest.raises(ValueError, match="3 groups do not divide 4"):
         three = [np.repeat(a[:, :, :1], 3, axis=2) for a in (inputs.B, C)]
         read(tree, inputs._replace(B=three[0]), A, three[1], D, state)
+    with pytest.raises(ValueError, match="A has shape"):  # H and P swapped
+        read(tree, inputs, A, C, D, state.swapaxes(1, 2))
+    with pytest.raises(ValueError, match="Expected at most 7 queries and D"):
+        read(tree, inputs, A, C, D[1:], state)
+    with pytest.raises(ValueError, match="dt has shape"):
+        tree_ssd.fold(state, A, inputs._replace(dt=inputs.dt[:, :, :1]))
