@@ -137,7 +137,13 @@ def merge(
     return deduplicate(both, num_nodes, max_path)
 
 
-def from_paths(root: Array, paths: Array, lengths: Array, num_nodes: int) -> TokenTree:
+def from_paths(
+    root: Array,
+    paths: Array,
+    lengths: Array,
+    num_nodes: int,
+    weights: Array | None = None,
+) -> TokenTree:
     """The tree of several continuations of a root, equal prefixes shared.
 
     Args:
@@ -145,26 +151,42 @@ def from_paths(root: Array, paths: Array, lengths: Array, num_nodes: int) -> Tok
         paths: `[B, M, L]` int32 continuations, the one to prefer first.
         lengths: `[B, M]` int32, tokens that count in each.
         num_nodes: slots of the tree.
+        weights: `[B, M, L]` float32, what a path adds to the score of each of its nodes
+            (see `deduplicate`); by default the first path goes in whole, then the next.
     """
-    batch, _, length = paths.shape
+    batch, several, length = paths.shape
     slots = jnp.arange(length, dtype=jnp.int32)[None, None]
-    starts = jnp.arange(paths.shape[1], dtype=jnp.int32)[None, :, None] * length
+    starts = jnp.arange(several, dtype=jnp.int32)[None, :, None] * length
     parents = jnp.where(slots == 0, 0, starts + slots)
     parents = jnp.where(slots < lengths[:, :, None], parents, TokenTree.NO_PARENT)
     tokens = jnp.concatenate([root[:, None], paths.reshape(batch, -1)], axis=1)
     top = jnp.full((batch, 1), TokenTree.NO_PARENT, jnp.int32)
     parents = jnp.concatenate([top, parents.reshape(batch, -1)], axis=1)
-    return deduplicate(TokenTree(tokens, parents), num_nodes, length + 1)
+    if weights is not None:
+        weights = jnp.pad(weights.reshape(batch, -1), ((0, 0), (1, 0)))
+    tree = TokenTree(tokens, parents)
+    return deduplicate(tree, num_nodes, length + 1, weights)
 
 
-def deduplicate(tree: TokenTree, num_nodes: int, max_path: int) -> TokenTree:
-    """Makes siblings of the same token one node, and keeps the first `num_nodes` nodes.
+def deduplicate(
+    tree: TokenTree, num_nodes: int, max_path: int, weights: Array | None = None
+) -> TokenTree:
+    """Makes siblings of the same token one node, and keeps the best `num_nodes` nodes.
 
     Two nodes are the same if the tokens along their paths are. The first of them stands
-    for all, so parents stay before children. Nodes deeper than `max_path` are dropped.
+    for all, and its score is the sum of their weights.
+
+    Args:
+        tree: the tree, whose siblings may repeat.
+        num_nodes: slots of the result.
+        max_path: nodes on the longest path; deeper ones are dropped.
+        weights: `[B, N]` float32, positive and smaller at a child than at its parent, so
+            that what is kept is a tree: the nodes of the largest scores, in their order.
+            By default nodes keep their order and the first are kept.
     """
     batch, size = tree.parents.shape
-    node = jnp.broadcast_to(jnp.arange(size)[None], (batch, size))
+    slots = jnp.arange(size)
+    node = jnp.broadcast_to(slots[None], (batch, size))
     words = []  # the tokens along the path of each node, upwards
     for _ in range(max_path):
         token = jnp.take_along_axis(tree.tokens, jnp.maximum(node, 0), axis=1)
@@ -176,18 +198,23 @@ def deduplicate(tree: TokenTree, num_nodes: int, max_path: int) -> TokenTree:
     for word in words:
         same &= word[:, :, None] == word[:, None]
     first = jnp.argmax(same, axis=2)  # the node that stands for each
-    new = alive & (first == jnp.arange(size)[None])
-    place = jnp.cumsum(new, axis=1, dtype=jnp.int32) - 1
-    nowhere = max(size, num_nodes)
-    place = jnp.where(new, place, nowhere)  # where a first node goes
+    new = alive & (first == slots[None])
+
+    if weights is None:
+        score = jnp.broadcast_to(-slots[None].astype(jnp.float32), (batch, size))
+    else:
+        score = jnp.sum(jnp.where(same, weights[:, None], 0.0), axis=2)
+        score = jnp.where(slots[None] == 0, jnp.inf, score)
+    better = score[:, None] > score[:, :, None]
+    better |= (score[:, None] == score[:, :, None]) & (slots[None] < slots[:, None])[None]
+    place = jnp.sum(better & new[:, None], axis=2, dtype=jnp.int32)
+    place = jnp.where(new, place, max(size, num_nodes))  # beyond all slots if not new
+
     above = jnp.take_along_axis(first, jnp.maximum(tree.parents, 0), axis=1)
     parents = jnp.take_along_axis(place, above, axis=1)
-    here = (
-        place[:, None] == jnp.arange(num_nodes)[None, :, None]
-    )  # [B, num_nodes, size]
-    filled = jnp.any(here, axis=2)
+    here = place[:, None] == jnp.arange(num_nodes)[None, :, None]  # [B, num_nodes, N]
     tokens = jnp.sum(jnp.where(here, tree.tokens[:, None], 0), axis=2)
     parents = jnp.sum(jnp.where(here, parents[:, None], 0), axis=2)
-    is_child = filled & (jnp.arange(num_nodes)[None] > 0)
+    is_child = jnp.any(here, axis=2) & (jnp.arange(num_nodes)[None] > 0)
     parents = jnp.where(is_child, parents, TokenTree.NO_PARENT)
     return TokenTree(tokens.astype(jnp.int32), parents.astype(jnp.int32))

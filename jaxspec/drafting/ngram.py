@@ -1,8 +1,9 @@
 """Prompt lookup: what followed the last few tokens when they came before.
 
 Several earlier places are looked up, in the prompt and in the output, and merged into one
-tree (Saxena 2023; Snakes and Ladders 2025 ranks several matches). It is a search in an
-array: no model, no state but the text, all of it on the device.
+tree that keeps the nodes that most and best matches agree on (Saxena 2023; REST 2023 and
+Snakes and Ladders 2025 rank by counts). It is a search in an array: no model, no state but
+the text, all of it on the device.
 """
 
 import functools
@@ -34,7 +35,8 @@ def ngram(
 ) -> Drafter:
     """Makes a drafter that looks up the last `min_match` to `max_match` tokens.
 
-    A place that agrees in more tokens is preferred, then the later one.
+    A place that agrees in more tokens is preferred, then the later one. A node scores
+    `0.81^depth` times the sum of `2^agreed` over the matches that go through it.
 
     Args:
         num_nodes: slots of the tree, the root included.
@@ -66,15 +68,19 @@ def ngram(
 
     def propose(params, keys: Array, state: State, root: Array) -> tuple[State, Draft]:
         del params, keys
-        places, found = _find(state, num_matches, min_match, max_match)
-        steps = jnp.arange(1, max_path)[None, None]
-        index = places[:, :, None] + steps
-        known = jnp.minimum(state.lengths[:, None] - 1 - places, max_path - 1)
-        last = state.tokens.shape[1] - 1
-        paths = rows.take(state.tokens, jnp.minimum(index, last).reshape(len(root), -1))
-        paths = paths.reshape(index.shape)
-        lengths = jnp.where(found, known, 0)
-        tree = trees.from_paths(root, paths, lengths, num_nodes)
+        places, agreed = _find(state, num_matches, min_match, max_match)
+        # A continuation that reaches the end of the text goes on by copying itself: at
+        # place `i` the text is taken to have the period `length - 1 - i`.
+        period = jnp.maximum(state.lengths[:, None] - 1 - places, 1)
+        steps = jnp.arange(max_path - 1)[None, None]
+        index = places[:, :, None] + 1 + steps % period[:, :, None]
+        paths = rows.take(state.tokens, index.reshape(len(root), -1))
+        lengths = jnp.where(agreed > 0, max_path - 1, 0)
+        decay = 0.81 ** steps.astype(jnp.float32)
+        weights = jnp.exp2(agreed[:, :, None].astype(jnp.float32)) * decay
+        tree = trees.from_paths(
+            root, paths.reshape(index.shape), lengths, num_nodes, weights
+        )
         return state, deterministic_draft(tree, max_path)
 
     def observe(
@@ -91,18 +97,20 @@ def ngram(
 def _find(
     state: State, num_matches: int, min_match: int, max_match: int
 ) -> tuple[Array, Array]:
-    """The best places `[B, M]` whose last tokens are the text's, and which are matches."""
+    """The best places `[B, M]`, and in how many tokens each agrees, 0 if in too few."""
     tokens, lengths = state
     size = tokens.shape[1]
     place = jnp.arange(size)[None]
-    run = jnp.ones(tokens.shape, bool)
+    run = place < lengths[:, None] - 1
     agreed = jnp.zeros(tokens.shape, jnp.int32)
     for back in range(max_match):
         wanted = rows.take(tokens, jnp.maximum(lengths - 1 - back, 0)[:, None])
         here = jnp.pad(tokens, ((0, 0), (back, 0)))[:, :size]
-        run &= (here == wanted) & (place >= back) & (lengths[:, None] > back)
+        run &= (here == wanted) & (place >= back)
         agreed += run.astype(jnp.int32)
-    earlier = place < lengths[:, None] - 1
-    score = jnp.where(earlier & (agreed >= min_match), agreed * size + place, -1)
-    score, places = jax.lax.top_k(score, min(num_matches, size))
-    return places, score >= 0
+    score = jnp.where(agreed >= min_match, agreed * size + place, -1)
+    # Float32 holds these numbers exactly, and XLA sorts integers where it could search.
+    score, places = jax.lax.top_k(score.astype(jnp.float32), min(num_matches, size))
+    found = score >= 0.0
+    agreed = jnp.where(found, score.astype(jnp.int32) // size, 0)
+    return jnp.where(found, places, 0), agreed

@@ -31,17 +31,31 @@ def agreement(text, place, max_match):
 def continuations(
     text, num_nodes=8, max_path=8, num_matches=4, min_match=1, max_match=4
 ):
-    """What followed the best places, the longest match first and then the latest."""
+    """What followed the best places, the longest match first and then the latest.
+
+    Beyond the end of the text a continuation copies itself.
+    """
     agreed = [(agreement(text, p, max_match), p) for p in range(len(text) - 1)]
-    places = [p for n, p in sorted(agreed, reverse=True) if n >= min_match]
-    reach = min(max_path, max(num_nodes, 2))
-    return [tuple(text[p + 1 : p + reach]) for p in places[:num_matches]]
+    places = [(n, p) for n, p in sorted(agreed, reverse=True) if n >= min_match]
+    reach = min(max_path, max(num_nodes, 2)) - 1
+    found = {}
+    for n, place in places[:num_matches]:
+        extended = list(text)
+        for _ in range(reach):
+            extended.append(extended[place + 1 + len(extended) - len(text)])
+        found[place] = (n, tuple(extended[place + 1 : place + 1 + reach]))
+    return list(found.values())
 
 
-def prefixes(sequences, num_nodes=8, **_):
-    """The nodes of the trie of some sequences, in order."""
-    every = [s[:n] for s in sequences for n in range(1, len(s) + 1)]
-    return list(dict.fromkeys([(), *every]))[:num_nodes]
+def best_prefixes(matches, num_nodes=8, **_):
+    """The nodes of the trie of some continuations that most and best matches share."""
+    scores = {}
+    for agreed, sequence in matches:
+        for n in range(1, len(sequence) + 1):
+            share = 2.0**agreed * 0.81 ** (n - 1)
+            scores[sequence[:n]] = scores.get(sequence[:n], 0.0) + share
+    best = sorted(scores, key=lambda node: -scores[node])  # stable: first come first
+    return [(), *best][:num_nodes]
 
 
 def drafts(draft, row):
@@ -81,7 +95,7 @@ def test_drafts_are_what_followed_the_text_before(settings):
     draft = draft_after(texts, **settings)
     check(draft.tree)
     for row, text in enumerate(texts):
-        expected = prefixes(continuations(text, **settings), **settings)
+        expected = best_prefixes(continuations(text, **settings), **settings)
         assert drafts(draft, row) == expected
         assert draft.tree.tokens[row, 0] == text[-1]
 
@@ -104,9 +118,15 @@ def test_matches_share_their_common_prefix():
     assert drafts(draft, 0) == expected
 
 
-def test_a_match_at_the_end_has_a_short_continuation():
-    draft = draft_after([[4, 6, 6]])
-    assert drafts(draft, 0) == [(), (6,)]
+def test_what_several_matches_agree_on_comes_first():
+    text = [2, 7, 2, 7, 2, 8, 2]  # 8 is the latest, but 7 came twice
+    draft = draft_after([text], num_nodes=2, max_path=2)
+    assert drafts(draft, 0) == [(), (7,)]
+
+
+def test_a_continuation_goes_on_by_copying_itself():
+    draft = draft_after([[9, 4, 6, 4, 6]], num_nodes=6, num_matches=1)
+    assert drafts(draft, 0)[-1] == (4, 6, 4, 6, 4)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +146,12 @@ def test_without_a_match_there_is_no_draft(text, settings):
 def test_nothing_behind_the_end_of_a_text_is_found():
     drafter, state = begin([[1, 2, 3, 1, 9, 1, 9]])
     draft = propose(drafter, state._replace(lengths=jnp.array([4])), [1])
-    assert drafts(draft, 0) == [(), (2,), (2, 3), (2, 3, 1)]
+    assert drafts(draft, 0)[-1] == (2, 3, 1, 2, 3, 1, 2)
 
 
 def test_more_matches_may_be_asked_for_than_there_are_tokens():
     draft = draft_after([[1, 2, 1]], max_length=4, num_matches=64)
-    assert drafts(draft, 0) == [(), (2,), (2, 1)]
+    assert drafts(draft, 0)[-1] == (2, 1, 2, 1, 2, 1, 2)
 
 
 def test_observe_appends_what_was_emitted():
