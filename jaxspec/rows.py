@@ -19,6 +19,15 @@ def write(buffer: Array, values: Array, start: Array) -> Array:
     )(buffer, values, start)
 
 
+def cut(buffer: Array, start: Array, length: int) -> Array:
+    """Cuts `length` consecutive entries of `buffer` `[B, M, ...]` from `start` `[B]`."""
+    if buffer.shape[0] == 1:  # one contiguous copy; the general form is a gather
+        return jax.lax.dynamic_slice_in_dim(buffer, start[0], length, axis=1)
+    return jax.vmap(lambda b, s: jax.lax.dynamic_slice_in_dim(b, s, length))(
+        buffer, start
+    )
+
+
 def take(buffer: Array, index: Array) -> Array:
     """Gathers entries `index` `[B, D]` of `buffer` `[B, M, ...]`."""
     index = index.reshape(*index.shape, *[1] * (buffer.ndim - 2))

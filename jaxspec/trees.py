@@ -205,8 +205,9 @@ def deduplicate(
     else:
         score = jnp.sum(jnp.where(same, weights[:, None], 0.0), axis=2)
         score = jnp.where(slots[None] == 0, jnp.inf, score)
-    better = score[:, None] > score[:, :, None]
-    better |= (score[:, None] == score[:, :, None]) & (slots[None] < slots[:, None])[None]
+    mine, other = score[:, :, None], score[:, None]
+    earlier = (slots[None] < slots[:, None])[None]
+    better = (other > mine) | ((other == mine) & earlier)
     place = jnp.sum(better & new[:, None], axis=2, dtype=jnp.int32)
     place = jnp.where(new, place, max(size, num_nodes))  # beyond all slots if not new
 

@@ -157,29 +157,20 @@ class Mixer(nn.Module):
         if not window or span >= capacity:
             return carry, jnp.zeros_like(end)
         start = jnp.clip(end - span, 0, capacity - span)
-        cut = jax.vmap(lambda x, s: jax.lax.dynamic_slice_in_dim(x, s, span))
-        return jax.tree.map(lambda cache: cut(cache, start), carry), start
+        return jax.tree.map(lambda cache: rows.cut(cache, start, span), carry), start
 
     def _attend(self, q: jax.Array, carry: Carry, index: jax.Array) -> jax.Array:
         """Queries `[B, T, H, d]` at consecutive positions `index` `[B, T]` see the cache."""
-        c, f32 = self.config.attention, jnp.float32
-        batch, length = index.shape
+        length = index.shape[1]
         carry, start = self._in_sight(carry, index[:, 0] + length, length)
-        grouped = q.reshape(batch, length, c.num_kv_heads, -1, c.head_dim)
-        scores = jnp.einsum(
-            "btkgd,bskd->bkgts", grouped, carry.keys, preferred_element_type=f32
+        return tree_attention.attend_cache(
+            q,
+            *carry,
+            index,
+            start,
+            window=self.config.attention.window or None,
+            scale=self._scale(),
         )
-        slots = start[:, None] + jnp.arange(carry.keys.shape[1])[None]
-        slots, index = slots[:, None], index[:, :, None]
-        seen = slots <= index
-        if c.window:
-            seen &= slots > index - c.window
-        scores = jnp.where(seen[:, None, None], scores * self._scale(), -1e30)
-        weights = nn.softmax(scores, axis=-1).astype(carry.values.dtype)
-        y = jnp.einsum(
-            "bkgts,bskd->btkgd", weights, carry.values, preferred_element_type=f32
-        )
-        return y.reshape(q.shape)
 
     def _output(self, y: jax.Array) -> jax.Array:
         """Projects y `[B, T, H, d]` float32."""

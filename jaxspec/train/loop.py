@@ -61,18 +61,20 @@ def encode(modules: list[corpus.Module], tokenizer: tokenizers.Tokenizer) -> Dat
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """AdamW with a warm-up, a cosine to a tenth, and clipped gradients."""
-    schedule = optax.warmup_cosine_decay_schedule(
+    """AdamW with the recipe's schedule and clipped gradients."""
+    cosine = optax.warmup_cosine_decay_schedule(
         0.0,
         recipe.learning_rate,
         min(recipe.warmup, recipe.steps // 4),
-        recipe.steps,
+        recipe.horizon,
         0.1 * recipe.learning_rate,
     )
+    half = recipe.steps // 2
+    cool_down = optax.linear_schedule(1.0, 0.0, recipe.steps - half, half)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(
-            schedule,
+            lambda step: cosine(step) * cool_down(step),
             b2=0.98,
             weight_decay=recipe.weight_decay,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim >= 2, params),

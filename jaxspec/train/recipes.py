@@ -33,7 +33,10 @@ class Recipe:
         steps: optimiser steps.
         batch_size: sequences in a step.
         length: tokens in a sequence.
-        learning_rate: peak, reached after `warmup` steps and let down as a cosine.
+        learning_rate: peak, reached after `warmup` steps, then let down as a cosine to a
+            tenth at `horizon`, and on top of it in a line to zero over the last half of
+            `steps`. So a run may end wherever time ends, without another beginning.
+        horizon: steps of the cosine.
         warmup: steps.
         weight_decay: AdamW's.
         seed: of the weights and of the data's order.
@@ -45,12 +48,13 @@ class Recipe:
     batch_size: int
     length: int
     learning_rate: float
+    horizon: int = 12_000
     warmup: int = 200
     weight_decay: float = 0.1
     seed: int = 0
 
 
 RECIPES = {
-    "target": Recipe("stdlib-8m", TARGET, 12_000, 4, 512, 2e-3),
-    "draft": Recipe("stdlib-draft", DRAFT, 12_000, 4, 512, 3e-3),
+    "target": Recipe("stdlib-8m", TARGET, 7_000, 4, 512, 2e-3),
+    "draft": Recipe("stdlib-draft", DRAFT, 5_000, 4, 512, 3e-3),
 }

@@ -33,3 +33,25 @@ def attend(tree, q, keys, values, cache_keys, cache_values, length, window, scal
         return jnp.stack(outputs).reshape(queries, heads, -1)
 
     return jax.vmap(row)(tree, q, keys, values, cache_keys, cache_values, length)
+
+
+def attend_cache(q, keys, values, index, start, window, scale):
+    queries, heads = q.shape[1:3]
+    group = heads // keys.shape[2]
+    dtype = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
+
+    def row(q, keys, values, index, start):
+        positions = start + jnp.arange(keys.shape[0])
+        outputs = []
+        for i in range(queries):
+            seen = positions <= index[i]
+            if window is not None:
+                seen &= positions > index[i] - window
+            for h in range(heads):
+                own = keys[:, h // group].astype(dtype)
+                scores = scale * (own @ q[i, h].astype(dtype))
+                weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+                outputs.append(weights @ values[:, h // group].astype(dtype))
+        return jnp.stack(outputs).reshape(queries, heads, -1)
+
+    return jax.vmap(row)(q, keys, values, index, start)

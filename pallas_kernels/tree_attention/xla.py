@@ -1,41 +1,42 @@
-"""`attend` with one softmax over the cache and the tree."""
+"""`attend` with one softmax over the cache and the tree, all heads at once."""
 
 import jax
 import jax.numpy as jnp
 
-_MASKED = -1e30  # finite: a padded node sees itself, never nothing
+from pallas_kernels.tree_attention import masks
 
 
 def attend(tree, q, keys, values, cache_keys, cache_values, length, window, scale):
-    batch, queries, heads, dim = q.shape
-    capacity, kv_heads = cache_keys.shape[1:3]
-    q = q.reshape(batch, queries, kv_heads, -1, dim)
-    f32 = jnp.float32
+    capacity = cache_keys.shape[1]
+    seen = masks.of_tree(tree, q.shape[1], capacity, length, window)
+    scores = [_score(q, cache_keys, scale), _score(q, keys, scale)]
+    weights = _softmax(*(jnp.concatenate(x, axis=-1) for x in (scores, seen)))
+    y = _read(weights[..., :capacity], cache_values)
+    y += _read(weights[..., capacity:], values)
+    return y.reshape(q.shape)
 
-    def score(keys):
-        s = jnp.einsum("bikgd,bjkd->bkgij", q, keys, preferred_element_type=f32)
-        return s * scale
 
-    slots = jnp.arange(capacity, dtype=length.dtype)[None, None]
-    length = length[:, None, None]
-    on_cache = slots < length  # [B, 1, S]
-    on_tree = tree.ancestors[:, -queries:]  # [B, n, N]
-    if window is not None:
-        depth = tree.depth[:, -queries:, None]
-        on_cache = on_cache & (slots > length + depth - window)
-        on_tree = on_tree & (tree.depth[:, None] > depth - window)
-    masks = jnp.broadcast_to(on_cache, (batch, queries, capacity)), on_tree
-    seen = jnp.concatenate(masks, axis=-1)[:, None, None]
-    scores = jnp.concatenate([score(cache_keys), score(keys)], axis=-1)
-    weights = jax.nn.softmax(jnp.where(seen, scores, _MASKED), axis=-1)
+def attend_cache(q, keys, values, index, start, window, scale):
+    seen = masks.of_cache(index, start, keys.shape[1], window)
+    return _read(_softmax(_score(q, keys, scale), seen), values).reshape(q.shape)
 
-    def read(weights, values):
-        weights = weights.astype(values.dtype)
-        return jnp.einsum(
-            "bkgij,bjkd->bikgd", weights, values, preferred_element_type=f32
-        )
 
-    y = read(weights[..., :capacity], cache_values) + read(
-        weights[..., capacity:], values
+def _score(q, keys, scale):
+    """Scores `[B, K, G, n, M]` of queries `[B, n, K G, d]` and keys `[B, M, K, d]`."""
+    batch, queries, _, dim = q.shape
+    q = q.reshape(batch, queries, keys.shape[2], -1, dim)
+    scores = jnp.einsum(
+        "bikgd,bjkd->bkgij", q, keys, preferred_element_type=jnp.float32
     )
-    return y.reshape(batch, queries, heads, dim)
+    return scores * scale
+
+
+def _softmax(scores, seen):
+    return jax.nn.softmax(jnp.where(seen[:, None, None], scores, masks.HIDDEN), axis=-1)
+
+
+def _read(weights, values):
+    weights = weights.astype(values.dtype)
+    return jnp.einsum(
+        "bkgij,bjkd->bikgd", weights, values, preferred_element_type=jnp.float32
+    )

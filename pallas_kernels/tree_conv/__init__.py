@@ -42,10 +42,11 @@ def convolve(
         tail=(tail, (batch, width - 1, channels)),
         bias=(bias, (channels,)),
     )
-    op = _dispatch.dispatch(_IMPLEMENTATIONS, implementation)
-    return op(window, inputs, tail, weight, bias)
+    return _dispatch.dispatch(
+        _IMPLEMENTATIONS, implementation, window, inputs, tail, weight, bias
+    )
 
 
 def implementations() -> list[str]:
     """The implementations there are, the default first."""
-    return sorted(_IMPLEMENTATIONS, key=lambda name: name != "xla")
+    return _dispatch.default_first(_IMPLEMENTATIONS)

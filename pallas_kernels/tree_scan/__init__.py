@@ -56,8 +56,7 @@ def read(
         raise ValueError(f"Expected at most {num_nodes} queries, got {C.shape[1]}.")
     if ring is not None:
         _check_inputs(ring, A, state, (batch, ring.x.shape[1]))
-    op = _dispatch.dispatch(_READ, implementation)
-    return op(tree, inputs, A, C, D, state, ring)
+    return _dispatch.dispatch(_READ, implementation, tree, inputs, A, C, D, state, ring)
 
 
 def node_states(
@@ -85,8 +84,7 @@ def node_states(
     _check_inputs(inputs, A, state, parents.shape)
     if known is None:
         known = jnp.zeros((state.shape[0], 0, *state.shape[1:]), state.dtype)
-    op = _dispatch.dispatch(_STATES, implementation)
-    return op(parents, inputs, A, state, known)
+    return _dispatch.dispatch(_STATES, implementation, parents, inputs, A, state, known)
 
 
 def fold(
@@ -108,7 +106,7 @@ def fold(
         `[B, E, S]` float32 state after the last token.
     """
     _check_inputs(inputs, A, state, inputs.x.shape[:2])
-    return _dispatch.dispatch(_FOLD, implementation)(state, A, inputs)
+    return _dispatch.dispatch(_FOLD, implementation, state, A, inputs)
 
 
 def read_chain(
@@ -138,7 +136,7 @@ def read_chain(
     leading = inputs.x.shape[:2]
     _check_inputs(inputs, A, state, leading)
     check_shapes(C=(C, (*leading, A.shape[1])), D=(D, A.shape[:1]))
-    return _dispatch.dispatch(_CHAIN, implementation)(inputs, A, C, D, state)
+    return _dispatch.dispatch(_CHAIN, implementation, inputs, A, C, D, state)
 
 
 def _check_inputs(
@@ -157,4 +155,4 @@ def _check_inputs(
 
 def implementations() -> list[str]:
     """The implementations there are, the default first."""
-    return sorted(_READ, key=lambda name: name != "xla")
+    return _dispatch.default_first(_READ)

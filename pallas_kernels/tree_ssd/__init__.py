@@ -62,8 +62,7 @@ def read(
         check_shapes(ring_B=(ring.B, (*ring.B.shape[:2], groups, width)))
     heads = A.shape[0]
     D = jnp.broadcast_to(D.reshape(heads, -1), inputs.x.shape[2:]).astype(state.dtype)
-    op = _dispatch.dispatch(_READ, implementation)
-    return op(tree, inputs, A, C, D, state, ring)
+    return _dispatch.dispatch(_READ, implementation, tree, inputs, A, C, D, state, ring)
 
 
 def node_states(
@@ -91,8 +90,7 @@ def node_states(
     _check_inputs(inputs, A, state, parents.shape)
     if known is None:
         known = jnp.zeros((state.shape[0], 0, *state.shape[1:]), state.dtype)
-    op = _dispatch.dispatch(_STATES, implementation)
-    return op(parents, inputs, A, state, known)
+    return _dispatch.dispatch(_STATES, implementation, parents, inputs, A, state, known)
 
 
 def fold(
@@ -114,7 +112,7 @@ def fold(
         `[B, H, P, S]` float32 state after the last token.
     """
     _check_inputs(inputs, A, state, inputs.x.shape[:2])
-    return _dispatch.dispatch(_FOLD, implementation)(state, A, inputs)
+    return _dispatch.dispatch(_FOLD, implementation, state, A, inputs)
 
 
 def _check_inputs(
@@ -136,4 +134,4 @@ def _check_inputs(
 
 def implementations() -> list[str]:
     """The implementations there are, the default first."""
-    return sorted(_READ, key=lambda name: name != "xla")
+    return _dispatch.default_first(_READ)

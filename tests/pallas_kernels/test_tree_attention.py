@@ -204,6 +204,71 @@ def test_shards_over_rows_and_heads(implementation):
     )
 
 
+def cache_args(queries, heads=2, kv_heads=1, seed=0):
+    """The arguments of `attend_cache`: some rows of the cache lie in the future."""
+    rng = np.random.default_rng(seed)
+    start = np.array([0, 7, 2], np.int32)
+    last = start + np.array([queries - 1, CAPACITY - 1, CAPACITY - 2], np.int32)
+    index = last[:, None] - np.arange(queries, dtype=np.int32)[::-1]
+
+    def normal(*shape):
+        return rng.standard_normal((3, *shape, DIM), np.float32)
+
+    keys, values = normal(CAPACITY, kv_heads), normal(CAPACITY, kv_heads)
+    return normal(queries, heads), keys, values, index, start
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(2, 1), (4, 2), (3, 3)])
+@pytest.mark.parametrize("queries", [1, 4])
+@every_window
+@implementations
+def test_tokens_attend_to_the_cache_up_to_themselves(
+    implementation, window, queries, heads, kv_heads
+):
+    args = cache_args(queries, heads, kv_heads)
+    op = jitted(
+        tree_attention.attend_cache, implementation, window=window, scale=SCALE
+    )
+    outputs = op(*args)
+    expected = definition(
+        tree_attention.attend_cache, *args, window=window, scale=SCALE
+    )
+    assert_close(outputs, expected)
+    q, keys, values, index, start = args
+    future = start[:, None] + np.arange(CAPACITY) > index[:, -1:]
+    assert future.any()
+    others = overwrite((keys, values), ~future, trees.HUGE)
+    np.testing.assert_array_equal(op(q, *others, index, start), outputs)
+
+
+@implementations
+def test_tokens_and_a_chain_attend_alike(implementation):
+    queries = 3
+    q, keys, values, *_ = cache_args(queries)
+    tree = trees.derive(np.tile(np.arange(-1, queries - 1), (3, 1)))
+    length = np.full((3,), CAPACITY - queries, np.int32)
+    index = np.tile(length[:, None] + np.arange(queries, dtype=np.int32), (1, 1))
+    new = keys[:, -queries:], values[:, -queries:]
+    assert_close(
+        attend(implementation, 3)(tree, q, *new, keys, values, length),
+        jitted(tree_attention.attend_cache, implementation, window=3, scale=SCALE)(
+            q, keys, values, index, np.zeros_like(length)
+        ),
+    )
+
+
+@implementations
+def test_wrong_caches_are_refused(implementation):
+    q, keys, values, index, start = cache_args(2, 4, 2)
+    op = functools.partial(tree_attention.attend_cache, scale=SCALE)
+    with pytest.raises(ValueError, match="values has shape"):
+        op(q, keys, values[:, 1:], index, start)
+    with pytest.raises(ValueError, match="index has shape"):
+        op(q, keys, values, index[:, 1:], start)
+    with pytest.raises(ValueError, match="divide 3"):
+        op(q[:, :, 1:], keys, values, index, start)
+
+
 def test_unknown_implementations_are_refused():
     args = make_args(TREES["star"])
     known = re.escape(str(sorted(tree_attention.implementations())))

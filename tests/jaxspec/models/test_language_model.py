@@ -27,7 +27,7 @@ def grouped(names):
 
 
 models = pytest.mark.parametrize(
-    "name", grouped(tiny.CONFIGS.keys() - {"small-hybrid"})
+    "name", grouped([n for n in tiny.CONFIGS if n != "small-hybrid"])
 )
 rollbacks = pytest.mark.parametrize("rollback", ROLLBACKS)
 layouts = pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
