@@ -1,16 +1,33 @@
 """Speculative decoding for state-space and hybrid language models, in JAX."""
 
+# Contracts.
 from jaxspec.core import Draft as Draft
 from jaxspec.core import Drafter as Drafter
 from jaxspec.core import LanguageModel as LanguageModel
 from jaxspec.core import Verdict as Verdict
 from jaxspec.core import Verifier as Verifier
-from jaxspec.decoding import DecodeState as DecodeState
-from jaxspec.decoding import Params as Params
+
+# The loop and its state.
+from jaxspec.decode_state import DecodeState as DecodeState
+from jaxspec.decode_state import Params as Params
+from jaxspec.decode_state import init_state as init_state
+from jaxspec.decode_state import pad_prompts as pad_prompts
 from jaxspec.decoding import SpecInfo as SpecInfo
 from jaxspec.decoding import generate as generate
-from jaxspec.decoding import init_state as init_state
-from jaxspec.decoding import pad_prompts as pad_prompts
 from jaxspec.decoding import speculative_generate as speculative_generate
 from jaxspec.decoding import speculative_step as speculative_step
+
+# What proposes and what decides.
+from jaxspec.drafting.model import draft_model as draft_model
+from jaxspec.drafting.ngram import ngram as ngram
+
+# Models.
+from jaxspec.models.config import AttentionConfig as AttentionConfig
+from jaxspec.models.config import Mamba1Config as Mamba1Config
+from jaxspec.models.config import Mamba2Config as Mamba2Config
+from jaxspec.models.config import MLPConfig as MLPConfig
+from jaxspec.models.config import ModelConfig as ModelConfig
+from jaxspec.models.hybrid import language_model as language_model
+from jaxspec.pretrained import load as load
 from jaxspec.trees import TokenTree as TokenTree
+from jaxspec.verification.sample_and_match import sample_and_match as sample_and_match

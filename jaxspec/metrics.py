@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxspec import sampling
 from jaxspec.core import LanguageModel
-from jaxspec.decoding import DecodeState, SpecInfo
+from jaxspec.decode_state import DecodeState
+from jaxspec.decoding import SpecInfo
 
 NEAR_TIE = 1e-4
 """Two scores are a tie if they differ by less than this times the largest logit."""

@@ -18,7 +18,7 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decoding, metrics, pretrained
+from jaxspec import decode_state, decoding, metrics, pretrained
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import timing
 from jaxspec.cli import options
@@ -130,7 +130,7 @@ def _jobs(
     args: argparse.Namespace, ids: list[list[int]], temperature: float, target
 ) -> list[Job]:
     """Cuts the prompts into batches of one shape, so that one program serves all."""
-    prompt, lengths = decoding.pad_prompts(ids)
+    prompt, lengths = decode_state.pad_prompts(ids)
     settings = {
         "max_length": prompt.shape[1] + args.max_tokens,
         "max_new_tokens": args.max_tokens,
@@ -161,7 +161,7 @@ def _measure(args, setups, jobs, advance) -> list[dict[str, Any]]:
         baseline = None
         for name, setup in [(None, next(iter(setups.values()))), *setups.items()]:
             model, drafter = setup.target.model, setup.drafter if name else None
-            state = decoding.init_state(
+            state = decode_state.init_state(
                 setup.params,
                 job.prompt,
                 job.lengths,

@@ -25,8 +25,8 @@ def read(path: str | pathlib.Path | None = None) -> list[str]:
             prompts.append(_prompt(json.loads(line)))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise ValueError(
-                f"{path or 'prompts.jsonl'} line {number} is no JSON object with `prompt`, `question` or "
-                "`turns`."
+                f"{path or 'prompts.jsonl'} line {number} is no JSON object with "
+                "`prompt`, `question` or `turns`."
             ) from None
     if not prompts:
         raise ValueError(f"{path} holds no prompts.")

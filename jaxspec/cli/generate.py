@@ -22,7 +22,7 @@ from rich import console as consoles
 from rich import table as tables
 from rich import text as texts
 
-from jaxspec import decoding, metrics, pretrained
+from jaxspec import decode_state, decoding, metrics, pretrained
 from jaxspec.cli import options
 
 DEMO_PROMPT = '''\
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     ids = tokenizer.encode(_read_prompt(args)).ids
     if args.batch < 1:
         raise ValueError(f"--batch must be positive, got {args.batch}.")
-    prompt, lengths = decoding.pad_prompts([ids] * args.batch)
+    prompt, lengths = decode_state.pad_prompts([ids] * args.batch)
     settings = {
         "target": setup.target.model,
         "max_length": int(lengths[0]) + args.max_tokens,
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     settings["max_length"] = max(settings["max_length"], prompt.shape[1])
 
     def start(drafter):
-        return decoding.init_state(
+        return decode_state.init_state(
             setup.params, prompt, lengths, drafter=drafter, **settings
         )
 
@@ -166,7 +166,7 @@ def _timed(decode, state) -> tuple[Any, float]:
     return result, time.perf_counter() - started
 
 
-def _stream(decode, state: decoding.DecodeState, tokenizer) -> None:
+def _stream(decode, state: decode_state.DecodeState, tokenizer) -> None:
     """Prints row 0 as it grows, a few steps of the loop at a time."""
     console = consoles.Console()
     start = int(state.prompt_lengths[0])

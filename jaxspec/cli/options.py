@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxspec import pretrained
 from jaxspec.core import Drafter
-from jaxspec.decoding import Params
+from jaxspec.decode_state import Params
 from jaxspec.drafting.model import draft_model
 from jaxspec.drafting.ngram import ngram
 from jaxspec.models.rollback import ROLLBACKS

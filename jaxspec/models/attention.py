@@ -160,7 +160,7 @@ class Mixer(nn.Module):
         return jax.tree.map(lambda cache: rows.cut(cache, start, span), carry), start
 
     def _attend(self, q: jax.Array, carry: Carry, index: jax.Array) -> jax.Array:
-        """Queries `[B, T, H, d]` at consecutive positions `index` `[B, T]` see the cache."""
+        """Queries `[B, T, H, d]` at consecutive positions `index` `[B, T]` see a cache."""
         length = index.shape[1]
         carry, start = self._in_sight(carry, index[:, 0] + length, length)
         return tree_attention.attend_cache(

@@ -1,4 +1,4 @@
-"""Mamba-1 (Gu and Dao 2023): a state `h` `[S]` per channel, one decay per channel and state.
+"""Mamba-1 (Gu and Dao 2023): a state `h` `[S]` per channel, a decay per channel and state.
 
     x = silu(conv(x))        dt_low, B, C = x_proj(x)        dt = softplus(dt_proj(dt_low))
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t

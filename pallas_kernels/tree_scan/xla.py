@@ -1,8 +1,10 @@
-"""The Mamba-1 ops. The decay differs per channel and state, so there is no matrix form:
+"""The Mamba-1 ops, by walking the nodes.
+
+The decay differs per channel and state, so a matrix form,
 
     exp(A (L_i - L_j))  with path sums L of dt, shape [N, N, E, S], would cost N times more
 
-than walking the nodes in order, which are sorted parents before children.
+than walking the nodes in their order, parents before children.
 """
 
 import jax

@@ -10,7 +10,7 @@ import pytest
 import jaxspec
 import scripted
 import tiny
-from jaxspec import decoding, metrics
+from jaxspec import decode_state, metrics
 from jaxspec.drafting.model import draft_model
 from jaxspec.drafting.ngram import ngram
 from jaxspec.models.rollback import ROLLBACKS
@@ -350,9 +350,9 @@ def test_bad_input_is_refused(options, message):
 def test_bad_prompt_shapes_are_refused():
     params = jaxspec.Params(tiny.params(TARGET))
     with pytest.raises(ValueError, match="got shape"):
-        decoding.init_state(params, jnp.zeros((1, 0), jnp.int32), target=target())
+        decode_state.init_state(params, jnp.zeros((1, 0), jnp.int32), target=target())
     with pytest.raises(ValueError, match="Expected lengths from 1 to 2"):
-        decoding.init_state(
+        decode_state.init_state(
             params, jnp.ones((1, 2), jnp.int32), jnp.array([3]), target=target()
         )
 

@@ -226,9 +226,7 @@ def test_tokens_attend_to_the_cache_up_to_themselves(
     implementation, window, queries, heads, kv_heads
 ):
     args = cache_args(queries, heads, kv_heads)
-    op = jitted(
-        tree_attention.attend_cache, implementation, window=window, scale=SCALE
-    )
+    op = jitted(tree_attention.attend_cache, implementation, window=window, scale=SCALE)
     outputs = op(*args)
     expected = definition(
         tree_attention.attend_cache, *args, window=window, scale=SCALE

@@ -1,0 +1,248 @@
+"""Texts in the making: the state of the loop, and how it begins."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxspec import compilation, rows, sampling
+from jaxspec.core import Drafter, LanguageModel
+
+Array = jax.Array
+
+
+class Params(NamedTuple):
+    """Parameters of the target, and of the drafter if it has any."""
+
+    target: Any
+    drafter: Any = None
+
+
+@struct.dataclass
+class DecodeState:
+    """A batch of texts in the making: all there is to know, in one pytree.
+
+    Save it between any two steps and go on in another process.
+
+    Attributes:
+        tokens: `[B, L + D]` int32, prompt and output, 0 beyond `lengths`. `L` is the most
+            that fits; the last `D` columns are room for one more path.
+        logprobs: `[B, L + D]` float32, the target's raw log-probability of every emitted
+            token; 0 for the prompt.
+        lengths: `[B]` int32, tokens so far.
+        prompt_lengths: `[B]` int32.
+        limits: `[B]` int32, length at which a row is done.
+        done: `[B]` bool.
+        stops: `[B, K]` int32, tokens that end a row, -1 padded. A stop is emitted.
+        temperature, top_k, top_p: `[B]`, see `sampling.Sampling`.
+        keys: `[B]` typed keys, one per text, never consumed.
+        carry: the target's past.
+        drafter: the drafter's state.
+    """
+
+    tokens: Array
+    logprobs: Array
+    lengths: Array
+    prompt_lengths: Array
+    limits: Array
+    done: Array
+    stops: Array
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    keys: Array
+    carry: Any
+    drafter: Any
+
+    @property
+    def root(self) -> Array:
+        """`[B]` int32, the last token of every row."""
+        return rows.take_one(self.tokens, self.lengths - 1)
+
+    @property
+    def sampling(self) -> sampling.Sampling:
+        """How to sample what comes after the root."""
+        return sampling.Sampling(
+            self.temperature, self.top_k, self.top_p, self.lengths - 1
+        )
+
+
+def init_state(
+    params: Params,
+    prompt: Array,
+    lengths: Array | None = None,
+    *,
+    target: LanguageModel,
+    drafter: Drafter | None = None,
+    max_length: int | None = None,
+    max_new_tokens: int | Array = 128,
+    temperature: float | Array = 0.0,
+    top_k: int | Array = 0,
+    top_p: float | Array = 1.0,
+    stops: Sequence[int] | Array = (),
+    keys: Array | None = None,
+) -> DecodeState:
+    """Reads the prompts and makes a state from which to decode.
+
+    Everything but shapes is data: other temperatures, stops or budgets never recompile.
+
+    Args:
+        params: of the target and the drafter.
+        prompt: `[B, T]` int32, anything beyond `lengths`.
+        lengths: `[B]` int32, `T` by default; at least 1.
+        target: the model.
+        drafter: `None` makes a state for `generate`, which carries nothing else.
+        max_length: `L`, the most tokens that a row can hold; room for the prompt and
+            `max_new_tokens` by default.
+        max_new_tokens: `[B]` or one for all.
+        temperature: `[B]` or one for all; 0 is greedy.
+        top_k: `[B]` or one for all; 0 keeps all tokens.
+        top_p: `[B]` or one for all; 1 keeps all tokens.
+        stops: `[K]` or `[B, K]` tokens that end a row, -1 padded.
+        keys: `[B]` typed keys, or one to derive them from; key 0 by default.
+
+    Raises:
+        ValueError: on an empty prompt, one that does not fit, tokens that the model does
+            not have, a negative temperature, or a drafter that does not fit the target.
+    """
+    prompt = jnp.asarray(prompt)
+    _check_prompt(prompt, lengths, target, drafter)
+    batch, size = prompt.shape
+    lengths = _per_row(size if lengths is None else lengths, batch, jnp.int32)
+    budget = _per_row(max_new_tokens, batch, jnp.int32)
+    if max_length is None:
+        _require(_known(max_new_tokens), "Give max_length: max_new_tokens is traced.")
+        max_length = size + int(np.max(np.asarray(max_new_tokens)))
+    _require(
+        size <= max_length,
+        f"The prompt has {size} tokens and the cache holds {max_length}; raise "
+        "max_length.",
+    )
+    settings = {
+        "temperature": _per_row(temperature, batch, jnp.float32),
+        "top_k": _per_row(top_k, batch, jnp.int32),
+        "top_p": _per_row(top_p, batch, jnp.float32),
+    }
+    _check_settings(budget=budget, **settings)
+    stops = jnp.atleast_2d(jnp.asarray(stops, jnp.int32))
+    if stops.size == 0:
+        stops = jnp.full((1, 1), -1, jnp.int32)  # Orbax saves no empty arrays
+    keys = jax.random.key(0) if keys is None else keys
+    if keys.ndim == 0:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(batch))
+    carry, state = _prefill(
+        params,
+        prompt.astype(jnp.int32),
+        lengths,
+        target=target,
+        drafter=drafter,
+        max_length=max_length,
+    )
+    width = max_length + target.max_path
+    live = jnp.arange(size)[None] < lengths[:, None]
+    tokens = jnp.where(live, prompt, 0).astype(jnp.int32)
+    limits = jnp.minimum(lengths + budget, max_length)
+    return DecodeState(
+        tokens=jnp.pad(tokens, ((0, 0), (0, width - size))),
+        logprobs=jnp.zeros((batch, width), jnp.float32),
+        lengths=lengths,
+        prompt_lengths=lengths,
+        limits=limits,
+        done=lengths >= limits,
+        stops=jnp.broadcast_to(stops, (batch, stops.shape[1])),
+        **settings,
+        keys=keys,
+        carry=carry,
+        drafter=state,
+    )
+
+
+@functools.partial(compilation.jit, static_argnames=("target", "drafter", "max_length"))
+def _prefill(params, prompt, lengths, *, target, drafter, max_length):
+    """Absorbs `prompt[:-1]`: the last token is the first root."""
+    speculative = drafter is not None
+    carry = target.init_carry(params.target, len(prompt), max_length, speculative)
+    carry, _ = target.scan(params.target, carry, prompt, lengths - 1)
+    if not speculative:
+        return carry, None
+    return carry, drafter.init(params.drafter, prompt, lengths, max_length)
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], multiple: int = 64
+) -> tuple[Array, Array]:
+    """Stacks token lists of any length: tokens `[B, T]` and lengths `[B]`.
+
+    `T` is rounded up to a multiple, so that few lengths are compiled for.
+
+    Raises:
+        ValueError: if there is no prompt, or an empty one.
+    """
+    _require(len(prompts) > 0, "Expected at least one prompt.")
+    for row, prompt in enumerate(prompts):
+        _require(
+            len(prompt) > 0, f"Prompt {row} is empty; expected at least one token."
+        )
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    size = -(-int(lengths.max()) // multiple) * multiple
+    tokens = np.zeros((len(prompts), size), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    return jnp.asarray(tokens), jnp.asarray(lengths)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _per_row(value: Any, batch: int, dtype: Any) -> Array:
+    return jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))
+
+
+def _known(*arrays: Any) -> bool:
+    """Whether the values are there to be looked at, and not being traced."""
+    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def _check_prompt(prompt, lengths, target, drafter) -> None:
+    _require(
+        prompt.ndim == 2 and prompt.size > 0,
+        f"Expected a prompt [B, T] of at least one token, got shape {prompt.shape}.",
+    )
+    if lengths is not None and _known(lengths):
+        low, high = np.min(lengths), np.max(lengths)
+        _require(
+            1 <= low and high <= prompt.shape[1],
+            f"Expected lengths from 1 to {prompt.shape[1]}, got {low} to {high}.",
+        )
+    if _known(prompt):
+        low, high = int(jnp.min(prompt)), int(jnp.max(prompt))
+        _require(
+            0 <= low and high < target.vocab_size,
+            f"Expected tokens from 0 to {target.vocab_size - 1}, got {low} to {high}.",
+        )
+    if drafter is not None and drafter.vocab_size not in (None, target.vocab_size):
+        raise ValueError(
+            f"The drafter has {drafter.vocab_size} tokens and the target "
+            f"{target.vocab_size}; they must share one vocabulary."
+        )
+
+
+def _check_settings(budget, temperature, top_k, top_p) -> None:
+    if not _known(budget, temperature, top_k, top_p):
+        return
+    _require(bool((budget >= 1).all()), f"max_new_tokens must be positive: {budget}.")
+    _require(
+        bool((temperature >= 0).all()),
+        f"The temperature must not be negative, got {temperature}.",
+    )
+    _require(bool((top_k >= 0).all()), f"top_k must not be negative, got {top_k}.")
+    _require(
+        bool(((top_p > 0) & (top_p <= 1)).all()),
+        f"top_p must be in (0, 1], got {top_p}.",
+    )

@@ -1,0 +1,367 @@
+"""The functions of a model: embedding, blocks in order, head.
+
+Every block is residual: `x + m * mixer(norm(x))`, where a block of several mixers adds
+what they make of the same input (Falcon-H1). `scan_tree` of every rollback is the same
+pass over the blocks; what differs is what the blocks keep (`rollback.py`) and, under
+`"joint"`, that the tokens committed last are run again in front of the tree.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxspec import rows
+from jaxspec.models import block, layers
+from jaxspec.models.config import ModelConfig
+from jaxspec.models.stack import Stack, Storage
+from jaxspec.trees import TokenTree
+from pallas_kernels import topology
+
+Params = dict[str, Any]
+
+
+class Carry(NamedTuple):
+    """The past of a model.
+
+    Attributes:
+        position: `[B]` int32, tokens absorbed, those in the rings included.
+        blocks: a storage of the blocks' pasts.
+        ring_length: `[B]` int32, entries in use in every ring under lazy, else None.
+        pending: `[B, D]` int32, tokens committed but not absorbed under joint, else None.
+        num_pending: `[B]` int32, how many they are, else None.
+    """
+
+    position: jax.Array  # [B]
+    blocks: Storage
+    ring_length: jax.Array | None
+    pending: jax.Array | None
+    num_pending: jax.Array | None
+
+
+class Tape(NamedTuple):
+    """What the nodes of a tree leave behind.
+
+    Attributes:
+        blocks: a storage of the blocks' tapes.
+        tokens: `[B, N]` int32 under joint, else None.
+    """
+
+    blocks: Storage
+    tokens: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The functions of one model; `language_model` makes the public record of them.
+
+    Attributes:
+        config: the shape of the model.
+        rollback: one of `rollback.ROLLBACKS`.
+        max_path: `D`, the longest path that can be committed, in nodes.
+        ring_size: `W >= D`, slots of the rings under lazy.
+        stack: how the blocks are stored and run.
+    """
+
+    config: ModelConfig
+    rollback: str
+    max_path: int
+    ring_size: int
+    stack: Stack
+
+    def init(self, key: jax.Array) -> Params:
+        config = self.config
+        embed_key, head_key, *keys = jax.random.split(key, 2 + len(config.layers))
+        normal = nn.initializers.normal(0.02)
+        shape = (config.vocab_size, config.d_model)
+        params = {
+            "embed": {"embedding": normal(embed_key, shape, jnp.float32)},
+            "layers": self.stack.collect(
+                [
+                    self._init_block(kind, key)
+                    for kind, key in zip(config.layers, keys, strict=True)
+                ]
+            ),
+            "final_norm": {"scale": jnp.ones((config.d_model,), jnp.float32)},
+        }
+        if not config.tie_embeddings:
+            kernel = normal(head_key, shape[::-1], jnp.float32)
+            params["lm_head"] = {"kernel": kernel}
+        return params
+
+    def _init_block(self, kind: str, key: jax.Array) -> Params:
+        x = jnp.zeros((1, 1, self.config.d_model), jnp.dtype(self.config.dtype))
+        carry = block.init_carry(self.config, kind, 1, 1, 0)
+        positions = self._positions(jnp.zeros((1, 1), jnp.int32))
+        one = jnp.ones((1,), jnp.int32)
+        module = block.Block(self.config, kind)
+        return module.init(key, x, carry, positions, one, method="scan")["params"]
+
+    def init_carry(
+        self,
+        params: Params,
+        batch_size: int,
+        max_length: int,
+        speculative: bool = True,
+    ) -> Carry:
+        _require(batch_size >= 1, f"batch_size must be positive, got {batch_size}.")
+        _require(max_length >= 1, f"max_length must be positive, got {max_length}.")
+        lazy = speculative and self.rollback == "lazy"
+        joint = speculative and self.rollback == "joint"
+        zeros = jnp.zeros((batch_size,), jnp.int32)
+        blocks = [
+            block.init_carry(
+                self.config,
+                kind,
+                batch_size,
+                max_length + self.max_path,
+                self.ring_size if lazy else 0,
+            )
+            for kind in self.config.layers
+        ]
+        pending = jnp.zeros((batch_size, self.max_path), jnp.int32)
+        return Carry(
+            position=zeros,
+            blocks=self.stack.collect(blocks),
+            ring_length=zeros if lazy else None,
+            pending=pending if joint else None,
+            num_pending=zeros if joint else None,
+        )
+
+    def step(self, params: Params, carry: Carry, token: jax.Array):
+        carry = self._settle(params, carry)
+        positions = self._positions(carry.position[:, None])
+
+        def run(kind, x, reads, carry):
+            return self._apply("step", kind, reads[0], x, carry, positions)
+
+        x, blocks = self.stack.run(
+            run, self._embed(params, token), (params["layers"],), carry.blocks
+        )
+        carry = carry._replace(position=carry.position + 1, blocks=blocks)
+        return carry, self._norm(params, x)
+
+    def scan(self, params: Params, carry: Carry, tokens: jax.Array, lengths: jax.Array):
+        carry = self._settle(params, carry)
+        offsets = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        positions = self._positions(carry.position[:, None] + offsets[None])
+
+        def run(kind, x, reads, carry):
+            return self._apply("scan", kind, reads[0], x, carry, positions, lengths)
+
+        x, blocks = self.stack.run(
+            run, self._embed(params, tokens), (params["layers"],), carry.blocks
+        )
+        carry = carry._replace(position=carry.position + lengths, blocks=blocks)
+        return carry, self._norm(params, x)
+
+    def prepare(self, params: Params, carry: Carry) -> Carry:
+        if carry.ring_length is not None:
+            full = carry.ring_length + self.max_path > self.ring_size
+            return self._fold_rings(params, carry, full)
+        return self._absorb_pending(params, carry)
+
+    def init_tape(self, params: Params, batch_size: int, num_nodes: int) -> Tape:
+        blocks = [
+            block.init_tape(self.config, kind, batch_size, num_nodes, self.rollback)
+            for kind in self.config.layers
+        ]
+        tokens = jnp.zeros((batch_size, num_nodes), jnp.int32)
+        joint = self.rollback == "joint"
+        return Tape(self.stack.collect(blocks), tokens if joint else None)
+
+    def extend_tree(
+        self,
+        params: Params,
+        carry: Carry,
+        tape: Tape,
+        tree: TokenTree,
+        start: int,
+        stop: int,
+    ):
+        _require(
+            0 <= start < stop <= tree.num_nodes,
+            f"Expected 0 <= start < stop <= {tree.num_nodes}, got {start} and {stop}.",
+        )
+        parents = tree.parents[:, :stop]
+        topo = topology.derive(parents)
+        index = carry.position[:, None] + topo.depth[:, start:]
+        context = layers.TreeContext(
+            topology=topo,
+            start=start,
+            window=topology.windows(parents, self._conv_width())[:, start:],
+            positions=self._positions(index),
+            length=carry.position,
+        )
+
+        def run(kind, x, reads, tape):
+            return self._apply("tree", kind, reads[0], x, reads[1], tape, context)
+
+        tokens = tree.tokens[:, start:stop]
+        x, blocks = self.stack.run(
+            run,
+            self._embed(params, tokens),
+            (params["layers"], carry.blocks),
+            tape.blocks,
+        )
+        kept = tape.tokens
+        if kept is not None:
+            kept = layers.put_slots(kept, tokens, start)
+        return Tape(blocks, kept), self._norm(params, x)
+
+    def scan_tree(self, params: Params, carry: Carry, tree: TokenTree):
+        batch, num_nodes = tree.parents.shape
+        fused = self.rollback == "joint"
+        if not fused:
+            carry = self.prepare(params, carry)
+
+        def verify(tree):
+            """All slots of a tree."""
+            if fused:
+                return self._scan_joint(params, carry, tree)
+            tape = self.init_tape(params, batch, num_nodes)
+            return carry, *self.extend_tree(
+                params, carry, tape, tree, 0, tree.num_nodes
+            )
+
+        def verify_root(tree):
+            """No row has a draft: one slot is enough."""
+            ready = self.prepare(params, carry) if fused else carry
+            tape = self.init_tape(params, batch, num_nodes)
+            tape, hidden = self.extend_tree(params, ready, tape, tree, 0, 1)
+            hidden = jnp.pad(hidden, ((0, 0), (0, num_nodes - 1), (0, 0)))
+            return ready, tape, hidden
+
+        if num_nodes == 1:
+            return verify(tree)
+        has_draft = jnp.any(tree.parents[:, 1:] >= 0)
+        return jax.lax.cond(has_draft, verify, verify_root, tree)
+
+    def commit(self, carry: Carry, tape: Tape, path: jax.Array) -> Carry:
+        _require(
+            path.shape[1] <= self.max_path,
+            f"The model keeps paths of at most {self.max_path} nodes, got "
+            f"{path.shape[1]}; raise `max_path`.",
+        )
+        kept = path >= 0
+        nodes = jnp.maximum(path, 0)
+        count = jnp.sum(kept, axis=1, dtype=jnp.int32)
+        if carry.pending is not None:
+            tokens = jnp.where(kept, rows.take(tape.tokens, nodes), 0)
+            pad = self.max_path - path.shape[1]
+            pending = jnp.pad(tokens, ((0, 0), (0, pad)))
+            return carry._replace(pending=pending, num_pending=count)
+        return self._keep(carry, tape, nodes, kept, count)
+
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        if "lm_head" in params:
+            kernel = params["lm_head"]["kernel"]
+        else:
+            kernel = params["embed"]["embedding"].T
+        kernel = kernel.astype(hidden.dtype)
+        logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        return layers.scale_by(logits, self.config.logits_multiplier)
+
+    def _keep(self, carry, tape, nodes, kept, count) -> Carry:
+        """Keeps a path in every block's own way."""
+        path = layers.Path(nodes, kept, count, carry.position, carry.ring_length)
+
+        blocks = self.stack.map(
+            lambda kind, own, left: block.commit(kind, own, left, path),
+            carry.blocks,
+            tape.blocks,
+        )
+        ring_length = carry.ring_length
+        return carry._replace(
+            position=carry.position + count,
+            blocks=blocks,
+            ring_length=None if ring_length is None else ring_length + count,
+        )
+
+    def _settle(self, params: Params, carry: Carry) -> Carry:
+        """The same past without ring entries or pending tokens."""
+        if carry.ring_length is not None:
+            return self._fold_rings(params, carry, carry.ring_length > 0)
+        return self._absorb_pending(params, carry)
+
+    def _fold_rings(self, params: Params, carry: Carry, chosen: jax.Array) -> Carry:
+        """Folds the rings of the chosen rows into their states."""
+
+        def fold(carry):
+            blocks = self.stack.map(
+                lambda kind, p, c: self._apply("fold_ring", kind, p, c, chosen),
+                params["layers"],
+                carry.blocks,
+            )
+            length = jnp.where(chosen, 0, carry.ring_length)
+            return carry._replace(blocks=blocks, ring_length=length)
+
+        return jax.lax.cond(jnp.any(chosen), fold, lambda carry: carry, carry)
+
+    def _absorb_pending(self, params: Params, carry: Carry) -> Carry:
+        """Runs the pending tokens through the model, where there are any."""
+        if carry.pending is None:
+            return carry
+
+        def absorb(carry):
+            slots = jnp.arange(self.max_path, dtype=jnp.int32)[None]
+            parents = jnp.where(slots < carry.num_pending[:, None], slots - 1, -1)
+            chain = TokenTree(carry.pending, parents)
+            tape = self.init_tape(params, *parents.shape)
+            tape, _ = self.extend_tree(params, carry, tape, chain, 0, self.max_path)
+            return self._advance(carry, tape)
+
+        waiting = jnp.any(carry.num_pending > 0)
+        return jax.lax.cond(waiting, absorb, lambda carry: carry, carry)
+
+    def _advance(self, carry: Carry, tape: Tape) -> Carry:
+        """Advances over the pending tokens, which are the first nodes on the tape."""
+        slots = jnp.arange(self.max_path, dtype=jnp.int32)[None]
+        kept = slots < carry.num_pending[:, None]
+        nodes = jnp.where(kept, slots, 0)
+        carry = self._keep(carry, tape, nodes, kept, carry.num_pending)
+        return carry._replace(num_pending=jnp.zeros_like(carry.num_pending))
+
+    def _scan_joint(self, params: Params, carry: Carry, tree: TokenTree):
+        """One pass over the pending tokens and the tree that hangs from the last."""
+        first = self.max_path
+        slots = jnp.arange(first, dtype=jnp.int32)[None]
+        last = carry.num_pending[:, None] - 1
+        chain = jnp.where(slots <= last, slots - 1, -1)
+        parents = jnp.where(tree.parents >= 0, tree.parents + first, -1)
+        parents = jnp.concatenate([chain, last, parents[:, 1:]], axis=1)
+        tokens = jnp.concatenate([carry.pending, tree.tokens], axis=1)
+        tape = self.init_tape(params, *parents.shape)
+        both = TokenTree(tokens, parents)
+        tape, hidden = self.extend_tree(params, carry, tape, both, 0, both.num_nodes)
+        carry = self._advance(carry, tape)
+        blocks = self.stack.map(
+            lambda kind, left: block.drop_slots(left, first), tape.blocks
+        )
+        return carry, Tape(blocks, tree.tokens), hidden[:, first:]
+
+    def _apply(self, method: str, kind: str, params: Params, *args):
+        module = block.Block(self.config, kind)
+        return module.apply({"params": params}, *args, method=method)
+
+    def _embed(self, params: Params, tokens: jax.Array) -> jax.Array:
+        x = params["embed"]["embedding"][tokens].astype(jnp.dtype(self.config.dtype))
+        return layers.scale_by(x, self.config.embedding_multiplier)
+
+    def _norm(self, params: Params, x: jax.Array) -> jax.Array:
+        norm = layers.RMSNorm(self.config.norm_eps)
+        return norm.apply({"params": params["final_norm"]}, x)
+
+    def _positions(self, index: jax.Array) -> layers.Positions:
+        return layers.positions(self.config.attention, index)
+
+    def _conv_width(self) -> int:
+        mixer = self.config.mamba2 or self.config.mamba1
+        return mixer.d_conv if mixer else 1
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
