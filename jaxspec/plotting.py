@@ -111,12 +111,13 @@ def speedups(rows: Sequence[dict[str, Any]], title: str) -> figures.Figure:
     """Draws a benchmark: speed over the autoregressive loop, and tokens per call.
 
     Args:
-        rows: each with `name`, `temperature`, `speedup` and `block_efficiency`.
+        rows: each with `name`, `rollback`, `temperature`, `speedup` and
+            `block_efficiency`.
         title: of the picture.
     """
     picture = figures.Figure((8, 0.35 * len(rows) + 1.4))
     left, right = picture.subplots(1, 2, sharey=True)
-    names = [f"{row['name']}, T = {row['temperature']:g}" for row in rows]
+    names = [f"{r['name']}, {r['rollback']}, T = {r['temperature']:g}" for r in rows]
     place = np.arange(len(rows))
     speed = [row["speedup"] for row in rows]
     colours = [DRAFT if s >= 1.0 else REJECTED for s in speed]

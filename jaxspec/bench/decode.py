@@ -1,10 +1,10 @@
 """Decodes prompts with each drafter, and autoregressively, in one run.
 
-Each row of the table is one drafter and tree at one temperature. `speedup` is tokens per
-second over the autoregressive loop's, prefill not counted in either; `agree` says how many
-texts are the same token for token, and how many part at a near tie (two candidates whose
-scores differ by less than 1e-4 of the largest logit). `zlib` is the compressed size of the
-texts over their size: repetitive text is easy to draft.
+Each row of the table is one drafter, tree and rollback at one temperature. `speedup` is
+tokens per second over the autoregressive loop's, prefill not counted in either; `agree`
+says how many texts are the same token for token, and how many part at a near tie (two
+candidates whose scores differ by less than 1e-4 of the largest logit). `zlib` is the
+compressed size of the texts over their size: repetitive text is easy to draft.
 """
 
 import argparse
@@ -24,6 +24,9 @@ from jaxspec.bench import timing
 from jaxspec.cli import options
 
 DEFAULT_DRAFTERS = ("ngram:8", "ngram:chain:7", "model:chain:4", "model:2,2,1")
+
+
+LEFT = ("drafter", "rollback")  # columns of words
 
 
 class Job(NamedTuple):
@@ -77,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timings of each text, of which the median counts (default: %(default)s)",
     )
     options.add_model(parser)
+    options.add_rollback(parser, nargs="+", default=["auto"])
     parser.add_argument("--plot", type=pathlib.Path, help="draw the table into a file")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
@@ -87,7 +91,11 @@ def run(args: argparse.Namespace) -> None:
     """Runs the benchmark."""
     texts = prompt_files.read(args.prompts)[: args.limit]
     names = args.drafter or list(DEFAULT_DRAFTERS)
-    setups = {name: options.load(args, *_split(name)) for name in names}
+    setups = {
+        (name, rollback): options.load(args, *_split(name), rollback)
+        for name in names
+        for rollback in args.rollback
+    }
     target = next(iter(setups.values())).target
     ids = [target.tokenizer.encode(text).ids for text in texts]
     rows = []
@@ -103,7 +111,6 @@ def run(args: argparse.Namespace) -> None:
         "num_prompts": len(texts),
         "batch": args.batch,
         "max_tokens": args.max_tokens,
-        "rollback": args.rollback,
         "rows": rows,
     }
     if args.plot:
@@ -199,11 +206,12 @@ def _measure(args, setups, jobs, advance) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
+            "rollback": rollback,
             "temperature": temperature,
             **total.record(baseline_total),
             "zlib_ratio": zlib,
         }
-        for name, total in totals.items()
+        for (name, rollback), total in totals.items()
     ]
 
 
@@ -275,6 +283,7 @@ def _print_table(record: dict[str, Any]) -> None:
     )
     for heading in (
         "drafter",
+        "rollback",
         "T",
         "tokens",
         "calls",
@@ -285,7 +294,7 @@ def _print_table(record: dict[str, Any]) -> None:
         "agree",
         "zlib",
     ):
-        table.add_column(heading, justify="left" if heading == "drafter" else "right")
+        table.add_column(heading, justify="left" if heading in LEFT else "right")
     for row in record["rows"]:
         agree = f"{row['identical']}/{row['texts']}"
         if row["near_ties"]:
@@ -294,6 +303,7 @@ def _print_table(record: dict[str, Any]) -> None:
             agree += f" [red]{row['different']} differ[/red]"
         table.add_row(
             row["name"],
+            row["rollback"],
             f"{row['temperature']:g}",
             str(row["tokens"]),
             str(row["target_calls"]),

@@ -1,7 +1,11 @@
 """The command line: `jaxspec generate | bench | train | info`."""
 
 import argparse
+import os
+import pathlib
 import sys
+
+import jax
 
 from jaxspec.bench import command as bench
 from jaxspec.cli import generate, info
@@ -31,9 +35,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _keep_programs() -> None:
+    """Keeps compiled programs for the next run, unless JAX was told where to."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        folder = str(pathlib.Path(cache) / "jaxspec")
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; what is wrong with its input becomes one line and status 2."""
     args = parser().parse_args(arguments)
+    _keep_programs()
     try:
         args.run(args)
     except (ValueError, OSError) as error:

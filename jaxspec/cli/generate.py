@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tree", help=options.TREE_HELP)
     options.add_model(parser)
+    options.add_rollback(parser, default="auto")
     parser.add_argument(
         "--batch",
         type=int,
@@ -92,7 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     speculative = args.drafter != "none"
-    setup = options.load(args, args.drafter if speculative else "ngram", args.tree)
+    drafter = args.drafter if speculative else "ngram"
+    setup = options.load(args, drafter, args.tree, args.rollback)
     tokenizer = setup.target.tokenizer
     ids = tokenizer.encode(_read_prompt(args)).ids
     if args.batch < 1:
@@ -172,13 +174,14 @@ def _stream(decode, state: decode_state.DecodeState, tokenizer) -> None:
     start = int(state.prompt_lengths[0])
     prompt = tokenizer.decode(state.tokens[0, :start].tolist())
     console.print(texts.Text(prompt, style="dim"), end="")
-    shown, printed = 0, ""
+    shown, printed, report = 0, "", None
     while not bool(state.done.all()):
         state, info = decode(state, STREAM_STEPS)
+        report = info if report is None else report + info
         tokens = state.tokens[0, start : int(state.lengths[0])].tolist()
         drafted = [0] * len(tokens)
-        if info is not None:
-            drafted = info.from_draft[0, start:].tolist()
+        if report is not None:
+            drafted = report.from_draft[0, start:].tolist()
         line = texts.Text()
         for i in range(shown, len(tokens)):
             text = tokenizer.decode(tokens[: i + 1])
@@ -188,7 +191,8 @@ def _stream(decode, state: decode_state.DecodeState, tokenizer) -> None:
             printed = text
         console.print(line, end="", soft_wrap=True)
         shown = len(tokens)
-    console.print("\n")
+    legend = texts.Text("\n\n").append("green", style="green")
+    console.print(legend.append(" from a draft, the rest the target's own\n"))
 
 
 def _record(state, info, seconds: float, tokenizer) -> dict[str, Any]:
@@ -249,6 +253,6 @@ def _print_table(record: dict[str, Any]) -> None:
         table.add_row("autoregressive", f"{speed:.0f} tokens/s")
         table.add_row("speedup", f"{record['speedup']:.2f} x")
         ties = baseline["near_ties"]
-        same = "yes" if baseline["identical"] else f"no ({ties} near ties)"
+        same = "yes" if baseline["identical"] else f"no, {ties} part at a near tie"
         table.add_row("texts agree", same)
     consoles.Console().print(table)

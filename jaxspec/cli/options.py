@@ -8,7 +8,7 @@ from jaxspec.core import Drafter
 from jaxspec.decode_state import Params
 from jaxspec.drafting.model import draft_model
 from jaxspec.drafting.ngram import ngram
-from jaxspec.models.rollback import ROLLBACKS
+from jaxspec.models.rollback import ROLLBACKS, Rollback
 from jaxspec.verification.sample_and_match import sample_and_match
 
 TARGET, DRAFT = "stdlib-8m", "stdlib-draft"
@@ -43,16 +43,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="the draft model of `--drafter model` (default: %(default)s)",
     )
     parser.add_argument(
-        "--rollback",
-        default="auto",
-        choices=["auto", *ROLLBACKS],
-        help="how rejected drafts leave no trace in the state (default: %(default)s)",
-    )
-    parser.add_argument(
         "--verifier",
         default="sample-and-match",
         choices=sorted(VERIFIERS),
         help="what decides which drafts are kept (default: %(default)s)",
+    )
+
+
+def add_rollback(parser: argparse.ArgumentParser, **settings: Any) -> None:
+    """The option that says how to roll back; `nargs="+"` lets it be several."""
+    parser.add_argument(
+        "--rollback",
+        choices=["auto", *ROLLBACKS],
+        help="how rejected drafts leave no trace in the state (default: auto)",
+        **settings,
     )
 
 
@@ -106,11 +110,13 @@ def parse_tree(drafter: str, text: str | None) -> dict[str, Any]:
     )
 
 
-def load(args: argparse.Namespace, drafter: str, tree: str | None) -> Setup:
+def load(
+    args: argparse.Namespace, drafter: str, tree: str | None, rollback: Rollback
+) -> Setup:
     """Loads the models that `add_model`'s options name, and makes the drafter."""
     shape = parse_tree(drafter, tree)
     max_path = shape.get("max_path") or len(shape["branching"]) + 1
-    target = pretrained.load(args.model, rollback=args.rollback, max_path=max_path)
+    target = pretrained.load(args.model, rollback=rollback, max_path=max_path)
     if drafter == "ngram":
         return Setup(target, ngram(**shape), Params(target.params))
     draft = pretrained.load(args.draft_model, max_path=max_path)

@@ -77,8 +77,11 @@ def test_a_loss_curve_draws_both_logs_and_gzip():
 
 
 ROWS = [
-    {"name": "a", "temperature": 0.0, "speedup": 2.0, "block_efficiency": 3.0},
-    {"name": "b", "temperature": 0.5, "speedup": 0.8, "block_efficiency": 1.2},
+    dict(name=name, rollback=rollback, temperature=t, speedup=s, block_efficiency=e)
+    for name, rollback, t, s, e in [
+        ("a", "lazy", 0.0, 2.0, 3.0),
+        ("b", "replay", 0.5, 0.8, 1.2),
+    ]
 ]
 
 
@@ -87,7 +90,7 @@ def test_speedups_draw_two_bars_a_row():
     assert [bar.get_width() for bar in left.patches] == [2.0, 0.8]
     assert [bar.get_width() for bar in right.patches] == [3.0, 1.2]
     labels = [label.get_text() for label in left.get_yticklabels()]
-    assert labels == ["a, T = 0", "b, T = 0.5"]
+    assert labels == ["a, lazy, T = 0", "b, replay, T = 0.5"]
     faces = [colors.to_hex(bar.get_facecolor()) for bar in left.patches]
     assert faces == [plotting.DRAFT, plotting.REJECTED]  # slower is grey
 

@@ -198,10 +198,14 @@ def test_bench_decode_prints_one_object_and_a_picture(capsys, tmp_path):
     arguments = ["bench", "decode", "--model", str(folder.make()), *FEW, "--json"]
     arguments += ["--prompts", str(prompts), "--plot", str(plot), "--repeats", "1"]
     arguments += ["--drafter", "ngram:6", "--drafter", "ngram:chain:3", "--batch", "2"]
+    arguments += ["--rollback", "lazy", "joint"]
     assert main(arguments) == 0
     record = json.loads(capsys.readouterr().out)
-    assert [(r["name"], r["temperature"]) for r in record["rows"]] == [
-        (name, t) for t in (0.0, 0.8) for name in ("ngram:6", "ngram:chain:3")
+    assert [(r["temperature"], r["name"], r["rollback"]) for r in record["rows"]] == [
+        (t, name, rollback)
+        for t in (0.0, 0.8)
+        for name in ("ngram:6", "ngram:chain:3")
+        for rollback in ("lazy", "joint")
     ]
     for row in record["rows"]:
         assert row["texts"] == 4 and row["identical"] == 4  # the last batch wraps

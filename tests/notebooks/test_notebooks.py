@@ -1,0 +1,39 @@
+"""Every notebook runs from top to bottom, and shows what it showed its author."""
+
+import os
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def outputs(notebook):
+    return [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@notebooks
+def test_it_is_short_and_keeps_its_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert len(notebook.cells) < 30
+    assert all(output.output_type != "error" for output in outputs(notebook))
+    assert any("image/png" in output.get("data", {}) for output in outputs(notebook))
+    assert path.stat().st_size < 300_000
+
+
+@notebooks
+def test_it_runs(path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.fspath(ROOT / ".jax_cache"))
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3")
+    client.execute(cwd=path.parent)
+    assert any("image/png" in output.get("data", {}) for output in outputs(notebook))
