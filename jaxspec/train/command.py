@@ -3,21 +3,22 @@
     jaxspec train target --out runs/target
     jaxspec train draft --out runs/draft --teacher runs/target/export
 
-A run that was killed goes on when the command is given again. At the end the folder holds
-`export/` (what `jaxspec generate --model` takes), `curve.png`, `log.jsonl`, and
-`manifest.json`, the files it read with their SHA-256.
+A run that was killed goes on when the command is given again. At the end `export/` holds
+what `jaxspec generate --model` takes, with a card, the loss curve, and a manifest of the
+files that were read, with their SHA-256.
 """
 
 import argparse
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import tokenizers
 
 from jaxspec import pretrained
 from jaxspec.models import hybrid
-from jaxspec.train import corpus, loop, recipes
+from jaxspec.train import card, corpus, loop, recipes
 from jaxspec.train import tokenizer as bpe
 
 
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         quiet=args.json,
     )
     pretrained.save(args.out / "export", recipe.config, params, tokenizer)
-    result = _report(args.out, recipe, modules)
+    result = _report(args.out, recipe, modules, bool(args.teacher))
     print(json.dumps(result) if args.json else _describe(result))
 
 
@@ -111,24 +112,32 @@ def _tokenizer(
 
 
 def _report(
-    out: pathlib.Path, recipe: recipes.Recipe, modules: list[corpus.Module]
+    out: pathlib.Path,
+    recipe: recipes.Recipe,
+    modules: list[corpus.Module],
+    distilled: bool,
 ) -> dict:
-    """Draws the curve and sums the run up."""
+    """Sums the run up, for the terminal and for who gets the export."""
     from jaxspec import plotting  # matplotlib is an extra
 
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     gzip = corpus.gzip_bits_per_byte([m.text for m in modules if m.held_out])
-    plotting.save(plotting.loss_curve(log, gzip, recipe.name), out / "curve.png")
+    export = out / "export"
+    plotting.save(plotting.loss_curve(log, gzip, recipe.name), export / "curve.png")
+    shutil.copy(out / "manifest.json", export)
     held = [r for r in log if "held_out_bits_per_byte" in r][-1]
-    return {
+    result = {
         "name": recipe.name,
         "layers": recipe.config.layers,
         "parameters": hybrid.count_params(recipe.config),
         "steps": held["step"],
         "held_out_bits_per_byte": held["held_out_bits_per_byte"],
         "gzip_bits_per_byte": gzip,
-        "export": str(out / "export"),
+        "export": str(export),
     }
+    manifest = json.loads((out / "manifest.json").read_text())
+    (export / "card.md").write_text(card.write(recipe, result, manifest, distilled))
+    return result
 
 
 def _describe(result: dict) -> str:

@@ -109,7 +109,14 @@ def test_a_run_writes_all_that_it_promises(capsys, stdlib, tmp_path, small):
     out = tmp_path / "run"
     assert result["steps"] == 6
     assert result["gzip_bits_per_byte"] > 0 and result["held_out_bits_per_byte"] > 0
-    for name in ("curve.png", "manifest.json", "recipe.json", "log.jsonl"):
+    card = (out / "export" / "card.md").read_text()
+    assert f"{result['held_out_bits_per_byte']:.3f} bits per byte" in card
+    for name in (
+        "export/curve.png",
+        "export/manifest.json",
+        "recipe.json",
+        "log.jsonl",
+    ):
         assert (out / name).stat().st_size > 0
     model, params, tokenizer = pretrained.load(out / "export")
     tokens = jnp.asarray([tokenizer.encode("def f1(x):").ids])
