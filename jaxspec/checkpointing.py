@@ -59,7 +59,7 @@ def restore(directory: str | os.PathLike, like: Any, step: int | None = None) ->
         try:
             return manager.restore(step, args=ocp.args.StandardRestore(like))
         except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"Checkpoint {step} of {directory} is damaged or of another shape: "
                 f"{reason}"

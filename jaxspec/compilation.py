@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 _CANDIDATES = {
     "cpu": {
@@ -37,6 +38,12 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
     return known
 
 
+def is_tracing(*args: Any) -> bool:
+    """Whether the caller is being traced, or was given values that are."""
+    one = jax.numpy.add(np.int32(0), np.int32(1))  # traced where nothing is known
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((one, args)))
+
+
 def jit(f: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
     """`jax.jit(f, **kwargs)` with `compiler_options`, asked for at the first call.
 
@@ -50,8 +57,7 @@ def jit(f: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
 
     @functools.wraps(f)
     def call(*args: Any, **kwargs: Any) -> Any:
-        leaves = jax.tree.leaves((args, kwargs))
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if is_tracing(args, kwargs):
             return f(*args, **kwargs)
         return compiled()(*args, **kwargs)
 

@@ -108,7 +108,8 @@ class Verdict(NamedTuple):
     """What the target makes of a draft.
 
     A row that emits `e` tokens keeps `e` nodes: the root and `e - 1` accepted drafts. Its
-    last token is the target's own and becomes the next root.
+    last token is the target's own and becomes the next root (or, where a stop or a budget
+    cut the path, whatever stood there).
 
     Attributes:
         path: `[B, D]` int32, the accepted nodes, the root first, -1 padded.

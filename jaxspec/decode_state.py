@@ -96,7 +96,7 @@ def init_state(
         lengths: `[B]` int32, `T` by default; at least 1.
         target: the model.
         drafter: `None` makes a state for `generate`, which carries nothing else.
-        max_length: `L`, the most tokens that a row can hold; room for the prompt and
+        max_length: `L`, the most tokens that a row can hold; room for `T` and
             `max_new_tokens` by default.
         max_new_tokens: `[B]` or one for all.
         temperature: `[B]` or one for all; 0 is greedy.
@@ -109,42 +109,36 @@ def init_state(
         ValueError: on an empty prompt, one that does not fit, tokens that the model does
             not have, a negative temperature, or a drafter that does not fit the target.
     """
-    prompt = jnp.asarray(prompt)
-    _check_prompt(prompt, lengths, target, drafter)
-    batch, size = prompt.shape
-    lengths = _per_row(size if lengths is None else lengths, batch, jnp.int32)
-    budget = _per_row(max_new_tokens, batch, jnp.int32)
+    batch, size = _check_prompt(prompt, lengths, target, drafter)
     if max_length is None:
         _require(_known(max_new_tokens), "Give max_length: max_new_tokens is traced.")
-        max_length = size + int(np.max(np.asarray(max_new_tokens)))
+        max_length = size + int(np.max(max_new_tokens))
+    longest = int(np.max(lengths)) if _known(lengths) and lengths is not None else size
     _require(
-        size <= max_length,
-        f"The prompt has {size} tokens and the cache holds {max_length}; raise "
+        longest <= max_length,
+        f"The prompt has {longest} tokens and the cache holds {max_length}; raise "
         "max_length.",
     )
-    settings = {
-        "temperature": _per_row(temperature, batch, jnp.float32),
-        "top_k": _per_row(top_k, batch, jnp.int32),
-        "top_p": _per_row(top_p, batch, jnp.float32),
-    }
-    _check_settings(budget=budget, **settings)
+    prompt = jnp.asarray(prompt)[:, :max_length]
+    size = prompt.shape[1]
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    _check_settings(batch, max_new_tokens, **settings)
+    lengths = _per_row(size if lengths is None else lengths, batch, jnp.int32)
+    budget = _per_row(max_new_tokens, batch, jnp.int32)
+    live = jnp.arange(size)[None] < lengths[:, None]
+    tokens = jnp.where(live, prompt, 0).astype(jnp.int32)
     stops = jnp.atleast_2d(jnp.asarray(stops, jnp.int32))
     if stops.size == 0:
         stops = jnp.full((1, 1), -1, jnp.int32)  # Orbax saves no empty arrays
-    keys = jax.random.key(0) if keys is None else keys
-    if keys.ndim == 0:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(batch))
     carry, state = _prefill(
         params,
-        prompt.astype(jnp.int32),
+        tokens,
         lengths,
         target=target,
         drafter=drafter,
         max_length=max_length,
     )
     width = max_length + target.max_path
-    live = jnp.arange(size)[None] < lengths[:, None]
-    tokens = jnp.where(live, prompt, 0).astype(jnp.int32)
     limits = jnp.minimum(lengths + budget, max_length)
     return DecodeState(
         tokens=jnp.pad(tokens, ((0, 0), (0, width - size))),
@@ -154,8 +148,10 @@ def init_state(
         limits=limits,
         done=lengths >= limits,
         stops=jnp.broadcast_to(stops, (batch, stops.shape[1])),
-        **settings,
-        keys=keys,
+        temperature=_per_row(temperature, batch, jnp.float32),
+        top_k=_per_row(top_k, batch, jnp.int32),
+        top_p=_per_row(top_p, batch, jnp.float32),
+        keys=_keys(keys, batch),
         carry=carry,
         drafter=state,
     )
@@ -189,10 +185,15 @@ def pad_prompts(
         )
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     size = -(-int(lengths.max()) // multiple) * multiple
-    tokens = np.zeros((len(prompts), size), np.int32)
+    tokens = np.zeros((len(prompts), size), np.int64)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    return jnp.asarray(tokens), jnp.asarray(lengths)
+    _require(
+        np.iinfo(np.int32).min <= tokens.min()
+        and tokens.max() <= np.iinfo(np.int32).max,
+        f"Tokens are int32, got {tokens.min()} to {tokens.max()}.",
+    )
+    return jnp.asarray(tokens.astype(np.int32)), jnp.asarray(lengths)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -209,40 +210,68 @@ def _known(*arrays: Any) -> bool:
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
-def _check_prompt(prompt, lengths, target, drafter) -> None:
+def _keys(keys: Array | None, batch: int) -> Array:
+    """A key per row, derived from one if need be."""
+    keys = jax.random.key(0) if keys is None else keys
     _require(
-        prompt.ndim == 2 and prompt.size > 0,
-        f"Expected a prompt [B, T] of at least one token, got shape {prompt.shape}.",
+        jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+        and keys.shape in ((), (batch,)),
+        f"Expected one typed key (jax.random.key) or {batch}, got {keys.dtype} of shape "
+        f"{keys.shape}.",
     )
+    if keys.ndim == 0:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(batch))
+    return keys
+
+
+def _check_prompt(prompt, lengths, target, drafter) -> tuple[int, int]:
+    """Returns the prompt's shape; looks at values only where they are known."""
+    shape, dtype = jnp.shape(prompt), jax.dtypes.result_type(prompt)
+    _require(
+        len(shape) == 2 and min(shape) > 0,
+        f"Expected a prompt [B, T] of at least one token, got shape {shape}.",
+    )
+    _require(jnp.issubdtype(dtype, jnp.integer), f"Tokens are integers, got {dtype}.")
+    live = np.True_
     if lengths is not None and _known(lengths):
-        low, high = np.min(lengths), np.max(lengths)
+        each = np.broadcast_to(np.asarray(lengths), shape[:1])
         _require(
-            1 <= low and high <= prompt.shape[1],
-            f"Expected lengths from 1 to {prompt.shape[1]}, got {low} to {high}.",
+            1 <= each.min() and each.max() <= shape[1],
+            f"Expected lengths from 1 to {shape[1]}, got {each.min()} to {each.max()}.",
         )
-    if _known(prompt):
-        low, high = int(jnp.min(prompt)), int(jnp.max(prompt))
+        live = np.arange(shape[1])[None] < each[:, None]
+    if _known(prompt, lengths):
+        tokens = np.asarray(prompt)[np.broadcast_to(live, shape)]
         _require(
-            0 <= low and high < target.vocab_size,
-            f"Expected tokens from 0 to {target.vocab_size - 1}, got {low} to {high}.",
+            0 <= tokens.min() and tokens.max() < target.vocab_size,
+            f"Expected tokens from 0 to {target.vocab_size - 1}, got {tokens.min()} to "
+            f"{tokens.max()}.",
         )
     if drafter is not None and drafter.vocab_size not in (None, target.vocab_size):
         raise ValueError(
             f"The drafter has {drafter.vocab_size} tokens and the target "
             f"{target.vocab_size}; they must share one vocabulary."
         )
+    return shape
 
 
-def _check_settings(budget, temperature, top_k, top_p) -> None:
-    if not _known(budget, temperature, top_k, top_p):
-        return
-    _require(bool((budget >= 1).all()), f"max_new_tokens must be positive: {budget}.")
-    _require(
-        bool((temperature >= 0).all()),
-        f"The temperature must not be negative, got {temperature}.",
-    )
-    _require(bool((top_k >= 0).all()), f"top_k must not be negative, got {top_k}.")
-    _require(
-        bool(((top_p > 0) & (top_p <= 1)).all()),
-        f"top_p must be in (0, 1], got {top_p}.",
-    )
+def _check_settings(batch, max_new_tokens, **settings) -> None:
+    settings = {"max_new_tokens": max_new_tokens, **settings}
+    for name, value in settings.items():
+        _require(
+            jnp.shape(value) in ((), (batch,)),
+            f"Expected one {name} or {batch}, got shape {jnp.shape(value)}.",
+        )
+    allowed = {
+        "max_new_tokens": (lambda x: x >= 1, "must be positive"),
+        "temperature": (
+            lambda x: (x >= 0) & np.isfinite(x),
+            "must not be negative or infinite",
+        ),
+        "top_k": (lambda x: (x >= 0) & (x < 2**31), "must not be negative or huge"),
+        "top_p": (lambda x: (x > 0) & (x <= 1), "must be in (0, 1]"),
+    }
+    for name, (is_allowed, words) in allowed.items():
+        if _known(settings[name]):
+            value = np.asarray(settings[name])
+            _require(is_allowed(value).all(), f"{name} {words}, got {value}.")

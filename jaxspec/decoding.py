@@ -40,7 +40,8 @@ class SpecInfo:
         drafted: `[B]` int32, draft tokens proposed.
         kept: `[B, D]` int32, steps that emitted more than `d` tokens; column 0 is
             `target_calls`.
-        from_draft: `[B, L + D]` int8, 1 where a draft supplied the token.
+        from_draft: `[B, L + D]` int8, 1 where a draft supplied the token. That may be
+            the last of a text too: a stop or a budget can cut inside an accepted path.
     """
 
     target_calls: Array
@@ -69,7 +70,7 @@ def generate(
         max_steps: stop after as many steps, if not all rows are done before.
 
     Returns:
-        The state after; call again to go on.
+        The state after; call again to go on. In a row that is done the carry is dead.
     """
 
     def body(loop):
@@ -110,10 +111,10 @@ def speculative_step(
     draft = _silence(draft, state.done)
     carry, tape, hidden = target.scan_tree(params.target, state.carry, draft.tree)
     logits = target.logits(params.target, hidden)
-    verdict = verifier.verify(state.keys, draft, logits, state.sampling)
-    verdict = _cut(state, draft.tree, verdict)
+    whole = verifier.verify(state.keys, draft, logits, state.sampling)
+    verdict = _cut(state, draft.tree, whole)
     tokens, count = emitted_tokens(draft.tree, verdict)
-    info = _report(state, draft, verdict, count)
+    info = _report(state, draft, whole, count)
     state = _append(state, tokens, verdict.logprobs, count).replace(
         carry=target.commit(carry, tape, verdict.path),
         drafter=drafter.observe(
@@ -152,6 +153,8 @@ def speculative_generate(
             f"The drafter proposes paths of {drafter.max_path} nodes and the target keeps "
             f"paths of {target.max_path}; raise the target's max_path."
         )
+    if state.drafter is None:
+        raise ValueError("The state was made without a drafter; give it to init_state.")
     verifier = sample_and_match() if verifier is None else verifier
 
     def body(loop):
@@ -230,11 +233,10 @@ def _is_stop(state: DecodeState, tokens: Array) -> Array:
     return jnp.any(tokens[:, :, None] == state.stops[:, None], axis=-1)
 
 
-def _report(
-    state: DecodeState, draft: Draft, verdict: Verdict, count: Array
-) -> SpecInfo:
-    slots = jnp.arange(verdict.path.shape[1])[None]
-    accepted = slots < verdict.num_accepted[:, None]
+def _report(state: DecodeState, draft: Draft, whole: Verdict, count: Array) -> SpecInfo:
+    """What became of a draft: the whole verdict, of which `count` tokens were kept."""
+    slots = jnp.arange(whole.path.shape[1])[None]
+    accepted = slots < jnp.minimum(whole.num_accepted, count)[:, None]
     nothing = jnp.zeros(state.tokens.shape, jnp.int8)
     return SpecInfo(
         target_calls=(~state.done).astype(jnp.int32),

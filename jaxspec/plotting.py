@@ -4,9 +4,15 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import figure as figures
+
+try:
+    import matplotlib
+    from matplotlib import figure as figures
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(
+        "Pictures need matplotlib: pip install 'jaxspec[plot]'."
+    ) from None
 
 from jaxspec.trees import TokenTree
 

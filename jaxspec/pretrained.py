@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import tokenizers
 
 from checkpoints_conv import native
+from jaxspec import files
 from jaxspec.core import LanguageModel
 from jaxspec.models import config as configs
 from jaxspec.models import hybrid
@@ -106,9 +107,11 @@ def save(
     """Writes a folder that `load` reads; params are those of an unrolled model."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if config.tie_embeddings:  # the copy that `load` makes on a CPU is not a parameter
+        params = {name: part for name, part in params.items() if name != "lm_head"}
     native.save(folder / "model.safetensors", params)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text(configs.to_json(config))
+    files.write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    files.write_text(folder / "config.json", configs.to_json(config))
 
 
 def stop_tokens(tokenizer: tokenizers.Tokenizer) -> list[int]:

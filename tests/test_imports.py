@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import sys
 
 import pytest
@@ -9,13 +10,27 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [  # lowest first; a module may import from its own layer and from those below
     ["pallas_kernels"],
-    ["jaxspec.compilation", "jaxspec.core", "jaxspec.rows", "jaxspec.sampling"]
-    + ["jaxspec.trees"],
+    ["jaxspec.compilation", "jaxspec.core", "jaxspec.files", "jaxspec.rows"]
+    + ["jaxspec.sampling", "jaxspec.trees"],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
     + ["jaxspec.metrics", "jaxspec.plotting", "jaxspec.pretrained"],
     ["jaxspec.assets", "jaxspec.bench", "jaxspec.cli", "jaxspec.train"],
 ]
+DRAFTS = ["jaxspec.drafting", "jaxspec.verification"]
+NEIGHBOURS = {  # a module, and what it knows nothing of
+    "jaxspec.decoding": ["jaxspec.models", *DRAFTS],
+    "jaxspec.decode_state": ["jaxspec.models", *DRAFTS],
+    "jaxspec.models": [*DRAFTS, "checkpoints_conv"],
+    "checkpoints_conv": ["jaxspec"],
+}
+EXCEPT = {  # what it knows nevertheless
+    "jaxspec.decoding": "jaxspec.verification.sample_and_match",  # the default
+    "checkpoints_conv": "jaxspec.models.config",  # a record of numbers
+}
+ASKS_FOR_THE_PLATFORM = re.compile(
+    r"platform_dependent|default_backend|jax\.devices\(|\.platform\b"
+)
 OURS = ("jaxspec", "pallas_kernels", "checkpoints_conv")
 
 
@@ -41,13 +56,12 @@ def imported(path):
             yield from (alias.name for alias in node.names)
 
 
+def within(module, names):
+    return any(module == name or module.startswith(name + ".") for name in names)
+
+
 def layer(module):
-    found = [
-        level
-        for level, names in enumerate(LAYERS)
-        for name in names
-        if module == name or module.startswith(name + ".")
-    ]
+    found = [level for level, names in enumerate(LAYERS) if within(module, names)]
     return found[0] if found else None
 
 
@@ -92,11 +106,27 @@ def test_there_are_no_cycles():
         visit(name)
 
 
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_neighbours_do_not_know_each_other(name):
+    found = [path for module, path in modules() if within(module, [name])]
+    assert found
+    for path in found:
+        known = {m for m in imported(path) if within(m, NEIGHBOURS[name])}
+        assert known <= {EXCEPT.get(name)}, path
+
+
+def test_imports_are_absolute():
+    for name, path in modules():
+        nodes = ast.walk(ast.parse(path.read_text()))
+        relative = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.level]
+        assert not relative, name
+
+
 def test_only_the_dispatcher_asks_for_the_platform():
     asking = {
         name
         for name, path in modules()
-        if "platform_dependent" in path.read_text()
-        and name.startswith(("pallas_kernels", "jaxspec.models"))
+        if ASKS_FOR_THE_PLATFORM.search(path.read_text())
+        and within(name, ["pallas_kernels", "jaxspec.models"])
     }
-    assert asking <= {"pallas_kernels._dispatch"}
+    assert asking == {"pallas_kernels._dispatch"}

@@ -35,6 +35,7 @@ class Job(NamedTuple):
     prompt: jax.Array
     lengths: jax.Array
     settings: dict[str, Any]
+    count: int  # prompts; rows beyond fill the batch up and are not looked at
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the benchmark."""
+    if args.plot:
+        from jaxspec import plotting  # needs an extra: if it is missing, say so now
+    options.check_positive(args, "limit", "batch", "repeats")
     texts = prompt_files.read(args.prompts)[: args.limit]
     names = args.drafter or list(DEFAULT_DRAFTERS)
     setups = {
@@ -114,8 +118,6 @@ def run(args: argparse.Namespace) -> None:
         "rows": rows,
     }
     if args.plot:
-        from jaxspec import plotting  # matplotlib is an extra
-
         title = f"{len(texts)} prompts, {record['environment']['processor']}"
         plotting.save(plotting.speedups(rows, title), args.plot)
     if args.json:
@@ -151,10 +153,10 @@ def _jobs(
     )
     jobs = []
     for start in range(0, len(ids), args.batch):
-        index = np.arange(start, start + args.batch) % len(ids)  # the last one wraps
-        jobs.append(
-            Job(prompt[index], lengths[index], {**settings, "keys": keys[index]})
-        )
+        index = np.arange(start, start + args.batch)
+        count, index = int(np.sum(index < len(ids))), index % len(ids)
+        own = {**settings, "keys": keys[index]}
+        jobs.append(Job(prompt[index], lengths[index], own, count))
     return jobs
 
 
@@ -192,7 +194,8 @@ def _measure(args, setups, jobs, advance) -> list[dict[str, Any]]:
             if number == 0:
                 jax.block_until_ready(decode())  # compiles
             times = [timing.seconds(decode) for _ in range(args.repeats)]
-            (out, info), seconds = times[0][0], float(np.median([t for _, t in times]))
+            out, info = _first_rows(*times[0][0], job.count)
+            seconds = float(np.median([t for _, t in times]))
             total = totals[name] if name else baseline_total
             total.add(out, info, seconds)
             if name is None:
@@ -215,12 +218,18 @@ def _measure(args, setups, jobs, advance) -> list[dict[str, Any]]:
     ]
 
 
+def _first_rows(state, info, count: int):
+    """Without the rows that only fill a batch up, and the pasts."""
+    looked_at = state.replace(carry=None, drafter=None), info
+    return jax.tree.map(lambda leaf: leaf[:count], looked_at)
+
+
 class _Total:
     """Sums over jobs."""
 
     def __init__(self):
         self.tokens, self.seconds, self.calls = 0, 0.0, 0
-        self.by_depth, self.drafted = np.zeros(0, np.int64), 0
+        self.by_depth, self.drafted = 0, 0
         self.texts, self.identical, self.near_ties = 0, 0, 0
 
     def add(self, state, info, seconds: float) -> None:
@@ -228,9 +237,7 @@ class _Total:
         self.seconds += seconds
         if info is not None:
             kept = np.asarray(info.kept.sum(0), np.int64)
-            self.by_depth = kept + np.resize(self.by_depth, kept.shape) * bool(
-                self.calls
-            )
+            self.by_depth = self.by_depth + kept
             self.calls += int(info.target_calls.sum())
             self.drafted += int(info.drafted.sum())
 
@@ -242,10 +249,8 @@ class _Total:
             self.near_ties += found.near_tie
 
     def record(self, baseline: "_Total") -> dict[str, Any]:
-        speed, baseline_speed = (
-            self.tokens / self.seconds,
-            baseline.tokens / baseline.seconds,
-        )
+        speed = self.tokens / self.seconds
+        baseline_speed = baseline.tokens / baseline.seconds
         return {
             "tokens": self.tokens,
             "target_calls": self.calls,

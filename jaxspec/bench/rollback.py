@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the benchmark."""
+    options.check_positive(args, "batch", "nodes", "repeats")
     if not 1 <= args.accepted <= min(args.nodes):
         raise ValueError(
             f"--accepted must be from 1 to {min(args.nodes)}, got {args.accepted}."

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     _keep_programs()
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError, ModuleNotFoundError) as error:
         message = " ".join(str(error).split())
         print(f"jaxspec {args.command}: {message}", file=sys.stderr)
         return 2

@@ -92,17 +92,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
+    options.check_positive(args, "batch")
     speculative = args.drafter != "none"
     drafter = args.drafter if speculative else "ngram"
     setup = options.load(args, drafter, args.tree, args.rollback)
     tokenizer = setup.target.tokenizer
     ids = tokenizer.encode(_read_prompt(args)).ids
-    if args.batch < 1:
-        raise ValueError(f"--batch must be positive, got {args.batch}.")
     prompt, lengths = decode_state.pad_prompts([ids] * args.batch)
     settings = {
         "target": setup.target.model,
-        "max_length": int(lengths[0]) + args.max_tokens,
         "max_new_tokens": args.max_tokens,
         "temperature": args.temperature,
         "top_k": args.top_k,
@@ -110,7 +108,6 @@ def run(args: argparse.Namespace) -> None:
         "stops": pretrained.stop_tokens(tokenizer),
         "keys": jax.random.key(args.seed),
     }
-    settings["max_length"] = max(settings["max_length"], prompt.shape[1])
 
     def start(drafter):
         return decode_state.init_state(
@@ -246,7 +243,7 @@ def _print_table(record: dict[str, Any]) -> None:
     table.add_row(
         "block efficiency", f"{record['block_efficiency']:.2f} tokens per call"
     )
-    table.add_row("speculative", f"{record['tokens_per_second']:.0f} tokens/s")
+    table.add_row("speed", f"{record['tokens_per_second']:.0f} tokens/s")
     if "autoregressive" in record:
         baseline = record["autoregressive"]
         speed = baseline["tokens_per_second"]

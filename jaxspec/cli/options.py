@@ -83,6 +83,20 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Refuses options below what makes sense, before anything is done.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name in names:
+        value = getattr(args, name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number <= 0:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must be positive, got {number}.")
+
+
 def parse_tree(drafter: str, text: str | None) -> dict[str, Any]:
     """Turns `--tree` into the arguments of a drafter's factory.
 
@@ -103,7 +117,9 @@ def parse_tree(drafter: str, text: str | None) -> dict[str, Any]:
     if drafter == "model" and sizes and not is_chain and min(sizes) >= 1:
         return {"branching": sizes}
     if drafter == "ngram" and len(sizes) == 1 and not is_chain and sizes[0] >= 2:
-        return {"num_nodes": sizes[0], "max_path": min(sizes[0], 8)}
+        path = min(sizes[0], 8)
+        matches = max(4, -(-(sizes[0] - 1) // (path - 1)))
+        return {"num_nodes": sizes[0], "max_path": path, "num_matches": matches}
     expected = "A,B,..." if drafter == "model" else "N >= 2"
     raise ValueError(
         f"{text!r} is no tree for the {drafter} drafter; expected chain:K or {expected}."

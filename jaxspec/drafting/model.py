@@ -6,6 +6,7 @@ state is copied per branch, and the drafter's own carry is rolled back like the 
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +27,7 @@ class State(NamedTuple):
     tape: Any
 
 
-@functools.cache
-def draft_model(model: LanguageModel, branching: tuple[int, ...] = (1,) * 4) -> Drafter:
+def draft_model(model: LanguageModel, branching: Sequence[int] = (1,) * 4) -> Drafter:
     """Makes a drafter of a language model.
 
     Args:
@@ -39,7 +39,7 @@ def draft_model(model: LanguageModel, branching: tuple[int, ...] = (1,) * 4) -> 
         ValueError: if the model cannot keep paths as long, or has fewer tokens than a
             node has children.
     """
-    parents = trees.from_branching(branching)
+    branching = tuple(int(children) for children in branching)
     max_path = len(branching) + 1
     if not branching or max(branching) > model.vocab_size:
         raise ValueError(
@@ -50,6 +50,13 @@ def draft_model(model: LanguageModel, branching: tuple[int, ...] = (1,) * 4) -> 
             f"The draft model keeps paths of {model.max_path} nodes, and the branching "
             f"{branching} makes paths of {max_path}; raise its max_path."
         )
+    return _draft_model(model, branching)
+
+
+@functools.cache
+def _draft_model(model: LanguageModel, branching: tuple[int, ...]) -> Drafter:
+    parents = trees.from_branching(branching)
+    max_path = len(branching) + 1
     ends = np.cumsum([1, *np.cumprod(branching)])  # of the levels
     levels = [(int(a), int(b)) for a, b in zip([0, *ends], ends, strict=False)]
     leaves = levels[-1][0]

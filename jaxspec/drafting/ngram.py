@@ -25,7 +25,6 @@ class State(NamedTuple):
     lengths: Array  # [B]
 
 
-@functools.cache
 def ngram(
     num_nodes: int = 8,
     max_path: int = 8,
@@ -57,10 +56,26 @@ def ngram(
         raise ValueError(
             f"Expected 1 <= min_match <= max_match, got {min_match} and {max_match}."
         )
+    if max_match > 32:  # scores are powers of two, in float32
+        raise ValueError(f"Expected max_match of at most 32, got {max_match}.")
+    most = 1 + num_matches * (max_path - 1)
+    if num_nodes > most:
+        raise ValueError(
+            f"{num_matches} matches of at most {max_path - 1} tokens fill {most} nodes, "
+            f"not {num_nodes}; raise num_matches or max_path."
+        )
     max_path = min(max_path, max(num_nodes, 2))
+    return _ngram(num_nodes, max_path, num_matches, min_match, max_match)
 
+
+@functools.cache
+def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
     def init(params, prompt: Array, lengths: Array, max_length: int) -> State:
         del params
+        if max_match * (max_length + max_path) >= 2**24:  # `_find` ranks in float32
+            raise ValueError(
+                f"Look-up holds {2**24 // max_match - max_path} tokens, not {max_length}."
+            )
         live = jnp.arange(prompt.shape[1])[None] < lengths[:, None]
         room = max_length + max_path - prompt.shape[1]
         text = jnp.pad(jnp.where(live, prompt, 0), ((0, 0), (0, room)))

@@ -153,7 +153,7 @@ class Mixer(nn.Module):
         costs does not grow with the cache.
         """
         window, capacity = self.config.attention.window, carry.keys.shape[1]
-        span = window - 1 + queries
+        span = max(window - 1 + queries, 1)
         if not window or span >= capacity:
             return carry, jnp.zeros_like(end)
         start = jnp.clip(end - span, 0, capacity - span)

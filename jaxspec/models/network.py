@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec import rows
+from jaxspec import rows, trees
 from jaxspec.models import block, layers
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.stack import Stack, Storage
@@ -181,6 +181,7 @@ class Network:
         start: int,
         stop: int,
     ):
+        trees.check(tree)
         _require(
             0 <= start < stop <= tree.num_nodes,
             f"Expected 0 <= start < stop <= {tree.num_nodes}, got {start} and {stop}.",
@@ -212,7 +213,7 @@ class Network:
         return Tape(blocks, kept), self._norm(params, x)
 
     def scan_tree(self, params: Params, carry: Carry, tree: TokenTree):
-        batch, num_nodes = tree.parents.shape
+        batch, num_nodes = trees.check(tree).parents.shape
         fused = self.rollback == "joint"
         if not fused:
             carry = self.prepare(params, carry)

@@ -16,7 +16,7 @@ speculative decoding with. It is no use for anything else.
 | parameters | {parameters:,}, bfloat16 in the file, float32 when loaded |
 | vocabulary | {vocab_size} byte-level BPE tokens |
 | trained for | {steps:,} steps of {batch_size} x {length} tokens |
-| optimiser | AdamW, peak learning rate {learning_rate:g}, a line to zero over the last half |
+| optimiser | AdamW, peak learning rate {learning_rate:g}, let down over the last half |
 | objective | {objective} |
 | held out | {held_out:.3f} bits per byte on {num_held_out} modules never trained on |
 | `gzip -9` of the same files, one by one | {gzip:.3f} bits per byte ({ratio:.2f} x) |

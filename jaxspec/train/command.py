@@ -10,13 +10,15 @@ files that were read, with their SHA-256.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
 
 import tokenizers
 
-from jaxspec import pretrained
+from jaxspec import files, pretrained
+from jaxspec.cli import options
 from jaxspec.models import hybrid
 from jaxspec.train import card, corpus, loop, recipes
 from jaxspec.train import tokenizer as bpe
@@ -52,19 +54,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
+    from jaxspec import plotting  # needs an extra: if it is missing, say so now
+
+    options.check_positive(
+        args, "steps", "batch_size", "length", "learning_rate", "save_every"
+    )
     recipe = _recipe(args)
+    record = dataclasses.asdict(recipe)
     args.out.mkdir(parents=True, exist_ok=True)
     modules = corpus.read_modules(args.stdlib)
-    manifest = corpus.manifest(modules)
-    _same_or_new(args.out / "manifest.json", manifest)
-    _same_or_new(args.out / "recipe.json", dataclasses.asdict(recipe))
+    _same_or_new(args.out / "manifest.json", corpus.manifest(modules))
 
     teacher = None
     if args.teacher:
         loaded = pretrained.load(args.teacher)
         teacher = loop.Teacher(loaded.model, loaded.params)
         tokenizer = loaded.tokenizer
-    else:
+        if loaded.model.vocab_size != recipe.config.vocab_size:
+            raise ValueError(
+                f"The teacher has {loaded.model.vocab_size} tokens and the model "
+                f"{recipe.config.vocab_size}."
+            )
+        weights = pretrained.find(args.teacher) / "model.safetensors"
+        record["teacher_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    _same_or_new(args.out / "recipe.json", record)
+    if teacher is None:
         tokenizer = _tokenizer(args.out / "tokenizer.json", modules, recipe)
     if tokenizer.get_vocab_size() > recipe.config.vocab_size:
         raise ValueError(
@@ -81,7 +95,10 @@ def run(args: argparse.Namespace) -> None:
         quiet=args.json,
     )
     pretrained.save(args.out / "export", recipe.config, params, tokenizer)
-    result = _report(args.out, recipe, modules, bool(args.teacher))
+    log = [json.loads(line) for line in (args.out / "log.jsonl").open()]
+    result = _report(args.out, recipe, modules, log, teacher is not None)
+    curve = plotting.loss_curve(log, result["gzip_bits_per_byte"], recipe.name)
+    plotting.save(curve, args.out / "export" / "curve.png")
     print(json.dumps(result) if args.json else _describe(result))
 
 
@@ -99,7 +116,7 @@ def _same_or_new(path: pathlib.Path, record: dict) -> None:
             f"{path} was written by a run with other settings or text; choose another "
             "--out."
         )
-    path.write_text(text)
+    files.write_text(path, text)
 
 
 def _tokenizer(
@@ -107,7 +124,8 @@ def _tokenizer(
 ) -> tokenizers.Tokenizer:
     if not path.exists():
         texts = (m.text for m in modules if not m.held_out)
-        bpe.train(texts, recipe.config.vocab_size).save(str(path))
+        trained = bpe.train(texts, recipe.config.vocab_size)
+        files.write_text(path, trained.to_str())
     return pretrained.load_tokenizer(path)
 
 
@@ -115,15 +133,12 @@ def _report(
     out: pathlib.Path,
     recipe: recipes.Recipe,
     modules: list[corpus.Module],
+    log: list[dict],
     distilled: bool,
 ) -> dict:
     """Sums the run up, for the terminal and for who gets the export."""
-    from jaxspec import plotting  # matplotlib is an extra
-
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     gzip = corpus.gzip_bits_per_byte([m.text for m in modules if m.held_out])
     export = out / "export"
-    plotting.save(plotting.loss_curve(log, gzip, recipe.name), export / "curve.png")
     shutil.copy(out / "manifest.json", export)
     held = [r for r in log if "held_out_bits_per_byte" in r][-1]
     result = {
@@ -136,7 +151,8 @@ def _report(
         "export": str(export),
     }
     manifest = json.loads((out / "manifest.json").read_text())
-    (export / "card.md").write_text(card.write(recipe, result, manifest, distilled))
+    text = card.write(recipe, result, manifest, distilled)
+    files.write_text(export / "card.md", text)
     return result
 
 

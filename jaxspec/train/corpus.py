@@ -19,8 +19,9 @@ EXCLUDED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__
 class Module(NamedTuple):
     """One file of the standard library."""
 
-    name: str  # dotted, as in `import`
+    name: str  # dotted; that of a package ends in `__init__`
     text: str
+    sha256: str  # of the file
     held_out: bool
 
 
@@ -41,10 +42,12 @@ def read_modules(root: str | pathlib.Path | None = None) -> list[Module]:
         parts = path.relative_to(root).parts
         if EXCLUDED.intersection(parts):
             continue
-        text = path.read_bytes().decode("utf-8", errors="ignore")
+        raw = path.read_bytes()
+        text = raw.decode("utf-8", errors="ignore")
         name = ".".join(parts).removesuffix(".py")
         if text.strip():
-            modules.append(Module(name, text, is_held_out(name)))
+            digest = hashlib.sha256(raw).hexdigest()
+            modules.append(Module(name, text, digest, is_held_out(name)))
     if not modules:
         raise ValueError(f"{root} holds no Python modules.")
     return modules
@@ -58,7 +61,7 @@ def manifest(modules: list[Module]) -> dict[str, Any]:
         "held_out_bytes": sum(len(m.text.encode()) for m in modules if m.held_out),
         "modules": {
             m.name: {
-                "sha256": hashlib.sha256(m.text.encode()).hexdigest(),
+                "sha256": m.sha256,
                 "bytes": len(m.text.encode()),
                 "held_out": m.held_out,
             }

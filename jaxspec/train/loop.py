@@ -17,7 +17,7 @@ import optax
 import tokenizers
 from rich import progress
 
-from jaxspec import checkpointing, compilation, pretrained
+from jaxspec import checkpointing, compilation, files, pretrained
 from jaxspec.core import LanguageModel
 from jaxspec.models import hybrid
 from jaxspec.train import corpus, evaluate
@@ -170,14 +170,16 @@ def train(
                 losses, started = [], time.perf_counter()
                 note = f"{record['loss']:.3f} nats {record['seconds_per_step']:.2f} s"
                 bar.update(task, completed=step, note=note)
-            if step % save_every == 0 or step == recipe.steps:
-                checkpointing.save(directory / "checkpoints", step, state)
+            saving = step % save_every == 0 or step == recipe.steps
+            if saving:
                 record["held_out_bits_per_byte"] = evaluate.bits_per_byte(
                     model, state.params, data.held_out, data.held_out_bytes
                 )
             if len(record) > 1:
                 log.write(json.dumps(record) + "\n")
                 log.flush()
+            if saving:  # last: what is saved has been evaluated and logged
+                checkpointing.save(directory / "checkpoints", step, state)
     return state.params
 
 
@@ -185,8 +187,9 @@ def _forget_after(path: pathlib.Path, step: int) -> None:
     """Drops from a log what a run that was killed wrote after its last checkpoint."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(kept))
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        files.write_text(path, "".join(kept))
 
 
 def _batches(recipe: Recipe, data: Data, step: int):

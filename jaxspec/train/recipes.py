@@ -35,7 +35,7 @@ class Recipe:
         length: tokens in a sequence.
         learning_rate: peak, reached after `warmup` steps, then let down as a cosine to a
             tenth at `horizon`, and on top of it in a line to zero over the last half of
-            `steps`. So a run may end wherever time ends, without another beginning.
+            `steps`: the first half of a run is the same however long it is.
         horizon: steps of the cosine.
         warmup: steps.
         weight_decay: AdamW's.
