@@ -28,6 +28,7 @@ from jaxspec.models.config import Mamba2Config as Mamba2Config
 from jaxspec.models.config import MLPConfig as MLPConfig
 from jaxspec.models.config import ModelConfig as ModelConfig
 from jaxspec.models.hybrid import language_model as language_model
+from jaxspec.pretrained import check_same_tokenizer as check_same_tokenizer
 from jaxspec.pretrained import load as load
 from jaxspec.trees import TokenTree as TokenTree
 from jaxspec.verification.sample_and_match import sample_and_match as sample_and_match

@@ -12,9 +12,9 @@ nodes and `W` slots of the ring:
 
 The writes of `s + W c` by lazy's `scan_tree` are XLA's: a conditional that folds the ring
 in some steps writes its result in all of them. A kernel that writes under a predicate
-pays them in one step of `W / (accepted + 1)`. Joint keeps tokens instead of records, and
-pays for it in arithmetic: its pass has `D + N` rows. The tapes of replay and joint also
-hold the layer's decay rates, once per batch.
+pays them when the ring is full, once in about `W - D + 1` tokens. Joint keeps tokens
+instead of records, and pays for it in arithmetic: its pass has `D + N` rows. The tapes of
+replay and joint also hold the layer's decay rates, once per batch.
 """
 
 from typing import Any, NamedTuple

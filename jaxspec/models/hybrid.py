@@ -69,12 +69,6 @@ def stack_params(config: ModelConfig, params: Params) -> Params:
     return {**params, "layers": Stack(config.layers, True).collect(blocks)}
 
 
-def unstack_params(config: ModelConfig, params: Params) -> Params:
-    """Undoes `stack_params`."""
-    blocks = Stack(config.layers, True).spread(params["layers"])
-    return {**params, "layers": Stack(config.layers, False).collect(blocks)}
-
-
 def separate_head(params: Params) -> Params:
     """Adds the tied embedding, transposed, as a head of its own.
 

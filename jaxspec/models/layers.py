@@ -1,5 +1,6 @@
 """The small pieces that all mixers share."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,9 @@ from flax import linen as nn
 from jaxspec import rows
 from jaxspec.models.config import AttentionConfig, ModelConfig
 from pallas_kernels import Topology
+
+einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+"""For products with a state, which is float32 whatever the activations are."""
 
 
 class Positions(NamedTuple):

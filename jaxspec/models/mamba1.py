@@ -98,7 +98,7 @@ class Mixer(nn.Module):
         update = (inputs.dt * inputs.x.astype(jnp.float32))[..., None]
         decay = jnp.exp(inputs.dt[..., None] * self._A()[None])
         state = decay * carry.state + update * inputs.B.astype(jnp.float32)[:, None]
-        y = jnp.einsum("bes,bs->be", state, C.astype(jnp.float32))
+        y = layers.einsum("bes,bs->be", state, C.astype(jnp.float32))
         carry = carry._replace(tail=tail, state=state)
         return carry, self._output(y + self._skip(inputs.x), z)
 
@@ -149,7 +149,7 @@ class Mixer(nn.Module):
                 topo.parents[:, start:], new, A, carry.state, tape.states[:, :start]
             )
             tape = tape._replace(states=layers.put_slots(tape.states, states, start))
-            y = jnp.einsum("bies,bis->bie", states, C.astype(jnp.float32))
+            y = layers.einsum("bies,bis->bie", states, C.astype(jnp.float32))
             y = y + self._skip(new.x)
         else:
             inputs = jax.tree.map(

@@ -91,7 +91,7 @@ class Mixer(nn.Module):
         decay = jnp.exp(inputs.dt * self._A()[None])[..., None, None]
         state = decay * carry.state + update * B[:, :, None]
         state_by_group = state.reshape(x.shape[0], c.ngroups, -1, *state.shape[2:])
-        y = jnp.einsum("bgmps,bgs->bgmp", state_by_group, C.astype(jnp.float32))
+        y = layers.einsum("bgmps,bgs->bgmp", state_by_group, C.astype(jnp.float32))
         y = y.reshape(inputs.x.shape) + self._skip(inputs.x)
         return carry._replace(tail=tail, state=state), self._output(y, z)
 
@@ -146,7 +146,7 @@ class Mixer(nn.Module):
             tape = tape._replace(states=layers.put_slots(tape.states, states, start))
             groups = C.shape[2]
             grouped = states.reshape(*states.shape[:2], groups, -1, *states.shape[3:])
-            y = jnp.einsum("bigmps,bigs->bigmp", grouped, C.astype(jnp.float32))
+            y = layers.einsum("bigmps,bigs->bigmp", grouped, C.astype(jnp.float32))
             y = y.reshape(new.x.shape) + self._skip(new.x)
         else:
             inputs = jax.tree.map(

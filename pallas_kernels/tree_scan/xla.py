@@ -7,15 +7,18 @@ The decay differs per channel and state, so a matrix form,
 than walking the nodes in their order, parents before children.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def fold(state, A, inputs):
     slots = jnp.arange(inputs.dt.shape[1])
     after = (slots[:, None] > slots[None]).astype(inputs.dt.dtype)
-    highest = jax.lax.Precision.HIGHEST
-    suffix = jnp.einsum("kt,bke->bte", after, inputs.dt, precision=highest)
+    suffix = _einsum("kt,bke->bte", after, inputs.dt)
     total = jnp.sum(inputs.dt, axis=1)
     A = A[None]
     u = inputs.dt * inputs.x.astype(state.dtype)
@@ -42,7 +45,7 @@ def node_states(parents, inputs, A, state, known):
 
 
 def _read_out(states, x, C, D):
-    y = jnp.einsum("bies,bis->bie", states, C.astype(states.dtype))
+    y = _einsum("bies,bis->bie", states, C.astype(states.dtype))
     return y + D[None, None] * x.astype(states.dtype)
 
 

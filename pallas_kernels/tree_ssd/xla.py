@@ -4,16 +4,18 @@ With path sums `L_i` of `dt A` over the ancestors `M` of node `i`,
 
     y_i = exp(L_i) S_0 C_i + sum_j M_ij exp(L_i - L_j) (C_i . B_j) dt_j x_j + D x_i
 
-Off the path `L_i - L_j` may be large and positive: it is masked before `exp`. Path sums
-are products with a 0/1 matrix, in full float32. Their differences round by `|L|` times
-6e-8: relative to the largest output 4e-6 on a chain of 64 with every `dt A` in [-16, 0],
-3e-5 in [-60, 0].
+Off the path `L_i - L_j` may be large and positive: it is masked before `exp`. All products
+are in full float32, the path sums too, which are products with a 0/1 matrix. Their
+differences round by `|L|` times 6e-8: relative to the largest output 4e-6 on a chain of 64
+with every `dt A` in [-16, 0], 3e-5 in [-60, 0].
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
-HIGHEST = jax.lax.Precision.HIGHEST
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def _suffix_decays(A, dt):
@@ -23,7 +25,7 @@ def _suffix_decays(A, dt):
     """
     slots = jnp.arange(dt.shape[1])
     after = (slots[:, None] > slots[None]).astype(dt.dtype)
-    suffix = jnp.einsum("kt,bkh->bht", after, dt, precision=HIGHEST)
+    suffix = _einsum("kt,bkh->bht", after, dt)
     A = A[None]
     return A[:, :, None] * suffix, A * jnp.sum(dt, axis=1)
 
@@ -35,7 +37,7 @@ def fold(state, A, inputs):
     x = inputs.x.astype(state.dtype).reshape(batch, length, groups, -1, state.shape[2])
     scale = scale.reshape(batch, groups, -1, length)
     B = inputs.B.astype(state.dtype)
-    update = jnp.einsum("bgmt,btgmp,btgs->bgmps", scale, x, B)
+    update = _einsum("bgmt,btgmp,btgs->bgmps", scale, x, B)
     return jnp.exp(total)[:, :, None, None] * state + update.reshape(state.shape)
 
 
@@ -48,7 +50,7 @@ def node_states(parents, inputs, A, state, known):
     def visit(i, states):
         slot = (parents[:, i] + 1)[:, None, None, None, None]
         above = jnp.take_along_axis(states, slot, axis=1)[:, 0]
-        update = jnp.einsum("bh,bhp,bhs->bhps", inputs.dt[:, i], x[:, i], B[:, i])
+        update = _einsum("bh,bhp,bhs->bhps", inputs.dt[:, i], x[:, i], B[:, i])
         here = decay[:, i, :, None, None] * above + update
         return jax.lax.dynamic_update_index_in_dim(states, here, first + i, axis=1)
 
@@ -64,9 +66,7 @@ def read(tree, inputs, A, C, D, state, ring):
     B, C = inputs.B.astype(state.dtype), C.astype(state.dtype)
     A = A[None, :, None]
 
-    path_dt = jnp.einsum(
-        "bij,bjh->bhi", tree.ancestors.astype(dt.dtype), dt, precision=HIGHEST
-    )
+    path_dt = _einsum("bij,bjh->bhi", tree.ancestors.astype(dt.dtype), dt)
     path = A * path_dt  # [B, H, N]
     head = path[:, :, -queries:]
     on_path = tree.ancestors[:, None, -queries:]
@@ -75,10 +75,10 @@ def read(tree, inputs, A, C, D, state, ring):
 
     def attend(decay, B, x):
         """Sum over tokens `j` of `decay_hij (C_i . B_j) x_jh`."""
-        scores = jnp.einsum("bigs,bjgs->bgij", C, B)
+        scores = _einsum("bigs,bjgs->bgij", C, B)
         decay = decay.reshape(batch, groups, -1, *decay.shape[2:])
         x = x.reshape(batch, x.shape[1], groups, -1, dim)
-        y = jnp.einsum("bgmij,bjgmp->bigmp", decay * scores[:, :, None], x)
+        y = _einsum("bgmij,bjgmp->bigmp", decay * scores[:, :, None], x)
         return y.reshape(batch, queries, heads, dim)
 
     y = attend(decay, B, x)
@@ -90,7 +90,7 @@ def read(tree, inputs, A, C, D, state, ring):
         head = head + total[:, :, None]
 
     grouped = state.reshape(batch, groups, -1, dim, width)
-    from_state = jnp.einsum("bigs,bgmps->bigmp", C, grouped)
+    from_state = _einsum("bigs,bgmps->bigmp", C, grouped)
     from_state = from_state.reshape(batch, queries, heads, dim)
     y += jnp.swapaxes(jnp.exp(head), 1, 2)[..., None] * from_state
     return y + D[None, None] * x[:, -queries:]
