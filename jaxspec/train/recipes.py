@@ -56,5 +56,5 @@ class Recipe:
 
 RECIPES = {
     "target": Recipe("stdlib-8m", TARGET, 7_000, 4, 512, 2e-3),
-    "draft": Recipe("stdlib-draft", DRAFT, 4_000, 4, 512, 3e-3),
+    "draft": Recipe("stdlib-draft", DRAFT, 3_000, 4, 512, 3e-3),
 }
