@@ -22,6 +22,7 @@ from jaxspec.bench import timing, traffic
 from jaxspec.cli import options
 from jaxspec.core import LanguageModel
 from jaxspec.models import config as configs
+from jaxspec.models import hybrid
 from jaxspec.models.rollback import ROLLBACKS
 
 _STEPS = 32  # steps of a loop that is timed
@@ -47,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeats", type=int, default=7, help="(default: %(default)s)")
     parser.add_argument(
+        "--xla-defaults",
+        action="store_true",
+        help="without jaxspec's compiler options (`jaxspec info` lists them)",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
 
@@ -66,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         "environment": timing.environment(),
         "model": args.model,
         "accepted": args.accepted,
+        "xla_defaults": args.xla_defaults,
         "rows": rows,
     }
     if args.json:
@@ -76,20 +83,21 @@ def run(args: argparse.Namespace) -> None:
 
 def _measure(args, config, batch: int) -> list[dict[str, Any]]:
     max_path = max(args.nodes)
+    jit = jax.jit if args.xla_defaults else compilation.jit
     plain = pretrained.load(args.model, max_path=max_path)
     params, token = plain.params, jnp.zeros((batch,), jnp.int32)
-    calls = {("AR", 1): _call(_autoregressive, plain.model, params, token)}
+    calls = {("AR", 1): _call(jit, _autoregressive, plain.model, params, token)}
     moved = {}
     for nodes in (1, *args.nodes):
         x = jnp.ones((batch * nodes, config.d_model))
-        calls["products", nodes] = _call(_products, params, x)
+        calls["products", nodes] = _call(jit, _products, params, x)
     for nodes in args.nodes:
         tokens = jnp.zeros((batch, nodes), jnp.int32)
         for rollback in ROLLBACKS:
             model = pretrained.load(
                 args.model, rollback=rollback, max_path=max_path
             ).model
-            call = _call(_speculative, model, params, tokens, args.accepted)
+            call = _call(jit, _speculative, model, params, tokens, args.accepted)
             calls[rollback, nodes] = call
             moved[rollback, nodes] = (
                 traffic.formula(config, rollback, batch, nodes, 2 * max_path),
@@ -112,10 +120,10 @@ def _measure(args, config, batch: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _call(loop: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+def _call(jit, loop: Callable[..., Any], *args: Any) -> Callable[[], Any]:
     """A jitted loop over its array arguments; models and numbers are static."""
     static = [i for i, a in enumerate(args) if isinstance(a, (LanguageModel, int))]
-    jitted = compilation.jit(loop, static_argnums=static)
+    jitted = jit(loop, static_argnums=static)
     return lambda: jitted(*args)
 
 
@@ -148,11 +156,11 @@ def _speculative(model, params, tokens, accepted: int):
 
 def _products(params, x):
     """All weight matrices of the model, applied to `x` `[rows, d_model]`."""
-    matrices = [
-        leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if "kernel" in jax.tree_util.keystr(path) and leaf.ndim == 2 and len(leaf) > 8
-    ]
+    matrices = [hybrid.separate_head(params)["lm_head"]["kernel"]]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params["layers"]):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name.endswith("_proj.kernel"):
+            matrices.append(leaf)
 
     def body(_, x):
         total = 0.0
