@@ -1,12 +1,15 @@
-"""Metrics of a run made by hand."""
+"""Metrics of a run made by hand, and of texts that differ where they are made to."""
 
 import zlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec import metrics
+import jaxspec
+import tiny
+from jaxspec import metrics, sampling
 from jaxspec.decoding import SpecInfo
 
 # Row 0 took four steps and emitted 1, 1, 2 and 3 tokens, row 1 one step and 3 tokens.
@@ -63,3 +66,67 @@ def test_a_repetitive_text_has_a_smaller_ratio():
     letters = np.random.default_rng(0).integers(97, 123, 500).astype(np.uint8)
     text = letters.tobytes().decode()
     assert metrics.zlib_ratio("speculate " * 50) < 0.1 < 0.5 < metrics.zlib_ratio(text)
+
+
+# --- Whether two texts agree ---
+
+TEXT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+def text_state(params, **options):
+    prompt, model = jnp.array([TEXT]), tiny.model("mamba2")
+    options = {"max_new_tokens": 1} | options
+    return jaxspec.init_state(jaxspec.Params(params), prompt, target=model, **options)
+
+
+def compare(first, second, params):
+    return metrics.compare(tiny.model("mamba2"), params, first, second, 0)
+
+
+def test_equal_texts_are_identical():
+    params = tiny.params("mamba2")
+    state = text_state(params)
+    assert compare(state, state, params) == (True, False, -1, 0.0)
+    beyond = state.replace(tokens=state.tokens.at[0, len(TEXT)].set(7))
+    assert compare(state, beyond, params).identical  # does not count
+
+
+def test_a_text_that_goes_on_differs_where_the_other_ends():
+    params = tiny.params("mamba2")
+    state = text_state(params)
+    longer = state.replace(lengths=state.lengths + 1)
+    for pair in ((state, longer), (longer, state)):
+        found = compare(*pair, params)
+        assert not found.identical and not found.near_tie
+        assert found.position == len(TEXT)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_difference_is_judged_by_the_scores_where_texts_part(temperature):
+    params, place = tiny.params("mamba2"), 5
+    state = text_state(params, temperature=temperature)
+    other = state.replace(tokens=state.tokens.at[0, place].set(30).at[0, 7].set(0))
+    logits = tiny.oracle_logits("mamba2", TEXT[:place])[-1]
+    scores = logits
+    if temperature:
+        key = sampling.noise_key(state.keys[0], sampling.Role.EMIT, place)
+        noise = np.asarray(jax.random.gumbel(key, (tiny.VOCAB,)), np.float64)
+        scores = logits / temperature + noise
+    gap = abs(scores[TEXT[place]] - scores[30]) / np.abs(logits).max()
+    found = compare(state, other, params)
+    assert (found.identical, found.near_tie, found.position) == (False, False, place)
+    assert found.gap == pytest.approx(gap, rel=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-3])
+def test_tokens_of_equal_scores_are_a_near_tie(temperature):
+    """The model is tied, so that two tokens of one embedding have one logit."""
+    place, twin = 5, 30
+    table = tiny.params("mamba2")["embed"]["embedding"]
+    table = table.at[twin].set(table[TEXT[place]])
+    params = tiny.params("mamba2") | {"embed": {"embedding": table}}
+    state = text_state(params, temperature=temperature)
+    other = state.replace(tokens=state.tokens.at[0, place].set(twin))
+    found = compare(state, other, params)
+    assert (found.identical, found.position) == (False, place)
+    assert found.near_tie == (temperature == 0.0)  # the noise tells them apart

@@ -36,6 +36,15 @@ def test_write_keeps_the_dtype_of_the_buffer(batch):
 
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("batch", BATCHES)
+def test_cut_takes_consecutive_entries_of_every_row(batch, tail):
+    buffer, starts = numbers(batch, 7, *tail), BATCHES[batch]
+    expected = np.stack([b[s : s + 3] for b, s in zip(buffer, starts, strict=True)])
+    found = jax.jit(rows.cut, static_argnums=2)(buffer, jnp.array(starts), 3)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("batch", BATCHES)
 def test_take_gathers_entries_of_every_row(batch, tail):
     buffer = numbers(batch, 7, *tail)
     index = np.array([[6, 0, 0, 3], [1, 2, 3, 4], [5, 5, 6, 0]])[:batch]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tiny
 from jaxspec import trees
 from jaxspec.trees import TokenTree
 
@@ -108,6 +109,7 @@ def test_check_returns_a_good_tree(seed):
         ([[-1, 0, 0], [-1, 2, 0]], "row 1 node 1 has parent 2"),  # follows its child
         ([[-1, 1, 0], [-1, 0, 0]], "row 0 node 1 has parent 1"),  # its own parent
         ([[-1, 0, -2], [-1, 0, 0]], "row 0 node 2 has parent -2"),
+        ([[-1, 0, 0], [-1, -1, 1]], "row 1 node 2 has parent 1"),  # which is padding
         ([[-1, 0, 0], [0, 0, 0]], r"Slot 0 is the root.*\[-1  0\]"),
     ],
 )
@@ -131,6 +133,14 @@ def test_check_refuses_shapes_that_differ(tokens, parents, traced):
 def test_check_passes_parents_that_are_traced():
     tree = TokenTree(jnp.zeros((1, 2), jnp.int32), jnp.array([[-1, 1]]))
     assert jax.jit(trees.check)(tree).parents.tolist() == [[-1, 1]]
+
+
+def test_a_model_refuses_a_tree_whose_child_comes_first():
+    model, params = tiny.model("mamba2"), tiny.params("mamba2")
+    carry = model.init_carry(params, 1, 8)
+    tree = TokenTree(jnp.array([[1, 2, 3]]), jnp.array([[-1, 2, 0]]))
+    with pytest.raises(ValueError, match="row 0 node 1 has parent 2"):
+        model.scan_tree(params, carry, tree)
 
 
 # --- Making a tree ---

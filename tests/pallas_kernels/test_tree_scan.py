@@ -172,16 +172,6 @@ def test_read_chain_matches_the_definition(implementation, strength):
     assert_close(read_chain(*args), definition(tree_scan.read_chain, *args))
 
 
-@implementations
-def test_read_chain_is_read_and_fold(implementation):
-    read = jitted(tree_scan.read, implementation)
-    fold = jitted(tree_scan.fold, implementation)
-    read_chain = jitted(tree_scan.read_chain, implementation)
-    tree, (inputs, A, C, D, state) = make_chain()
-    expected = read(tree, inputs, A, C, D, state), fold(state, A, inputs)
-    assert_close(read_chain(inputs, A, C, D, state), expected)
-
-
 @pytest.mark.parametrize("strength", [1.0, 60.0])
 @trees.every_tree
 @implementations

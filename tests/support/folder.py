@@ -1,7 +1,9 @@
 """A model folder as `pretrained` reads it, small enough to make in a test."""
 
+import atexit
 import functools
 import pathlib
+import shutil
 import tempfile
 
 import jax
@@ -28,8 +30,9 @@ def config(layers="M*-", d_model=16):
 
 @functools.cache
 def make(layers="M*-", seed=0, text=TEXT):
-    """Writes a folder once per process, and returns its path."""
+    """Writes a folder once per process, until its end, and returns the path."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="jaxspec-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     params = jax.jit(hybrid.language_model(config(layers)).init)(jax.random.key(seed))
     params = jax.tree.map(lambda leaf: 3.0 * leaf if leaf.ndim > 1 else leaf, params)
     pretrained.save(folder, config(layers), params, tokenizer(text))

@@ -39,6 +39,9 @@ CONFIGS = {
             MAMBA1, norm="learned", dt_rank=3, conv_bias=False, proj_bias=True
         ),
     ),
+    "mamba1-narrow": config(
+        "m", mamba1=dataclasses.replace(MAMBA1, expand=3, d_conv=2), mamba2=None
+    ),
     "mamba2": config("MM"),
     "mamba2-groups": config(
         "MM",
@@ -77,7 +80,35 @@ CONFIGS = {
             ATTENTION, rope_fraction=0.0, qkv_bias=True, out_bias=True
         ),
     ),
+    "attention-itself": config(
+        "*-", attention=dataclasses.replace(ATTENTION, window=1)
+    ),
     "parallel": config("P-P-", attention=dataclasses.replace(ATTENTION, window=7)),
+    "falcon-h1": config(
+        "P-",
+        mamba1=None,
+        mamba2=dataclasses.replace(
+            MAMBA2,
+            ngroups=2,
+            norm_groups=4,
+            d_conv=3,
+            in_multiplier=0.8,
+            out_multiplier=1.2,
+            projection_multipliers=(0.5, 1.5, 0.75, 1.25, 0.9),
+        ),
+        attention=dataclasses.replace(
+            ATTENTION,
+            rope_theta=100.0,
+            in_multiplier=0.7,
+            key_multiplier=0.8,
+            out_multiplier=1.4,
+        ),
+        mlp=MLPConfig(24, gate_multiplier=0.7, out_multiplier=1.3, bias=True),
+        norm_eps=1e-3,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.6,
+        logits_multiplier=0.5,
+    ),
     "small-hybrid": config("M*-m"),
     "hybrid": config("M*-M*-m"),
 }
@@ -108,7 +139,12 @@ def _float64_params(name):
 
 def oracle_logits(name, tokens):
     """Float64 logits `[T, V]` after each token."""
-    return oracle.logits(CONFIGS[name], _float64_params(name), list(tokens))
+    return _oracle_logits(name, tuple(np.asarray(tokens).tolist()))
+
+
+@functools.cache  # tests ask for the same texts under every rollback
+def _oracle_logits(name, tokens):
+    return oracle.logits(CONFIGS[name], _float64_params(name), tokens)
 
 
 def relative_error(value, expected):

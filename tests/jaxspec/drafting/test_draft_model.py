@@ -105,3 +105,9 @@ def test_equal_settings_give_equal_records():
 def test_bad_branchings_are_refused(branching, message):
     with pytest.raises(ValueError, match=message):
         draft_model(tiny.model(NAME, max_path=MAX_PATH), branching)
+
+
+def test_equal_settings_give_equal_drafters():
+    model = tiny.model("mamba2", max_path=4)
+    assert draft_model(model, [2, 1]) == draft_model(model, branching=(2, 1))
+    assert draft_model(model, [2, 1]) != draft_model(model, (1, 2))

@@ -16,7 +16,7 @@ SETTINGS = {
     "one match": {"num_matches": 1},
     "long matches only": {"min_match": 2, "max_match": 3},
     "one token compared": {"max_match": 1, "num_matches": 6},
-    "more slots than paths fill": {"num_nodes": 20, "max_path": 3, "num_matches": 3},
+    "as many slots as paths fill": {"num_nodes": 7, "max_path": 3, "num_matches": 3},
 }
 
 
@@ -190,3 +190,12 @@ def test_bad_sizes_are_refused(settings):
 def test_equal_settings_make_equal_drafters():
     assert ngram(num_nodes=5) == ngram(num_nodes=5)
     assert ngram(num_nodes=5) != ngram(num_nodes=6)
+
+
+def test_more_slots_than_matches_can_fill_are_refused():
+    with pytest.raises(ValueError, match="fill 29 nodes, not 64"):
+        ngram(64)
+
+
+def test_equal_settings_give_equal_drafters():
+    assert ngram(8) == ngram(num_nodes=8, max_path=8) != ngram(7)

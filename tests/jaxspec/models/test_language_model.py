@@ -1,6 +1,5 @@
 """What every `LanguageModel` promises, against a float64 loop over tokens."""
 
-import dataclasses
 import functools
 
 import jax
@@ -11,12 +10,14 @@ import pytest
 import tiny
 from jaxspec import trees
 from jaxspec.models import hybrid
+from jaxspec.trees import TokenTree
 from rounds import (
     MAX_PATH,
     NO_PATH,
     NUM_NODES,
     TOLERANCE,
     check_nodes,
+    commit_at_random,
     compiled_round,
     compiled_scan,
     compiled_step,
@@ -92,21 +93,34 @@ def test_scan_tree_is_scan_along_every_path(name, rollback):
 @rollbacks
 def test_scanned_layers_are_unrolled_layers(rollback):
     tree = tiny.random_tree(np.random.default_rng(11), 3, NUM_NODES, MAX_PATH)
-    path = jnp.array([tiny.pad_path(p, MAX_PATH) for p in ([0], [], [0])])
-    seen = []
+    seen, kept = [], []
     for scanned in (False, True):
-        carry, _, _ = read_prompt("hybrid", rollback, scanned)
-        for _ in range(8):  # until a ring has been folded
-            carry, logits = compiled_round("hybrid", rollback, scanned)(
-                carry, tree, path
-            )
-        seen.append(logits)
+        carry, texts, _ = read_prompt("hybrid", rollback, scanned, max_length=60)
+        round_ = compiled_round("hybrid", rollback, scanned)
+        carry = commit_at_random(round_, carry, texts, NUM_NODES, 8, seed=12)
+        seen.append(round_(carry, tree, NO_PATH)[1])
+        kept.append(texts)
+    assert kept[0] == kept[1]
     assert tiny.relative_error(seen[1], seen[0]) < TOLERANCE
+
+
+def test_a_step_without_drafts_is_cheap():
+    """One slot runs where no row has a draft, and all run where one row has."""
+    carry, _, _ = read_prompt("hybrid")
+    tokens = tiny.random_tokens(np.random.default_rng(26), 3, NUM_NODES)
+    model, params = model_and_params("hybrid")
+    run = jax.jit(model.scan_tree)
+    for drafts in (False, True):
+        parents = jnp.full((3, NUM_NODES), -1).at[2, 4].set(0 if drafts else -1)
+        *_, hidden = run(params, carry, TokenTree(tokens, parents))
+        runs = (hidden != 0).any(axis=2)
+        assert runs[:, 0].all()
+        assert (runs[:, 1:] == drafts).all()
 
 
 @rollbacks
 def test_an_outer_vmap_is_a_loop(rollback):
-    model, params = model_and_params("hybrid", rollback)
+    model, params = model_and_params("small-hybrid", rollback)
     rng = np.random.default_rng(12)
     prompts = tiny.random_tokens(rng, 2, 3, 6)
     several = [tiny.random_tree(rng, 3, 4, MAX_PATH) for _ in range(2)]
@@ -126,19 +140,6 @@ def test_an_outer_vmap_is_a_loop(rollback):
         single = alone(prompts[i], several[i], path[i])
         for a, b in zip(mapped, single, strict=True):
             assert tiny.relative_error(a[i], b) < TOLERANCE
-
-
-def test_bfloat16_keeps_states_and_laws_in_float32():
-    config = dataclasses.replace(tiny.CONFIGS["hybrid"], dtype="bfloat16")
-    model = hybrid.language_model(config, rollback="lazy", max_path=MAX_PATH)
-    carry = model.init_carry(None, 2, 20)
-    tree = trees.chain(jnp.ones((2, 3), jnp.int32))
-    carry, _, hidden = jax.jit(model.scan_tree)(tiny.params("hybrid"), carry, tree)
-    assert hidden.dtype == jnp.bfloat16
-    assert model.logits(tiny.params("hybrid"), hidden).dtype == jnp.float32
-    state = carry.blocks[0][0]
-    assert (state.state.dtype, state.ring.dt.dtype) == (jnp.float32, jnp.float32)
-    assert state.ring.x.dtype == state.tail.dtype == jnp.bfloat16
 
 
 def test_equal_configs_give_equal_records():

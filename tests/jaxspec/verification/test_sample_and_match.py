@@ -1,5 +1,7 @@
 """Sample and match emits the target's law: every way that it can go, enumerated."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ TREES = {  # tokens, parents
     "deeper than a path": ([2, 0, 0, 0, 0], [-1, 0, 1, 2, 3]),
 }
 trees = pytest.mark.parametrize("name", TREES)
+emit = sampling.emit  # the shipped one
 
 
 def make(name, seed=0):
@@ -92,34 +95,37 @@ def test_the_law_is_the_filtered_targets(name, monkeypatch):
     assert enumeration.distance(law, target_law(tree, laws)) < 1e-12
 
 
-def test_the_harness_rejects_a_biased_walk(monkeypatch):
-    """The fault of sampling per row-to-leaf path: a drafted token gets two chances."""
-    tree, logits = make("binary")
-
-    def program():
-        walks = []
-        for _ in range(2):  # once per path through each child of the root
-            token = int(sampling.draw(None, logits[0]))
-            match = np.flatnonzero((tree.parents == 0) & (tree.tokens == token))
-            walks.append((len(match), token))
-        return (max(walks)[1],)
-
-    law = enumeration.law(program, monkeypatch)
-    target = {(i,): p for i, p in enumerate(enumeration.softmax(logits[0]))}
-    assert enumeration.distance(law, target) > 1e-3
+def drafted(tree):
+    """Tokens of the root's children."""
+    tokens, parents = np.asarray(tree.tokens), np.asarray(tree.parents)
+    return sorted(set(tokens[parents == 0].tolist()))
 
 
-def test_the_harness_rejects_following_the_likeliest_child(monkeypatch):
-    tree, logits = make("star")
+def second_chance(tree, *args):
+    """The fault of sampling once per path: what was drafted may be drawn twice."""
+    token = emit(*args)
+    return token if int(token) in drafted(tree) else emit(*args)
 
-    def program():
-        token = int(sampling.draw(None, logits[0]))
-        likeliest = int(jnp.argmax(logits[0]))
-        return (likeliest if token != likeliest and token == 0 else token,)
 
-    law = enumeration.law(program, monkeypatch)
-    target = {(i,): p for i, p in enumerate(enumeration.softmax(logits[0]))}
-    assert enumeration.distance(law, target) > 1e-3
+def leaning_to_the_drafts(tree, key, logits, setting, needs):
+    leaning = logits.at[jnp.array(drafted(tree))].add(1.0)
+    return emit(key, leaning, setting, needs)
+
+
+def colder(tree, key, logits, setting, needs):
+    colder = setting._replace(temperature=0.5 * setting.temperature)
+    return emit(key, logits, colder, needs)
+
+
+@pytest.mark.parametrize("wrong", [second_chance, leaning_to_the_drafts, colder])
+def test_wrong_emissions_have_another_law(wrong, monkeypatch):
+    """What is asserted above would not hold of them."""
+    tree, logits = make("chain")
+    monkeypatch.setattr(sampling, "emit", functools.partial(wrong, tree))
+    law = shipped_law(tree, logits, settings(), monkeypatch)
+    laws = np.stack([enumeration.softmax(row) for row in logits])
+    assert abs(sum(law.values()) - 1.0) < 1e-12
+    assert enumeration.distance(law, target_law(tree, laws)) > 1e-3
 
 
 @trees
@@ -180,8 +186,7 @@ def test_rows_are_independent():
             lambda x, row=row: x[row : row + 1], (keys, tree, logits, mixed)
         )
         alone = verify(one[0], deterministic_draft(one[1], MAX_PATH), *one[2:])
-        jax.tree.map(
-            lambda a, b, row=row: np.testing.assert_array_equal(a[row], b[0]),
-            together,
-            alone,
-        )
+        both = jax.tree.map(lambda leaf, row=row: leaf[row], together), alone
+        for name, a, b in zip(together._fields, *both, strict=True):
+            rtol = 1e-6 if name == "logprobs" else 0.0
+            np.testing.assert_allclose(a, b[0], rtol=rtol, err_msg=name)
