@@ -226,7 +226,7 @@ def _keys(keys: Array | None, batch: int) -> Array:
 
 def _check_prompt(prompt, lengths, target, drafter) -> tuple[int, int]:
     """Returns the prompt's shape; looks at values only where they are known."""
-    shape, dtype = jnp.shape(prompt), jax.dtypes.result_type(prompt)
+    shape, dtype = np.shape(prompt), jax.dtypes.result_type(prompt)
     _require(
         len(shape) == 2 and min(shape) > 0,
         f"Expected a prompt [B, T] of at least one token, got shape {shape}.",
@@ -259,8 +259,8 @@ def _check_settings(batch, max_new_tokens, **settings) -> None:
     settings = {"max_new_tokens": max_new_tokens, **settings}
     for name, value in settings.items():
         _require(
-            jnp.shape(value) in ((), (batch,)),
-            f"Expected one {name} or {batch}, got shape {jnp.shape(value)}.",
+            np.shape(value) in ((), (batch,)),
+            f"Expected one {name} or {batch}, got shape {np.shape(value)}.",
         )
     allowed = {
         "max_new_tokens": (lambda x: x >= 1, "must be positive"),

@@ -29,7 +29,7 @@ def ngram(
     num_nodes: int = 8,
     max_path: int = 8,
     num_matches: int = 4,
-    min_match: int = 1,
+    min_match: int = 2,
     max_match: int = 4,
 ) -> Drafter:
     """Makes a drafter that looks up the last `min_match` to `max_match` tokens.
@@ -41,7 +41,9 @@ def ngram(
         num_nodes: slots of the tree, the root included.
         max_path: nodes on its longest path, the root included.
         num_matches: places whose continuations are merged.
-        min_match: tokens that must agree; a row without such a place has no draft.
+        min_match: tokens that must agree; a row without such a place has no draft. A
+            place that agrees in one token is seldom right, and a step in which no row has
+            a draft costs little more than an autoregressive one.
         max_match: tokens that are compared.
 
     Raises:

@@ -44,7 +44,7 @@ def make_drafter(name):
     """A drafter and its params; not all have paths as long as the target keeps."""
     draft = tiny.model(DRAFT, max_path=MAX_PATH)
     return {
-        "ngram-tree": lambda: (ngram(8, MAX_PATH), None),
+        "ngram-tree": lambda: (ngram(8, MAX_PATH, min_match=1), None),
         "ngram-chain": lambda: (ngram(4, 4, num_matches=1, min_match=2), None),
         "model-chain": lambda: (draft_model(draft, (1, 1, 1)), tiny.params(DRAFT)),
         "model-tree": lambda: (draft_model(draft, (3, 2)), tiny.params(DRAFT)),

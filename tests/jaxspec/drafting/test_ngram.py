@@ -72,7 +72,7 @@ def drafts(draft, row):
 
 def begin(texts, max_length=24, **settings):
     """A drafter that has read texts of ragged lengths, rubbish behind their ends."""
-    drafter = ngram(**settings)
+    drafter = ngram(**{"min_match": 1} | settings)
     prompt = np.ones((len(texts), max(12, *map(len, texts))), np.int32)[:, :max_length]
     for row, text in enumerate(texts):
         prompt[row, : len(text)] = text
