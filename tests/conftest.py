@@ -1,8 +1,15 @@
-"""Strict numerics everywhere, eight CPU devices for sharding, compiled programs kept."""
+"""Strict numerics everywhere, eight CPU devices for sharding, compiled programs kept.
 
+Tests compile much and run little, so LLVM does not optimise.
+"""
+
+import os
 import pathlib
 
-import jax
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}"
+
+import jax  # noqa: E402 (reads the flags)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
