@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> None:
         quiet=args.json,
     )
     pretrained.save(args.out / "export", recipe.config, params, tokenizer)
-    log = [json.loads(line) for line in (args.out / "log.jsonl").open()]
+    lines = (args.out / "log.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
     result = _report(args.out, recipe, modules, log, teacher is not None)
     curve = plotting.loss_curve(log, result["gzip_bits_per_byte"], recipe.name)
     plotting.save(curve, args.out / "export" / "curve.png")
