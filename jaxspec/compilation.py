@@ -3,8 +3,8 @@
 On a CPU, XLA hands small matrix products to the YNNPACK library by default (jax 0.10 and
 later). With 4 to 32 rows, which is what verification has, that is twice as slow as
 without; with one row it makes no difference. Where there is AVX-512, LLVM must be told to
-use its full width: matrix-vector products then run a quarter faster (README, Measured).
-Options that this XLA does not know are left out.
+use its full width. `jaxspec bench rollback --xla-defaults` measures what both are worth
+(README, Measured). Options that this XLA does not know are left out.
 """
 
 import functools
