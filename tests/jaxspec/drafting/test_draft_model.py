@@ -88,11 +88,6 @@ def test_its_past_follows_what_was_accepted(rollback):
         np.testing.assert_array_equal(draft.tree.tokens[row, 1:3], likeliest(text, 2))
 
 
-def test_equal_settings_give_equal_records():
-    model = tiny.model(NAME, max_path=MAX_PATH)
-    assert draft_model(model, (1, 1)) == draft_model(model, (1, 1))
-
-
 @pytest.mark.parametrize(
     "branching, message",
     [

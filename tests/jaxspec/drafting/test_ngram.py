@@ -187,11 +187,6 @@ def test_bad_sizes_are_refused(settings):
         ngram(**settings)
 
 
-def test_equal_settings_make_equal_drafters():
-    assert ngram(num_nodes=5) == ngram(num_nodes=5)
-    assert ngram(num_nodes=5) != ngram(num_nodes=6)
-
-
 def test_more_slots_than_matches_can_fill_are_refused():
     with pytest.raises(ValueError, match="fill 29 nodes, not 64"):
         ngram(64)
