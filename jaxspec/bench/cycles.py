@@ -1,0 +1,184 @@
+"""Counts the instructions of TPU kernels, without a TPU.
+
+A TPU core issues one bundle of instructions per cycle at best. The table has the bundles
+of the compiled kernels, per head or per node, as the compiler left them: static counts,
+not measurements. Waiting for memory comes on top, and is most of it where a state is
+large. Columns are sizes of the tree; `+n` is `n` vectors stored for want of registers.
+
+`read` leaves the ring out, `ring` has one of `--ring` slots, `fold` folds it into the
+state, which `lazy` does about every fifth step: that mean is `amortised`.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from rich import console as consoles
+from rich import progress
+from rich import table as tables
+
+from jaxspec.bench import kernels, published, survey, targets
+from jaxspec.bench.kernels import Case
+
+_MODELS = ("mamba2-2.7b", "mamba-2.8b", "nemotron-h-8b")
+_FOLD_EVERY = 5  # steps
+
+
+class Part(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        model: whose shapes.
+        op: what is computed.
+        name: of the variant.
+        unit: what the bundles are divided by.
+        arguments: of its `Case`, besides the nodes.
+    """
+
+    model: str
+    op: str
+    name: str
+    unit: str
+    arguments: dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the benchmark's options."""
+    parser.add_argument(
+        "--chip",
+        nargs="+",
+        choices=targets.TPU,
+        default=list(targets.TPU),
+        help="(default: all)",
+    )
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        choices=published.MODELS,
+        default=list(_MODELS),
+        help=f"whose shapes (default: {' '.join(_MODELS)})",
+    )
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        nargs="+",
+        default=[8, 16, 64, 256],
+        help="tree sizes (default: 8 16 64 256)",
+    )
+    parser.add_argument(
+        "--ring", type=int, default=32, help="slots of the ring (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the benchmark."""
+    for chip in args.chip:
+        if reason := targets.missing(chip):
+            raise ValueError(reason)
+    parts = [part for model in args.model for part in _parts(model, args.ring)]
+    rows = []
+    columns = progress.Progress.get_default_columns()
+    with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
+        for chip in args.chip:
+            task = bar.add_task(chip, total=len(parts) * len(args.nodes))
+            for row in _measure(chip, parts, args.nodes):
+                rows.append(row)
+                bar.advance(task)
+    rows += _amortised(rows)
+    record = {"jax": jax.__version__, "static": True, "ring": args.ring, "rows": rows}
+    if args.json:
+        print(json.dumps(record))
+    else:
+        _print_table(record, args)
+
+
+def _parts(model: str, ring: int) -> Iterator[Part]:
+    """What a model's layers compute."""
+    config = published.MODELS[model]
+    for settings, op, unit in (
+        (config.mamba2, "tree_ssd", "head"),
+        (config.mamba1, "tree_scan", "node"),
+    ):
+        if settings is not None:
+            read = {"op": op, "function": "read"}
+            yield Part(model, op, "read", unit, read)
+            yield Part(model, op, "ring", unit, read | {"ring": ring})
+            fold = {"op": op, "function": "verify", "ring": ring}
+            yield Part(model, op, "fold", unit, fold)
+            conv = {"op": "tree_conv", "function": "convolve"}
+            yield Part(model, "tree_conv", "convolve", "node", conv)
+    if config.attention is not None:
+        name = f"{kernels.CACHE} rows"
+        attend = {"op": "tree_attention", "function": "attend"}
+        yield Part(model, "tree_attention", name, "head", attend)
+
+
+def _measure(chip: str, parts: list[Part], nodes: list[int]) -> Iterator[dict]:
+    """Compiles every part for every size of the tree."""
+    with survey.Compiler(chip) as compiler:
+        for part in parts:
+            for size in nodes:
+                case = Case(model=part.model, nodes=size, **part.arguments)
+                result = compiler(case)
+                units = kernels.num_units(case) * kernels.BATCH
+                bundles = sum(k.steps * k.bundles for k in result.kernels)
+                yield {
+                    "chip": chip,
+                    "model": part.model,
+                    "op": part.op,
+                    "part": part.name,
+                    "unit": part.unit,
+                    "nodes": size,
+                    "bundles": None if result.error else bundles / units,
+                    "spills": sum(k.spills for k in result.kernels),
+                    "error": result.error,
+                }
+
+
+def _amortised(rows: list[dict]) -> Iterator[dict]:
+    """A read with a ring, that every so often folds it as well."""
+    found = {tuple(row[key] for key in _KEYS): row for row in rows}
+    for key, ring in found.items():
+        if key[-1] == "ring":
+            fold = found[*key[:-1], "fold"]
+            bundles = None
+            if ring["bundles"] is not None and fold["bundles"] is not None:
+                more = fold["bundles"] - ring["bundles"]
+                bundles = ring["bundles"] + more / _FOLD_EVERY
+            yield fold | {"part": "amortised", "bundles": bundles}
+
+
+_KEYS = ("chip", "model", "op", "nodes", "part")
+
+
+def _print_table(record: dict[str, Any], args: argparse.Namespace) -> None:
+    table = tables.Table(
+        title=f"Bundles of instructions: static, not measured. jax {record['jax']}, "
+        f"a ring of {record['ring']} slots, bfloat16"
+    )
+    for heading in ("chip", "model", "kernel", "part", "per"):
+        table.add_column(heading)
+    for size in args.nodes:
+        table.add_column(f"N = {size}", justify="right")
+    cells: dict[tuple, dict[int, str]] = {}
+    for row in record["rows"]:
+        name = tuple(row[key] for key in ("chip", "model", "op", "part", "unit"))
+        cells.setdefault(name, {})[row["nodes"]] = _cell(row)
+    order = {chip: i for i, chip in enumerate(args.chip)}
+    for name in sorted(cells, key=lambda name: order[name[0]]):
+        table.add_row(*name, *(cells[name][size] for size in args.nodes))
+    consoles.Console().print(table)
+    for error in sorted({row["error"] for row in record["rows"] if row["error"]}):
+        consoles.Console(stderr=True).print(error, markup=False)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["bundles"] is None:
+        return "-"
+    spills = f" [red]+{row['spills']}[/red]" if row["spills"] else ""
+    return f"{row['bundles']:.0f}{spills}"

@@ -1,0 +1,77 @@
+"""Every kernel compiles for every machine, at the shapes of published models.
+
+The compilers are the real ones; the machines are not here. One process per machine does
+the work, as a compiler that fails may take its process with it.
+"""
+
+import pytest
+
+from jaxspec.bench import survey, targets
+from jaxspec.bench.kernels import Case
+
+NODES = (8, 16, 64, 256)
+RING = 32
+MACHINES = [*targets.TPU, "h100", "b200"]  # an H200 runs an H100's code
+
+MAMBA2 = ("mamba2-130m", "mamba2-2.7b", "nemotron-h-8b", "falcon-h1-7b")
+MAMBA2 += ("granite-4-h-small",)
+MAMBA1 = ("mamba-2.8b",)
+ATTENTION = ("nemotron-h-8b", "falcon-h1-7b")
+
+
+def recurrences(op, model, nodes, **kwargs):
+    yield Case(op, "read", model, nodes, **kwargs)
+    yield Case(op, "verify", model, nodes, ring=RING, **kwargs)
+    yield Case(op, "fold", model, nodes, **kwargs)
+
+
+def cases():
+    for nodes in NODES:
+        for model in MAMBA2:
+            yield from recurrences("tree_ssd", model, nodes)
+        for model in MAMBA1:
+            yield from recurrences("tree_scan", model, nodes)
+        for model in (*MAMBA2, *MAMBA1):
+            yield Case("tree_conv", "convolve", model, nodes)
+        for model in ATTENTION:
+            yield Case("tree_attention", "attend", model, nodes)
+        exact = {"dtype": "float32"}
+        yield from recurrences("tree_ssd", "mamba2-130m", nodes, **exact)
+        yield from recurrences("tree_scan", "mamba-2.8b", nodes, **exact)
+        yield Case("tree_conv", "convolve", "mamba2-130m", nodes, **exact)
+        yield Case("tree_attention", "attend", "nemotron-h-8b", nodes, **exact)
+    some = {"nodes": 13, "queries": 5}  # a drafter's last level
+    yield Case("tree_ssd", "read", "mamba2-130m", ring=20, **some)
+    yield Case("tree_ssd", "read", "falcon-h1-7b", ring=20, **some)
+    yield Case("tree_scan", "read", "mamba-2.8b", ring=20, **some)
+    yield Case("tree_conv", "convolve", "mamba2-130m", **some)
+    yield Case("tree_attention", "attend", "falcon-h1-7b", **some)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MACHINES
+    ],
+)
+def machine(request):
+    if reason := targets.missing(request.param):
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def compile_case(machine):
+    with survey.Compiler(machine) as compiler:
+        yield compiler
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=str)
+def test_kernels_compile(machine, compile_case, case):
+    result = compile_case(case)
+    assert result.error is None
+    assert result.moves == ()  # of as much as a layer's state
+    if machine in targets.TPU:  # a GPU kernel that was compiled before is not again
+        assert result.kernels
+    if case.nodes <= 64:
+        assert {kernel.spills for kernel in result.kernels} <= {0}
