@@ -19,13 +19,15 @@ def write(buffer: Array, values: Array, start: Array) -> Array:
     )(buffer, values, start)
 
 
-def cut(buffer: Array, start: Array, length: int) -> Array:
-    """Cuts `length` consecutive entries of `buffer` `[B, M, ...]` from `start` `[B]`."""
-    if buffer.shape[0] == 1:  # one contiguous copy; the general form is a gather
-        return jax.lax.dynamic_slice_in_dim(buffer, start[0], length, axis=1)
-    return jax.vmap(lambda b, s: jax.lax.dynamic_slice_in_dim(b, s, length))(
-        buffer, start
-    )
+def write_at(layer: Array, buffer: Array, values: Array, start: Array) -> Array:
+    """`write` into one layer of a buffer `[L, B, M, ...]`."""
+    values = values.astype(buffer.dtype)
+    if buffer.shape[1] == 1:
+        at = layer, 0, start[0], *[0] * (buffer.ndim - 3)
+        return jax.lax.dynamic_update_slice(buffer, values[None], at)
+    row = jnp.arange(buffer.shape[1])[:, None]
+    slots = start[:, None] + jnp.arange(values.shape[1])[None]
+    return buffer.at[layer, row, slots].set(values)
 
 
 def take(buffer: Array, index: Array) -> Array:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -84,6 +85,18 @@ def spread(
     """Repeats a vector along all axes but `axis` of a shape."""
     value = jax.lax.broadcast_in_dim(value, shape, (axis,))
     return value if interpret else plgpu.layout_cast(value, layout)
+
+
+def full(shape: tuple, value: Any, layout: plgpu.Layout, interpret: Any) -> jax.Array:
+    """A float32 array of one value."""
+    array = jnp.full(shape, value, jnp.float32)
+    return array if interpret else plgpu.layout_cast(array, layout)
+
+
+def iota(shape: tuple, axis: int, layout: plgpu.Layout, interpret: Any) -> jax.Array:
+    """The index along an axis."""
+    layout = None if interpret else layout
+    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout)
 
 
 def num_bytes(*trees: Any) -> int:

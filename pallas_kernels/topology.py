@@ -18,11 +18,14 @@ class Topology(NamedTuple):
         ancestors: `[B, N, N]` bool, `ancestors[b, i, j]` says that `j` lies on the path
             from the root to `i`, both included (the "tree attention mask").
         depth: `[B, N]` int32, 0 at the root.
+        preorder: `[B, N]` int32, the nodes depth first: each right before its subtree.
+            Padding comes after the tree.
     """
 
     parents: jax.Array  # [B, N]
     ancestors: jax.Array  # [B, N, N]
     depth: jax.Array  # [B, N]
+    preorder: jax.Array  # [B, N]
 
 
 def derive(parents: jax.Array) -> Topology:
@@ -40,7 +43,19 @@ def derive(parents: jax.Array) -> Topology:
         steps = reach.astype(jnp.float32)
         reach = jnp.einsum("bij,bjk->bik", steps, steps) > 0.5
     depth = jnp.sum(reach, axis=-1, dtype=jnp.int32) - 1
-    return Topology(parents, reach, depth)
+    return Topology(parents, reach, depth, _preorder(parents, reach, depth))
+
+
+def _preorder(parents, ancestors, depth) -> jax.Array:
+    """A node comes after its ancestors and the subtrees of their earlier siblings."""
+    slots = jnp.arange(parents.shape[1])
+    sizes = jnp.sum(ancestors, axis=1, dtype=jnp.int32)
+    siblings = parents[:, :, None] == parents[:, None]
+    earlier = siblings & (slots[:, None] > slots[None])[None]
+    skipped = jnp.sum(jnp.where(earlier, sizes[:, None], 0), axis=-1)
+    place = depth + jnp.sum(jnp.where(ancestors, skipped[:, None], 0), axis=-1)
+    here = place[:, None] == slots[None, :, None]
+    return jnp.sum(jnp.where(here, slots.astype(jnp.int32), 0), axis=-1)
 
 
 def chain(batch_size: int, length: int) -> Topology:
@@ -50,7 +65,7 @@ def chain(batch_size: int, length: int) -> Topology:
     ancestors = jnp.broadcast_to(
         slots[:, None] >= slots[None], (batch_size, length, length)
     )
-    return Topology(depth - 1, ancestors, depth)
+    return Topology(depth - 1, ancestors, depth, depth)
 
 
 def windows(parents: jax.Array, width: int) -> jax.Array:

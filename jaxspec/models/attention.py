@@ -4,7 +4,8 @@ The cache holds committed tokens only. The nodes of a tree attend to it and to t
 ancestors; their keys and values stay on the tape until a path is committed.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,14 @@ _QUERY_BLOCK = 256  # queries that `scan` scores at once
 
 
 class Carry(NamedTuple):
-    """Keys and values `[B, M, K, d]`; the model knows how many rows are live."""
+    """Keys and values `[B, M, K d]`; the model knows how many rows are live."""
 
     keys: jax.Array
     values: jax.Array
 
 
 class Tape(NamedTuple):
-    """Keys and values of the nodes, `[B, N, K, d]`."""
+    """Keys and values of the nodes, `[B, N, K d]`."""
 
     keys: jax.Array
     values: jax.Array
@@ -56,7 +57,7 @@ def commit(carry: Carry, tape: Tape, path: layers.Path) -> Carry:
 
 def _zeros(config: ModelConfig, batch_size: int, rows: int):
     c = config.attention
-    shape = (batch_size, rows, c.num_kv_heads, c.head_dim)
+    shape = (batch_size, rows, c.num_kv_heads * c.head_dim)
     return (jnp.zeros(shape, jnp.dtype(config.dtype)),) * 2
 
 
@@ -76,15 +77,19 @@ class Mixer(nn.Module):
             scale=1 / len(self.config.layers),
         )
 
-    def step(self, carry: Carry, x: jax.Array, positions: layers.Positions):
+    def step(
+        self,
+        carry: Carry,
+        x: jax.Array,
+        positions: layers.Positions,
+        layer: jax.Array | None = None,
+    ):
         """One token, at the end of the cache."""
-        q, keys, values = self._project(x[:, None], positions)
-        index = positions.index
-        carry = Carry(
-            rows.write(carry.keys, keys, index[:, 0]),
-            rows.write(carry.values, values, index[:, 0]),
-        )
-        return carry, self._output(self._attend(q, carry, index))[:, 0]
+        q, *new = self._project(x[:, None], positions)
+        index = positions.index[:, 0]
+        write = rows.write if layer is None else functools.partial(rows.write_at, layer)
+        carry = Carry(*map(lambda a, b: write(a, b, index), carry, new))
+        return carry, self._output(self._attend(q, carry, index, layer))[:, 0]
 
     def scan(
         self,
@@ -92,88 +97,79 @@ class Mixer(nn.Module):
         x: jax.Array,
         positions: layers.Positions,
         lengths: jax.Array,
+        layer: jax.Array | None = None,
     ):
         """Many tokens, of which row `b` has `lengths[b]`; a block of queries at a time."""
-        q, keys, values = self._project(x, positions)
+        q, *new = self._project(x, positions)
         batch, length = x.shape[:2]
         index = positions.index
         live = jnp.arange(length)[None] < lengths[:, None]
-        slots = jnp.where(live, index, carry.keys.shape[1])  # beyond the cache: dropped
-        row = jnp.arange(batch)[:, None]
-        carry = Carry(
-            carry.keys.at[row, slots].set(keys, mode="drop"),
-            carry.values.at[row, slots].set(values, mode="drop"),
-        )
+        slots = jnp.where(
+            live, index, carry.keys.shape[-2]
+        )  # beyond the cache: dropped
+        at = (jnp.arange(batch)[:, None], slots)
+        at = at if layer is None else (layer, *at)
+        carry = Carry(*map(lambda a, b: a.at[at].set(b, mode="drop"), carry, new))
         size = min(_QUERY_BLOCK, length)
-        blocks = layers.split_chunks(q, size), layers.split_chunks(index, size)
-        y = jax.lax.map(lambda block: self._attend(block[0], carry, block[1]), blocks)
+        blocks = layers.split_chunks(q, size)
+        steps = jnp.arange(len(blocks), dtype=index.dtype)
+        first = steps[:, None] * size + index[None, :, 0]
+        y = jax.lax.map(
+            lambda block: self._attend(block[0], carry, block[1], layer),
+            (blocks, first),
+        )
         return carry, self._output(layers.join_chunks(y, length))
 
-    def tree(self, carry: Carry, tape: Tape, x: jax.Array, context: layers.TreeContext):
+    def tree(
+        self,
+        carry: Carry,
+        tape: Tape,
+        x: jax.Array,
+        context: layers.TreeContext,
+        layer: jax.Array | None = None,
+    ):
         """Some slots of a tree, whose parents are on the tape."""
-        c, stop = self.config.attention, context.topology.parents.shape[1]
-        q, keys, values = self._project(x, context.positions)
-        tape = Tape(
-            layers.put_slots(tape.keys, keys, context.start),
-            layers.put_slots(tape.values, values, context.start),
-        )
-        cache, start = self._in_sight(carry, context.length, 0)
+        q, *new = self._project(x, context.positions)
+        tape, nodes = layers.put_slots(tape, Tape(*new), context.start, layer)
         y = tree_attention.attend(
             context.topology,
             q,
-            tape.keys[:, :stop],
-            tape.values[:, :stop],
-            *cache,
-            context.length - start,
-            window=c.window or None,
-            scale=self._scale(),
+            *nodes,
+            *carry,
+            context.length,
+            layer=layer,
+            **self._settings(),
         )
-        return tape, self._output(y)
+        return (carry, tape), self._output(y)
 
-    def _scale(self) -> float:
+    def _settings(self) -> dict[str, Any]:
         c = self.config.attention
-        return c.scale or c.head_dim**-0.5
+        scale = c.scale or c.head_dim**-0.5
+        return dict(head_dim=c.head_dim, window=c.window or None, scale=scale)
 
     def _project(self, x: jax.Array, positions: layers.Positions):
-        """Queries `[B, T, H, d]`, keys and values `[B, T, K, d]`, rotated."""
+        """Queries `[B, T, H d]`, keys and values `[B, T, K d]`, rotated."""
         c = self.config.attention
         h = self.qkv_proj(layers.scale_by(x, c.in_multiplier))
-        h = h.reshape(*h.shape[:-1], -1, c.head_dim)
-        cuts = [c.num_heads, c.num_heads + c.num_kv_heads]
-        q, keys, values = jnp.split(h, cuts, axis=-2)
+        widths = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim]
+        q, keys, values = jnp.split(h, [widths[0], sum(widths)], axis=-1)
+
+        def rotate(x):
+            heads = x.reshape(*x.shape[:-1], -1, c.head_dim)
+            return layers.rotate(heads, positions).reshape(x.shape)
+
         keys = layers.scale_by(keys, c.key_multiplier)
-        return layers.rotate(q, positions), layers.rotate(keys, positions), values
+        return rotate(q), rotate(keys), values
 
-    def _in_sight(
-        self, carry: Carry, end: jax.Array, queries: int
-    ) -> tuple[Carry, jax.Array]:
-        """The rows before `end` `[B]` that the last `queries` of them, and later ones, see.
-
-        Returns them and the row they start at `[B]`: with a sliding window, what a query
-        costs does not grow with the cache.
-        """
-        window, capacity = self.config.attention.window, carry.keys.shape[1]
-        span = max(window - 1 + queries, 1)
-        if not window or span >= capacity:
-            return carry, jnp.zeros_like(end)
-        start = jnp.clip(end - span, 0, capacity - span)
-        return jax.tree.map(lambda cache: rows.cut(cache, start, span), carry), start
-
-    def _attend(self, q: jax.Array, carry: Carry, index: jax.Array) -> jax.Array:
-        """Queries `[B, T, H, d]` at consecutive positions `index` `[B, T]` see a cache."""
-        length = index.shape[1]
-        carry, start = self._in_sight(carry, index[:, 0] + length, length)
+    def _attend(
+        self, q: jax.Array, carry: Carry, index: jax.Array, layer: jax.Array | None
+    ) -> jax.Array:
+        """Queries `[B, T, H d]` at positions `index` `[B]` and on see the cache."""
         return tree_attention.attend_cache(
-            q,
-            *carry,
-            index,
-            start,
-            window=self.config.attention.window or None,
-            scale=self._scale(),
+            q, *carry, index, layer=layer, **self._settings()
         )
 
     def _output(self, y: jax.Array) -> jax.Array:
-        """Projects y `[B, T, H, d]` float32."""
-        c = self.config.attention
-        y = y.reshape(*y.shape[:-2], -1).astype(jnp.dtype(self.config.dtype))
-        return layers.scale_by(self.out_proj(y), c.out_multiplier)
+        """Projects y `[B, T, H d]` float32."""
+        y = self.out_proj(y.astype(jnp.dtype(self.config.dtype)))
+        return layers.scale_by(y, self.config.attention.out_multiplier)

@@ -69,18 +69,24 @@ class Block(nn.Module):
             y, kept = out + y, [*kept, keep]
         return x + layers.scale_by(y, self.config.residual_multiplier), tuple(kept)
 
-    def step(self, x, carry, positions):
-        return self._mix(x, lambda m, c, h: m.step(c, h, positions), carry)
+    def step(self, x, carry, positions, layer=None):
+        return self._mix(x, lambda m, c, h: m.step(c, h, positions, layer), carry)
 
-    def scan(self, x, carry, positions, lengths):
-        return self._mix(x, lambda m, c, h: m.scan(c, h, positions, lengths), carry)
+    def scan(self, x, carry, positions, lengths, layer=None):
+        def call(mixer, own, h):
+            return mixer.scan(own, h, positions, lengths, layer)
 
-    def tree(self, x, carry, tape, context):
+        return self._mix(x, call, carry)
+
+    def tree(self, x, carry, tape, context, layer=None):
         past = tuple(zip(carry, tape, strict=True))
-        return self._mix(x, lambda m, c, h: m.tree(*c, h, context), past)
+        x, past = self._mix(x, lambda m, c, h: m.tree(*c, h, context, layer), past)
+        return x, *zip(*past, strict=True)
 
-    def fold_ring(self, carry, chosen):
+    def fold_ring(self, carry, chosen, length):
         return tuple(
-            getattr(self, name).fold_ring(own, chosen) if hasattr(own, "ring") else own
+            getattr(self, name).fold_ring(own, chosen, length)
+            if hasattr(own, "ring")
+            else own
             for name, own in zip(BLOCKS[self.kind], carry, strict=True)
         )

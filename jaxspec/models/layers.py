@@ -1,7 +1,7 @@
 """The small pieces that all mixers share."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jaxspec import rows
 from jaxspec.models.config import AttentionConfig, ModelConfig
-from pallas_kernels import Topology
+from pallas_kernels import Topology, stacked
 
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 """For products with a state, which is float32 whatever the activations are."""
@@ -37,6 +37,9 @@ class TreeContext(NamedTuple):
         window: `[B, stop - start, K]` int32, see `pallas_kernels.topology.windows`.
         positions: of the computed slots, by depth and not by slot.
         length: `[B]` int32, tokens in the caches.
+        max_depth: nodes on the longest path that can be committed.
+        ring_length: `[B]` int32, entries in use in the rings, or None.
+        fold: `[B]` bool, rows whose rings are to be folded in passing, or None.
     """
 
     topology: Topology
@@ -44,6 +47,9 @@ class TreeContext(NamedTuple):
     window: jax.Array
     positions: Positions
     length: jax.Array
+    max_depth: int
+    ring_length: jax.Array | None
+    fold: jax.Array | None
 
 
 class Path(NamedTuple):
@@ -92,12 +98,39 @@ def take_path(array: jax.Array, path: Path) -> jax.Array:
     return jnp.where(kept, nodes, jnp.zeros((), nodes.dtype))
 
 
-def put_slots(tape: jax.Array, values: jax.Array, start: int) -> jax.Array:
-    """Writes slots `start, ...` of a tape `[B, N, ...]`."""
-    values = values.astype(tape.dtype)
-    if values.shape == tape.shape:
-        return values
-    return jax.lax.dynamic_update_slice_in_dim(tape, values, start, axis=1)
+def at(arrays: Any, layer: jax.Array | None) -> Any:
+    """One layer of arrays that are stacked if there is a layer."""
+    return arrays if layer is None else stacked.take(arrays, layer)
+
+
+def put(arrays: Any, value: Any, layer: jax.Array | None) -> Any:
+    """Replaces that layer."""
+    if layer is None:
+        return value
+    return jax.tree.map(lambda a, new: stacked.put(a, new, layer), arrays, value)
+
+
+def put_slots(tape: Any, values: Any, start: int, layer: jax.Array | None) -> tuple:
+    """Writes slots `start, ...` of a layer's tape `[B, N, ...]`.
+
+    Returns the tape, and the layer's slots up to the last one written.
+    """
+
+    def write(tape, new):
+        if layer is None and new.shape == tape.shape:
+            return new
+        new = new if layer is None else new[None]
+        first = (0,) if layer is None else (layer, 0)
+        return jax.lax.dynamic_update_slice(
+            tape, new, (*first, start, *[0] * (tape.ndim - len(first) - 1))
+        )
+
+    values = jax.tree.map(lambda tape, new: new.astype(tape.dtype), tape, values)
+    tape = jax.tree.map(write, tape, values)
+    if start == 0:
+        return tape, values
+    stop = start + jax.tree.leaves(values)[0].shape[1]
+    return tape, jax.tree.map(lambda leaf: leaf[:, :stop], at(tape, layer))
 
 
 class RMSNorm(nn.Module):

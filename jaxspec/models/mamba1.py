@@ -26,7 +26,7 @@ def init_carry(
     c, width = config.mamba1, _d_inner(config)
     return rollback.Carry(
         tail=jnp.zeros((batch_size, c.d_conv - 1, width), jnp.dtype(config.dtype)),
-        state=jnp.zeros((batch_size, width, c.d_state), jnp.float32),
+        state=jnp.zeros((batch_size, c.d_state, width), jnp.float32),
         ring=_empty_inputs(config, batch_size, ring_size) if ring_size else None,
     )
 
@@ -40,8 +40,8 @@ def init_tape(
     return rollback.Tape(
         conv=jnp.zeros((*shape, width), jnp.dtype(config.dtype)),
         inputs=None if snapshot else _empty_inputs(config, *shape),
-        states=jnp.zeros((*shape, width, c.d_state), jnp.float32) if snapshot else None,
-        A=jnp.zeros((width, c.d_state), jnp.float32) if keep_A else None,
+        states=jnp.zeros((*shape, c.d_state, width), jnp.float32) if snapshot else None,
+        A=jnp.zeros((c.d_state, width), jnp.float32) if keep_A else None,
     )
 
 
@@ -79,7 +79,7 @@ class Mixer(nn.Module):
         self.x_proj = layers.dense(config, self.dt_rank + 2 * c.d_state)
         self.dt_proj = layers.dense(config, width)
         self.dt_bias = self.param("dt_bias", init_dt_bias, (width,))
-        self.A_log = self.param("A_log", _init_A_log, (width, c.d_state))
+        self.A_log = self.param("A_log", _init_A_log, (c.d_state, width))
         self.D = self.param("D", nn.initializers.ones, (width,), jnp.float32)
         if c.norm != "none":
             scaled = c.norm == "learned"
@@ -90,17 +90,24 @@ class Mixer(nn.Module):
             config, config.d_model, bias=c.proj_bias, scale=1 / len(config.layers)
         )
 
-    def step(self, carry: rollback.Carry, x: jax.Array, positions: layers.Positions):
+    def step(
+        self,
+        carry: rollback.Carry,
+        x: jax.Array,
+        positions: layers.Positions,
+        layer: jax.Array | None = None,
+    ):
         """One token, the plain recurrence; a ring must be empty."""
+        tail, state = layers.at((carry.tail, carry.state), layer)
         u, z = jnp.split(self.in_proj(x), 2, axis=-1)
-        tail, u = self.conv.step(carry.tail, u)
+        tail, u = self.conv.step(tail, u)
         inputs, C = self._inputs(u)
-        update = (inputs.dt * inputs.x.astype(jnp.float32))[..., None]
-        decay = jnp.exp(inputs.dt[..., None] * self._A()[None])
-        state = decay * carry.state + update * inputs.B.astype(jnp.float32)[:, None]
-        y = layers.einsum("bes,bs->be", state, C.astype(jnp.float32))
-        carry = carry._replace(tail=tail, state=state)
-        return carry, self._output(y + self._skip(inputs.x), z)
+        update = (inputs.dt * inputs.x.astype(jnp.float32))[:, None]
+        decay = jnp.exp(inputs.dt[:, None] * self._A()[None])
+        state = decay * state + inputs.B.astype(jnp.float32)[..., None] * update
+        y = layers.einsum("bse,bs->be", state, C.astype(jnp.float32))
+        y = y + self._skip(inputs.x)
+        return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def scan(
         self,
@@ -108,10 +115,12 @@ class Mixer(nn.Module):
         x: jax.Array,
         positions: layers.Positions,
         lengths: jax.Array,
+        layer: jax.Array | None = None,
     ):
         """Many tokens in chunks, each in parallel."""
+        tail, state = layers.at((carry.tail, carry.state), layer)
         u, z = jnp.split(self.in_proj(x), 2, axis=-1)
-        tail, u = self.conv.scan(carry.tail, u, lengths)
+        tail, u = self.conv.scan(tail, u, lengths)
         inputs, C = self._inputs(u)
         length = x.shape[1]
         live = jnp.arange(length)[None] < lengths[:, None]
@@ -125,9 +134,9 @@ class Mixer(nn.Module):
             return state, y
 
         chunks = jax.tree.map(lambda a: layers.split_chunks(a, chunk), (inputs, C))
-        state, y = jax.lax.scan(advance, carry.state, chunks)
+        state, y = jax.lax.scan(advance, state, chunks)
         y = layers.join_chunks(y, length)
-        return carry._replace(tail=tail, state=state), self._output(y, z)
+        return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(
         self,
@@ -135,34 +144,39 @@ class Mixer(nn.Module):
         tape: rollback.Tape,
         x: jax.Array,
         context: layers.TreeContext,
+        layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape."""
-        start, topo = context.start, context.topology
-        stop = topo.parents.shape[1]
         u, z = jnp.split(self.in_proj(x), 2, axis=-1)
-        tape = tape._replace(conv=layers.put_slots(tape.conv, u, start))
-        u = self.conv.tree(carry.tail, tape.conv[:, :stop], context.window)
-        new, C = self._inputs(u)
-        A, D = self._A(), self.D.astype(jnp.float32)
-        if tape.states is not None:
-            states = tree_scan.node_states(
-                topo.parents[:, start:], new, A, carry.state, tape.states[:, :start]
-            )
-            tape = tape._replace(states=layers.put_slots(tape.states, states, start))
-            y = layers.einsum("bies,bis->bie", states, C.astype(jnp.float32))
-            y = y + self._skip(new.x)
-        else:
-            inputs = jax.tree.map(
-                lambda tape, new: layers.put_slots(tape, new, start), tape.inputs, new
-            )
-            tape = tape._replace(inputs=inputs, A=None if tape.A is None else A)
-            inputs = jax.tree.map(lambda leaf: leaf[:, :stop], inputs)
-            y = tree_scan.read(topo, inputs, A, C, D, carry.state, carry.ring)
-        return tape, self._output(y, z)
+        record, slots = layers.put_slots(tape.conv, u, context.start, layer)
+        tape = tape._replace(conv=record)
+        tail = layers.at(carry.tail, layer)
+        new, C = self._inputs(self.conv.tree(tail, slots, context.window))
+        past, y = rollback.read(
+            tree_scan,
+            self._read_states,
+            carry,
+            tape,
+            new,
+            self._A(),
+            C,
+            self.D.astype(jnp.float32),
+            context,
+            layer,
+            max_depth=context.max_depth,
+        )
+        return past, self._output(y, z)
 
-    def fold_ring(self, carry: rollback.Carry, chosen: jax.Array) -> rollback.Carry:
+    def _read_states(self, states: jax.Array, x: jax.Array, C: jax.Array) -> jax.Array:
+        """Reads states `[B, n, S, E]` with C `[B, n, S]`."""
+        y = layers.einsum("bise,bis->bie", states, C.astype(jnp.float32))
+        return y + self._skip(x)
+
+    def fold_ring(
+        self, carry: rollback.Carry, chosen: jax.Array, length: jax.Array
+    ) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-        return rollback.fold_ring(carry, chosen, self._A(), tree_scan.fold)
+        return rollback.fold_ring(carry, chosen, length, self._A(), tree_scan.fold)
 
     def _A(self) -> jax.Array:
         return -jnp.exp(self.A_log.astype(jnp.float32))
@@ -189,5 +203,5 @@ class Mixer(nn.Module):
 
 def _init_A_log(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     del key  # S4D-real: A = -1, ..., -S in every channel
-    states = jnp.arange(1, shape[1] + 1, dtype=jnp.float32)
-    return jnp.broadcast_to(jnp.log(states)[None], shape)
+    states = jnp.arange(1, shape[0] + 1, dtype=jnp.float32)
+    return jnp.broadcast_to(jnp.log(states)[:, None], shape)

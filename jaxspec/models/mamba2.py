@@ -53,9 +53,9 @@ def commit(
 def _empty_inputs(config: ModelConfig, batch_size: int, length: int) -> Inputs:
     c, dtype = config.mamba2, jnp.dtype(config.dtype)
     return Inputs(
-        x=jnp.zeros((batch_size, length, c.nheads, c.headdim), dtype),
+        x=jnp.zeros((batch_size, length, c.d_inner), dtype),
         dt=jnp.zeros((batch_size, length, c.nheads), jnp.float32),
-        B=jnp.zeros((batch_size, length, c.ngroups, c.d_state), dtype),
+        B=jnp.zeros((batch_size, length, c.ngroups * c.d_state), dtype),
     )
 
 
@@ -80,20 +80,30 @@ class Mixer(nn.Module):
             self.config, self.config.d_model, bias=c.proj_bias, scale=1 / depth
         )
 
-    def step(self, carry: rollback.Carry, x: jax.Array, positions: layers.Positions):
+    def step(
+        self,
+        carry: rollback.Carry,
+        x: jax.Array,
+        positions: layers.Positions,
+        layer: jax.Array | None = None,
+    ):
         """One token, the plain recurrence; a ring must be empty."""
+        tail, state = layers.at((carry.tail, carry.state), layer)
         z, xBC, dt = self._project(x)
-        tail, xBC = self.conv.step(carry.tail, xBC)
+        tail, xBC = self.conv.step(tail, xBC)
         inputs, C = self._inputs(xBC, dt)
-        c = self.config.mamba2
-        update = (inputs.dt[..., None] * inputs.x.astype(jnp.float32))[..., None]
-        B = jnp.repeat(inputs.B.astype(jnp.float32), c.nheads // c.ngroups, axis=1)
+        c, batch = self.config.mamba2, x.shape[0]
+        values = inputs.x.astype(jnp.float32).reshape(batch, c.nheads, c.headdim)
+        update = (inputs.dt[..., None] * values)[..., None]
+        B = inputs.B.astype(jnp.float32).reshape(batch, c.ngroups, c.d_state)
+        B = jnp.repeat(B, c.nheads // c.ngroups, axis=1)
         decay = jnp.exp(inputs.dt * self._A()[None])[..., None, None]
-        state = decay * carry.state + update * B[:, :, None]
-        state_by_group = state.reshape(x.shape[0], c.ngroups, -1, *state.shape[2:])
-        y = layers.einsum("bgmps,bgs->bgmp", state_by_group, C.astype(jnp.float32))
+        state = decay * state + update * B[:, :, None]
+        by_group = state.reshape(batch, c.ngroups, -1, *state.shape[2:])
+        C = C.astype(jnp.float32).reshape(batch, c.ngroups, c.d_state)
+        y = layers.einsum("bgmps,bgs->bgmp", by_group, C)
         y = y.reshape(inputs.x.shape) + self._skip(inputs.x)
-        return carry._replace(tail=tail, state=state), self._output(y, z)
+        return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def scan(
         self,
@@ -101,10 +111,15 @@ class Mixer(nn.Module):
         x: jax.Array,
         positions: layers.Positions,
         lengths: jax.Array,
+        layer: jax.Array | None = None,
     ):
-        """Many tokens in chunks; a chunk is a chain read from a state, then folded in."""
+        """Many tokens in chunks; a chunk is a chain read from a state, then folded in.
+
+        In XLA on every platform: training differentiates it.
+        """
+        tail, state = layers.at((carry.tail, carry.state), layer)
         z, xBC, dt = self._project(x)
-        tail, xBC = self.conv.scan(carry.tail, xBC, lengths)
+        tail, xBC = self.conv.scan(tail, xBC, lengths)
         inputs, C = self._inputs(xBC, dt)
         batch, length = x.shape[:2]
         live = jnp.arange(length)[None] < lengths[:, None]
@@ -112,17 +127,17 @@ class Mixer(nn.Module):
 
         chunk = min(self.config.mamba2.chunk_size, length)
         tree = topology.chain(batch, chunk)
-        A, D = self._A(), self.D
+        A, D = self._A(), self._D()
 
         def advance(state, chunk):
             inputs, C = chunk
-            y = tree_ssd.read(tree, inputs, A, C, D, state)
-            return tree_ssd.fold(state, A, inputs), y
+            y = tree_ssd.read(tree, inputs, A, C, D, state, implementation="xla")
+            return tree_ssd.fold(state, A, inputs, implementation="xla"), y
 
         chunks = jax.tree.map(lambda a: layers.split_chunks(a, chunk), (inputs, C))
-        state, y = jax.lax.scan(advance, carry.state, chunks)
+        state, y = jax.lax.scan(advance, state, chunks)
         y = layers.join_chunks(y, length)
-        return carry._replace(tail=tail, state=state), self._output(y, z)
+        return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(
         self,
@@ -130,45 +145,45 @@ class Mixer(nn.Module):
         tape: rollback.Tape,
         x: jax.Array,
         context: layers.TreeContext,
+        layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape."""
-        start, topo = context.start, context.topology
-        stop = topo.parents.shape[1]
         z, xBC, dt = self._project(x)
-        tape = tape._replace(conv=layers.put_slots(tape.conv, xBC, start))
-        xBC = self.conv.tree(carry.tail, tape.conv[:, :stop], context.window)
-        new, C = self._inputs(xBC, dt)
-        A = self._A()
-        if tape.states is not None:
-            states = tree_ssd.node_states(
-                topo.parents[:, start:], new, A, carry.state, tape.states[:, :start]
-            )
-            tape = tape._replace(states=layers.put_slots(tape.states, states, start))
-            groups = C.shape[2]
-            grouped = states.reshape(*states.shape[:2], groups, -1, *states.shape[3:])
-            y = layers.einsum("bigmps,bigs->bigmp", grouped, C.astype(jnp.float32))
-            y = y.reshape(new.x.shape) + self._skip(new.x)
-        else:
-            inputs = jax.tree.map(
-                lambda tape, new: layers.put_slots(tape, new, start), tape.inputs, new
-            )
-            tape = tape._replace(inputs=inputs, A=None if tape.A is None else A)
-            inputs = jax.tree.map(lambda leaf: leaf[:, :stop], inputs)
-            y = tree_ssd.read(topo, inputs, A, C, self.D, carry.state, carry.ring)
-        return tape, self._output(y, z)
+        record, slots = layers.put_slots(tape.conv, xBC, context.start, layer)
+        tape = tape._replace(conv=record)
+        tail = layers.at(carry.tail, layer)
+        new, C = self._inputs(self.conv.tree(tail, slots, context.window), dt)
+        args = new, self._A(), C, self._D(), context, layer
+        past, y = rollback.read(tree_ssd, self._read_states, carry, tape, *args)
+        return past, self._output(y, z)
 
-    def fold_ring(self, carry: rollback.Carry, chosen: jax.Array) -> rollback.Carry:
+    def _read_states(self, states: jax.Array, x: jax.Array, C: jax.Array) -> jax.Array:
+        """Reads states `[B, n, H, P, S]` with C `[B, n, G S]`."""
+        c, leading = self.config.mamba2, x.shape[:2]
+        C = C.astype(jnp.float32).reshape(*leading, c.ngroups, c.d_state)
+        states = states.reshape(*leading, c.ngroups, -1, *states.shape[3:])
+        y = layers.einsum("bigmps,bigs->bigmp", states, C)
+        return y.reshape(x.shape) + self._skip(x)
+
+    def fold_ring(
+        self, carry: rollback.Carry, chosen: jax.Array, length: jax.Array
+    ) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-        return rollback.fold_ring(carry, chosen, self._A(), tree_ssd.fold)
+        return rollback.fold_ring(carry, chosen, length, self._A(), tree_ssd.fold)
 
     def _A(self) -> jax.Array:
         return -jnp.exp(self.A_log.astype(jnp.float32))
 
     def _skip(self, x: jax.Array) -> jax.Array:
-        """`D x`, x `[..., H, P]`."""
-        D = self.D.astype(jnp.float32).reshape(self.D.shape[0], -1)
-        D = jnp.broadcast_to(D, x.shape[-2:])
-        return D.reshape(*[1] * (x.ndim - 2), *D.shape) * x.astype(jnp.float32)
+        """`D x`, x `[..., E]`."""
+        D = self._D()
+        return D.reshape(*[1] * (x.ndim - 1), -1) * x.astype(jnp.float32)
+
+    def _D(self) -> jax.Array:
+        """The skip weight of every channel `[E]`."""
+        c = self.config.mamba2
+        repeats = 1 if c.D_per_channel else c.headdim
+        return jnp.repeat(self.D.astype(jnp.float32).reshape(-1), repeats)
 
     def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Splits the projection into the gate z, the conv's xBC, and dt before softplus."""
@@ -183,7 +198,7 @@ class Mixer(nn.Module):
         return tuple(jnp.split(h, [c.d_inner, c.d_inner + c.conv_dim], axis=-1))
 
     def _inputs(self, xBC: jax.Array, dt: jax.Array) -> tuple[Inputs, jax.Array]:
-        """What the tokens do to the state, and their queries C `[..., G, S]`."""
+        """What the tokens do to the state, and their queries C `[..., G S]`."""
         c, shape = self.config.mamba2, xBC.shape[:-1]
         groups = c.ngroups * c.d_state
         x, B, C = jnp.split(nn.silu(xBC), [c.d_inner, c.d_inner + groups], axis=-1)
@@ -191,14 +206,11 @@ class Mixer(nn.Module):
         dt = nn.softplus(dt.astype(jnp.float32) + bias)
         if c.dt_limits != (0.0, math.inf):
             dt = jnp.clip(dt, *c.dt_limits)
-        x = x.reshape(*shape, c.nheads, c.headdim)
-        B = B.reshape(*shape, c.ngroups, c.d_state)
-        return Inputs(x, dt, B), C.reshape(B.shape)
+        return Inputs(x, dt, B), C
 
     def _output(self, y: jax.Array, z: jax.Array) -> jax.Array:
-        """Gates, normalises and projects y `[..., H, P]` float32."""
-        c = self.config.mamba2
-        y, gate = y.reshape(z.shape), nn.silu(z.astype(jnp.float32))
+        """Gates, normalises and projects y `[..., E]` float32."""
+        c, gate = self.config.mamba2, nn.silu(z.astype(jnp.float32))
         if c.norm == "after":
             y = self.norm(y * gate)
         elif c.norm == "before":

@@ -42,7 +42,13 @@ class Mixer(nn.Module):
             scale=1 / len(self.config.layers),
         )
 
-    def step(self, carry: tuple, x: jax.Array, positions: layers.Positions):
+    def step(
+        self,
+        carry: tuple,
+        x: jax.Array,
+        positions: layers.Positions,
+        layer: jax.Array | None = None,
+    ):
         """One token."""
         return carry, self._apply(x)
 
@@ -52,15 +58,21 @@ class Mixer(nn.Module):
         x: jax.Array,
         positions: layers.Positions,
         lengths: jax.Array,
+        layer: jax.Array | None = None,
     ):
         """Many tokens."""
         return carry, self._apply(x)
 
     def tree(
-        self, carry: tuple, tape: tuple, x: jax.Array, context: layers.TreeContext
+        self,
+        carry: tuple,
+        tape: tuple,
+        x: jax.Array,
+        context: layers.TreeContext,
+        layer: jax.Array | None = None,
     ):
         """Nodes of a tree."""
-        return tape, self._apply(x)
+        return (carry, tape), self._apply(x)
 
     def _apply(self, x: jax.Array) -> jax.Array:
         c, h = self.config.mlp, self.up_proj(x)

@@ -134,12 +134,10 @@ class Network:
         carry = self._settle(params, carry)
         positions = self._positions(carry.position[:, None])
 
-        def run(kind, x, reads, carry):
-            return self._apply("step", kind, reads[0], x, carry, positions)
+        def run(kind, x, params, _, carry, layer):
+            return self._apply("step", kind, params, x, carry, positions, layer)
 
-        x, blocks = self.stack.run(
-            run, self._embed(params, token), (params["layers"],), carry.blocks
-        )
+        x, blocks = self._run(run, params, self._embed(params, token), carry.blocks)
         carry = carry._replace(position=carry.position + 1, blocks=blocks)
         return carry, self._norm(params, x)
 
@@ -148,12 +146,11 @@ class Network:
         offsets = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = self._positions(carry.position[:, None] + offsets[None])
 
-        def run(kind, x, reads, carry):
-            return self._apply("scan", kind, reads[0], x, carry, positions, lengths)
+        def run(kind, x, params, _, carry, layer):
+            args = carry, positions, lengths, layer
+            return self._apply("scan", kind, params, x, *args)
 
-        x, blocks = self.stack.run(
-            run, self._embed(params, tokens), (params["layers"],), carry.blocks
-        )
+        x, blocks = self._run(run, params, self._embed(params, tokens), carry.blocks)
         carry = carry._replace(position=carry.position + lengths, blocks=blocks)
         return carry, self._norm(params, x)
 
@@ -181,6 +178,20 @@ class Network:
         start: int,
         stop: int,
     ):
+        _, tape, hidden = self._extend(params, carry, tape, tree, start, stop)
+        return tape, hidden
+
+    def _extend(
+        self,
+        params: Params,
+        carry: Carry,
+        tape: Tape,
+        tree: TokenTree,
+        start: int,
+        stop: int,
+        fold: jax.Array | None = None,
+    ):
+        """`extend_tree`, which folds the rings of some rows `[B]` in passing."""
         trees.check(tree)
         _require(
             0 <= start < stop <= tree.num_nodes,
@@ -189,34 +200,55 @@ class Network:
         parents = tree.parents[:, :stop]
         topo = topology.derive(parents)
         index = carry.position[:, None] + topo.depth[:, start:]
+        joint = carry.pending is not None  # its chains are longer than any path
         context = layers.TreeContext(
             topology=topo,
             start=start,
             window=topology.windows(parents, self._conv_width())[:, start:],
             positions=self._positions(index),
             length=carry.position,
+            max_depth=stop if joint else self.max_path,
+            ring_length=carry.ring_length,
+            fold=fold,
         )
 
-        def run(kind, x, reads, tape):
-            return self._apply("tree", kind, reads[0], x, reads[1], tape, context)
+        def read(kind, x, params, carry, tape, layer):
+            x, _, tape = self._apply(
+                "tree", kind, params, x, carry, tape, context, layer
+            )
+            return x, tape
+
+        def read_and_fold(kind, x, params, _, past, layer):
+            x, *past = self._apply("tree", kind, params, x, *past, context, layer)
+            return x, tuple(past)
 
         tokens = tree.tokens[:, start:stop]
-        x, blocks = self.stack.run(
-            run,
-            self._embed(params, tokens),
-            (params["layers"], carry.blocks),
-            tape.blocks,
-        )
+        x = self._embed(params, tokens)
+        if fold is None:
+            x, blocks = self._run(read, params, x, tape.blocks, carry.blocks)
+        else:
+            past = self.stack.pair(carry.blocks, tape.blocks)
+            x, past = self._run(read_and_fold, params, x, past)
+            kept, blocks = self.stack.part(past)
+            length = jnp.where(fold, 0, carry.ring_length)
+            carry = carry._replace(blocks=kept, ring_length=length)
         kept = tape.tokens
         if kept is not None:
-            kept = layers.put_slots(kept, tokens, start)
-        return Tape(blocks, kept), self._norm(params, x)
+            kept = layers.put_slots(kept, tokens, start, None)[0]
+        return carry, Tape(blocks, kept), self._norm(params, x)
+
+    def _run(self, f, params: Params, x: jax.Array, writes: Storage, reads=None):
+        """Runs the blocks; nothing but their own is read unless it is given."""
+        reads = writes if reads is None else reads
+        return self.stack.run(f, x, params["layers"], reads, writes)
 
     def scan_tree(self, params: Params, carry: Carry, tree: TokenTree):
         batch, num_nodes = trees.check(tree).parents.shape
+        if carry.ring_length is not None:
+            tape = self.init_tape(params, batch, num_nodes)
+            full = carry.ring_length + self.max_path > self.ring_size
+            return self._extend(params, carry, tape, tree, 0, num_nodes, fold=full)
         fused = self.rollback == "joint"
-        if not fused:
-            carry = self.prepare(params, carry)
 
         def verify(tree):
             """All slots of a tree."""
@@ -292,7 +324,9 @@ class Network:
 
         def fold(carry):
             blocks = self.stack.map(
-                lambda kind, p, c: self._apply("fold_ring", kind, p, c, chosen),
+                lambda kind, p, c: self._apply(
+                    "fold_ring", kind, p, c, chosen, carry.ring_length
+                ),
                 params["layers"],
                 carry.blocks,
             )

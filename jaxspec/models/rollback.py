@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from jaxspec import rows
 from jaxspec.models import conv, layers
+from pallas_kernels import Inputs, Ring
 
 Rollback = Literal["auto", "snapshot", "replay", "lazy", "joint"]
 ROLLBACKS = ("snapshot", "replay", "lazy", "joint")
@@ -31,7 +32,8 @@ class Carry(NamedTuple):
     Attributes:
         tail: `[B, K - 1, E]` last inputs of the convolution.
         state: `[B, ...]` float32.
-        ring: records of the tokens that came after `state`, `[B, W, ...]`, or None.
+        ring: records of the tokens that came after `state`, `[B, W, ...]`, or None. The
+            model knows how many; the rest is left over from before.
     """
 
     tail: jax.Array
@@ -58,10 +60,11 @@ class Tape(NamedTuple):
 def resolve(rollback: Rollback) -> str:
     """Turns `"auto"` into the rollback to use.
 
-    `"lazy"` saves the write of the state in most steps, but only where a kernel writes
-    it under a predicate: XLA's conditional copies the state either way. No such kernel
-    is here yet, and `jaxspec bench rollback` finds `"replay"` ahead at every batch size
-    (README, Rollback), so `"auto"` is `"replay"`.
+    `"lazy"` saves the write of the state in most steps where a kernel writes it under a
+    predicate: XLA's conditional copies the state either way, and on a CPU `jaxspec bench
+    rollback` finds `"replay"` ahead at every batch size (README, Rollback). The batch
+    from which `"lazy"` wins on an accelerator has not been measured, so `"auto"` is
+    `"replay"` everywhere; `jaxspec bench kernels` is what measures it.
 
     Raises:
         ValueError: on an unknown name.
@@ -73,6 +76,59 @@ def resolve(rollback: Rollback) -> str:
             f"Unknown rollback {rollback!r}; expected auto or one of {ROLLBACKS}."
         )
     return rollback
+
+
+def put(
+    carry: Carry, tail: jax.Array, state: jax.Array, layer: jax.Array | None
+) -> Carry:
+    """Replaces a layer's past; the ring is empty and stays so."""
+    return carry._replace(
+        tail=layers.put(carry.tail, tail, layer),
+        state=layers.put(carry.state, state, layer),
+    )
+
+
+def read(
+    op: Any,
+    read_states: Callable[..., jax.Array],
+    carry: Carry,
+    tape: Tape,
+    new: Inputs,
+    A: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    context: layers.TreeContext,
+    layer: jax.Array | None,
+    **settings: Any,
+) -> tuple[tuple[Carry, Tape], jax.Array]:
+    """Runs new nodes of a tree: what they leave behind, and what they read.
+
+    Args:
+        op: `tree_ssd` or `tree_scan`.
+        read_states: `states, x, C -> y`, for states that are there already.
+        carry, tape: of the layer, or of all and the layer's index.
+        new: records of the nodes.
+        A, C, D: as `op` takes them.
+        context: of the tree.
+        layer: index of the layer, or None.
+        **settings: of `op.read` and `op.verify`.
+    """
+    start, topology = context.start, context.topology
+    if tape.states is not None:
+        known = layers.at(tape.states, layer)[:, :start]
+        state, parents = layers.at(carry.state, layer), topology.parents[:, start:]
+        states = op.node_states(parents, new, A, state, known)
+        record, _ = layers.put_slots(tape.states, states, start, layer)
+        return (carry, tape._replace(states=record)), read_states(states, new.x, C)
+    record, inputs = layers.put_slots(tape.inputs, new, start, layer)
+    rates = None if tape.A is None else layers.put(tape.A, A, layer)
+    tape = tape._replace(inputs=record, A=rates)
+    args = topology, inputs, A, C, D, carry.state
+    ring = None if carry.ring is None else Ring(carry.ring, context.ring_length)
+    if context.fold is None:
+        return (carry, tape), op.read(*args, ring, layer=layer, **settings)
+    y, state = op.verify(*args, ring, context.fold, layer=layer, **settings)
+    return (carry._replace(state=state), tape), y
 
 
 def commit(
@@ -97,12 +153,12 @@ def commit(
 
 
 def fold_ring(
-    carry: Carry, chosen: jax.Array, A: jax.Array, fold: Callable[..., jax.Array]
+    carry: Carry,
+    chosen: jax.Array,
+    length: jax.Array,
+    A: jax.Array,
+    fold: Callable[..., jax.Array],
 ) -> Carry:
-    """Folds the whole ring into the state in the chosen rows `[B]`, and empties it."""
-    state = rows.select(chosen, fold(carry.state, A, carry.ring), carry.state)
-    empty = jax.tree.map(jnp.zeros_like, carry.ring)
-    ring = jax.tree.map(
-        lambda new, old: rows.select(chosen, new, old), empty, carry.ring
-    )
-    return Carry(carry.tail, state, ring)
+    """Folds the first `length` entries of the ring into the state in the chosen rows."""
+    folded = fold(carry.state, A, Ring(carry.ring, length).live())
+    return carry._replace(state=rows.select(chosen, folded, carry.state))

@@ -97,14 +97,20 @@ class Stack(NamedTuple):
         self,
         f: Callable[..., tuple[jax.Array, Any]],
         x: jax.Array,
-        reads: tuple[Storage, ...],
+        params: Storage,
+        reads: Storage,
         writes: Storage,
     ) -> tuple[jax.Array, Storage]:
-        """Runs `x, write = f(kind, x, reads, write)` through the blocks in order."""
+        """Runs `x, writes = f(kind, x, params, reads, writes, layer)` through the blocks.
+
+        Unrolled, a block is given its own reads and writes, and no layer. Scanned, it is
+        given those of all blocks of its kind, stacked, and its index among them: what is
+        as large as a state is to be read and written in place, not sliced.
+        """
         if not self.scanned:
             out = []
             for i, kind in enumerate(self.layers):
-                x, write = f(kind, x, tuple(r[i] for r in reads), writes[i])
+                x, write = f(kind, x, params[i], reads[i], writes[i], None)
                 out.append(write)
             return x, tuple(out)
 
@@ -117,28 +123,34 @@ class Stack(NamedTuple):
                 x, writes = state
                 writes = dict(writes)
                 for kind, offset in zip(run.unit, offsets, strict=True):
-                    index = base[kind] + repeat * run.unit.count(kind) + offset
-                    block = [_at(storage[kind], index) for storage in (*reads, writes)]
-                    x, write = f(kind, x, tuple(block[:-1]), block[-1])
-                    writes[kind] = _put(writes[kind], write, index)
+                    layer = base[kind] + repeat * run.unit.count(kind) + offset
+                    block = _at(params[kind], layer)
+                    x, writes[kind] = f(
+                        kind, x, block, reads[kind], writes[kind], layer
+                    )
                 return (x, writes), None
 
-            repeats = jnp.arange(run.count)
+            repeats = jnp.arange(run.count, dtype=jnp.int32)
             (x, writes), _ = jax.lax.scan(body, (x, writes), repeats)
             for kind in set(run.unit):
                 first[kind] += run.count * run.unit.count(kind)
         return x, writes
 
+    def pair(self, first: Storage, second: Storage) -> Storage:
+        """A storage of what two hold of every block."""
+        if not self.scanned:
+            return tuple(zip(first, second, strict=True))
+        return {kind: (first[kind], second[kind]) for kind in first}
+
+    def part(self, pairs: Storage) -> tuple[Storage, Storage]:
+        """Undoes `pair`."""
+        if not self.scanned:
+            return tuple(zip(*pairs, strict=True))
+        parts = ({kind: pair[i] for kind, pair in pairs.items()} for i in range(2))
+        return tuple(parts)
+
 
 def _at(stacked: Any, index: jax.Array) -> Any:
     return jax.tree.map(
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked
-    )
-
-
-def _put(stacked: Any, block: Any, index: jax.Array) -> Any:
-    return jax.tree.map(
-        lambda leaf, value: jax.lax.dynamic_update_index_in_dim(leaf, value, index, 0),
-        stacked,
-        block,
     )

@@ -1,18 +1,30 @@
-"""Attention to a cache: of consecutive tokens, and of the nodes of a token tree."""
+"""Attention to a cache: of consecutive tokens, and of the nodes of a token tree.
+
+`B` batch, `N` nodes, `H` query heads of width `d`, `K` heads of keys and values, `M` rows
+of a cache. Heads are flat: `[B, N, H d]`. Query heads `h` share the key and value head
+`h // (H / K)`. Scores and softmax are float32.
+"""
 
 import jax
 
-from pallas_kernels import _dispatch
+from pallas_kernels import _dispatch, stacked
+from pallas_kernels._dispatch import HEADS, LAYERS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_attention import cpu, reference, xla
 
-_TREE = {"reference": reference.attend, "xla": xla.attend, "cpu": cpu.attend}
-_CACHE = {
-    "reference": reference.attend_cache,
-    "xla": xla.attend_cache,
-    "cpu": cpu.attend_cache,
-}
+_MODULES = {"reference": reference, "xla": xla, "cpu": cpu}
+_ROW, _NODE = Layout(ROWS), Layout(ROWS, None, HEADS)
+_STACKED = Layout(LAYERS, *_NODE)
+_ATTEND = _dispatch.op(
+    "attend",
+    _MODULES,
+    (_ROW, _NODE, _NODE, _NODE, _STACKED, _STACKED, _ROW, Layout()),
+    _NODE,
+)
+_ATTEND_CACHE = _dispatch.op(
+    "attend_cache", _MODULES, (_NODE, _STACKED, _STACKED, _ROW, Layout()), _NODE
+)
 
 
 def attend(
@@ -24,63 +36,48 @@ def attend(
     cache_values: jax.Array,
     length: jax.Array,
     *,
+    head_dim: int,
     window: int | None = None,
     scale: float,
+    layer: jax.Array | None = None,
     implementation: _dispatch.Implementation | None = None,
 ) -> jax.Array:
     """Lets the last `n` nodes of a tree attend.
 
-    Query heads `h` share the key and value head `h // (H / K)`. Scores and softmax are
-    float32.
-
     Args:
         tree: topology of the `N` nodes.
-        q: `[B, n, H, d]` queries, rotated by position (`length + depth`) already.
-        keys: `[B, N, K, d]` keys of the nodes, rotated likewise.
-        values: `[B, N, K, d]`.
-        cache_keys: `[B, M, K, d]`, of which the first `length` rows are live.
-        cache_values: `[B, M, K, d]`.
+        q: `[B, n, H d]` queries, rotated by position (`length + depth`) already.
+        keys: `[B, N, K d]` keys of the nodes, rotated likewise.
+        values: `[B, N, K d]`.
+        cache_keys: `[B, M, K d]`, of which the first `length` rows are live; or of `L`
+            layers, `[L, B, M, K d]`.
+        cache_values: like `cache_keys`.
         length: `[B]` int32.
+        head_dim: `d`.
         window: a node sees the last `window` positions, its own included; `None` for all.
         scale: factor of the scores.
+        layer: index of the layer of the caches that is meant; None if there is one.
         implementation: `None` picks the fastest for the platform.
 
     Returns:
-        `[B, n, H, d]` float32.
+        `[B, n, H d]` float32.
 
     Raises:
         ValueError: if the shapes disagree.
     """
     batch, num_nodes = tree.parents.shape
-    (queries, heads, dim), kv_heads = q.shape[1:], keys.shape[2]
-    nodes = (batch, num_nodes, kv_heads, dim)
-    cache = (batch, cache_keys.shape[1], kv_heads, dim)
+    kv_heads = _check(q, keys, cache_keys, cache_values, head_dim, window, layer)
     check_shapes(
-        q=(q, (batch, queries, heads, dim)),
-        keys=(keys, nodes),
-        values=(values, nodes),
-        cache_keys=(cache_keys, cache),
-        cache_values=(cache_values, cache),
+        keys=(keys, (batch, num_nodes, keys.shape[2])),
+        values=(values, keys.shape),
         length=(length, (batch,)),
     )
-    if heads % kv_heads or queries > num_nodes or (window is not None and window < 1):
-        raise ValueError(
-            f"Expected key heads that divide {heads}, at most {num_nodes} queries and a "
-            f"window of at least 1; got {kv_heads}, {queries} and {window}."
-        )
-    return _dispatch.dispatch(
-        _TREE,
-        implementation,
-        tree,
-        q,
-        keys,
-        values,
-        cache_keys,
-        cache_values,
-        length,
-        window,
-        scale,
-    )
+    if q.shape[1] > num_nodes:
+        raise ValueError(f"Expected at most {num_nodes} queries, got {q.shape[1]}.")
+    layer, *cache = stacked.make(layer, cache_keys, cache_values)
+    args = tree, q, keys, values, *cache, length, layer
+    static = dict(head_dim=head_dim, window=window, scale=scale)
+    return _dispatch.dispatch(_ATTEND, implementation, kv_heads, *args, **static)
 
 
 def attend_cache(
@@ -88,48 +85,55 @@ def attend_cache(
     keys: jax.Array,
     values: jax.Array,
     index: jax.Array,
-    start: jax.Array,
     *,
+    head_dim: int,
     window: int | None = None,
     scale: float,
+    layer: jax.Array | None = None,
     implementation: _dispatch.Implementation | None = None,
 ) -> jax.Array:
-    """Lets tokens attend to the rows of a cache up to their own positions.
+    """Lets consecutive tokens attend to the rows of a cache up to their own positions.
 
     Args:
-        q: `[B, T, H, d]` queries.
-        keys: `[B, M, K, d]`; row `r` holds position `start + r`.
-        values: `[B, M, K, d]`.
-        index: `[B, T]` int32 positions of the queries.
-        start: `[B]` int32.
-        window: as in `attend`.
-        scale: factor of the scores.
-        implementation: `None` picks the fastest for the platform.
+        q: `[B, T, H d]` queries.
+        keys: `[B, M, K d]`, row `r` at position `r`; or of `L` layers.
+        values: like `keys`.
+        index: `[B]` int32 position of the first query.
+        head_dim, window, scale, layer, implementation: as in `attend`.
 
     Returns:
-        `[B, T, H, d]` float32.
+        `[B, T, H d]` float32.
 
     Raises:
         ValueError: if the shapes disagree.
     """
-    batch, queries, heads, dim = q.shape
-    rows, kv_heads = keys.shape[1:3]
-    check_shapes(
-        keys=(keys, (batch, rows, kv_heads, dim)),
-        values=(values, (batch, rows, kv_heads, dim)),
-        index=(index, (batch, queries)),
-        start=(start, (batch,)),
-    )
-    if heads % kv_heads or (window is not None and window < 1):
-        raise ValueError(
-            f"Expected key heads that divide {heads} and a window of at least 1; got "
-            f"{kv_heads} and {window}."
-        )
-    return _dispatch.dispatch(
-        _CACHE, implementation, q, keys, values, index, start, window, scale
-    )
+    kv_heads = _check(q, keys, keys, values, head_dim, window, layer)
+    check_shapes(index=(index, q.shape[:1]))
+    layer, *cache = stacked.make(layer, keys, values)
+    static = dict(head_dim=head_dim, window=window, scale=scale)
+    args = q, *cache, index, layer
+    return _dispatch.dispatch(_ATTEND_CACHE, implementation, kv_heads, *args, **static)
 
 
 def implementations() -> list[str]:
-    """The implementations there are, the default first."""
-    return _dispatch.default_first(_TREE)
+    """The implementations there are, those made for a platform first."""
+    return _dispatch.names(_MODULES)
+
+
+def _check(q, keys, cache_keys, cache_values, head_dim, window, layer) -> int:
+    """Checks heads, window and caches; the number of key heads."""
+    batch, _, width = q.shape
+    heads, kv_heads = width // head_dim, keys.shape[-1] // head_dim
+    if width % head_dim or keys.shape[-1] % head_dim or heads % max(kv_heads, 1):
+        raise ValueError(
+            f"Expected heads of {head_dim} and key heads that divide the query heads; got "
+            f"{width} and {keys.shape[-1]} channels."
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"Expected a window of at least 1, got {window}.")
+    cache = stacked.shapes(cache_keys, layer)
+    check_shapes(
+        cache_keys=(cache, (batch, cache.shape[1], keys.shape[-1])),
+        cache_values=(cache_values, cache_keys.shape),
+    )
+    return kv_heads

@@ -9,37 +9,53 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.tree_attention import masks
+from pallas_kernels.tree_attention import sight
 
 
-def attend(tree, q, keys, values, cache_keys, cache_values, length, window, scale):
-    shape = q.shape[1], cache_keys.shape[1]
-    on_cache, on_tree = masks.of_tree(tree, *shape, length, window)
-    past = (cache_keys, cache_values, on_cache)
-    return _by_head(q, [past, (keys, values, on_tree)], scale)
+def attend(
+    tree,
+    q,
+    keys,
+    values,
+    cache_keys,
+    cache_values,
+    length,
+    layer,
+    head_dim,
+    window,
+    scale,
+):
+    cache, start = sight.cut((cache_keys, cache_values), layer, length, 0, window)
+    shape = q.shape[1], cache[0].shape[1]
+    on_cache, on_tree = sight.of_tree(tree, *shape, length - start, window)
+    sources = [(*cache, on_cache), (keys, values, on_tree)]
+    return _by_head(q, sources, head_dim, scale)
 
 
-def attend_cache(q, keys, values, index, start, window, scale):
-    seen = masks.of_cache(index, start, keys.shape[1], window)
-    return _by_head(q, [(keys, values, seen)], scale)
+def attend_cache(q, keys, values, index, layer, head_dim, window, scale):
+    length = q.shape[1]
+    cache, start = sight.cut((keys, values), layer, index + length, length, window)
+    seen = sight.of_cache(index, start, length, cache[0].shape[1], window)
+    return _by_head(q, [(*cache, seen)], head_dim, scale)
 
 
-def _by_head(q, sources, scale):
+def _by_head(q, sources, head_dim, scale):
     """One softmax per query over several `(keys, values, seen)`."""
-    batch, queries, heads, dim = q.shape
-    kv_heads = sources[0][0].shape[2]
-    grouped = q.reshape(batch, queries, kv_heads, -1, dim)
+    batch, queries, width = q.shape
+    kv_heads = sources[0][0].shape[2] // head_dim
+    grouped = q.reshape(batch, queries, kv_heads, -1, head_dim)
     f32 = jnp.float32
     outputs = []
     for head in range(kv_heads):
-        own = grouped[:, :, head].reshape(batch, -1, dim)  # [B, n G, d]
+        own = grouped[:, :, head].reshape(batch, -1, head_dim)  # [B, n G, d]
+        mine = slice(head * head_dim, (head + 1) * head_dim)
         scores, tops = [], []
         for keys, _, seen in sources:
             s = jnp.einsum(
-                "bid,bjd->bij", own, keys[:, :, head], preferred_element_type=f32
+                "bid,bjd->bij", own, keys[:, :, mine], preferred_element_type=f32
             )
             s = s.reshape(batch, queries, -1, s.shape[-1]) * scale
-            s = jnp.where(seen[:, :, None], s, masks.HIDDEN)
+            s = jnp.where(seen[:, :, None], s, sight.HIDDEN)
             scores.append(s)
             tops.append(jnp.max(s, axis=-1, keepdims=True))
         top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
@@ -51,8 +67,8 @@ def _by_head(q, sources, scale):
             y = y + jnp.einsum(
                 "bij,bjd->bid",
                 weights,
-                values[:, :, head],
+                values[:, :, mine],
                 preferred_element_type=f32,
             )
-        outputs.append(y.reshape(batch, queries, -1, dim) / total)
-    return jnp.concatenate(outputs, axis=2)
+        outputs.append(y.reshape(batch, queries, -1, head_dim) / total)
+    return jnp.concatenate(outputs, axis=2).reshape(batch, queries, width)

@@ -9,15 +9,25 @@ import jax
 import jax.numpy as jnp
 
 
-def attend(tree, q, keys, values, cache_keys, cache_values, length, window, scale):
-    queries, heads = q.shape[1:3]
-    group = heads // keys.shape[2]
-    dtype = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
+def attend(
+    tree,
+    q,
+    keys,
+    values,
+    cache_keys,
+    cache_values,
+    length,
+    layer,
+    head_dim,
+    window,
+    scale,
+):
+    queries = q.shape[1]
 
     def row(tree, q, keys, values, cache_keys, cache_values, length):
         start = tree.depth.shape[0] - queries
-        all_keys = jnp.concatenate([cache_keys, keys]).astype(dtype)
-        all_values = jnp.concatenate([cache_values, values]).astype(dtype)
+        all_keys = jnp.concatenate([cache_keys, keys])
+        all_values = jnp.concatenate([cache_values, values])
         slots = jnp.arange(cache_keys.shape[0])
         outputs = []
         for i in range(queries):
@@ -26,32 +36,37 @@ def attend(tree, q, keys, values, cache_keys, cache_values, length, window, scal
             seen = jnp.concatenate([slots < length, tree.ancestors[start + i]])
             if window is not None:
                 seen &= positions > position - window
-            for h in range(heads):
-                scores = scale * (all_keys[:, h // group] @ q[i, h].astype(dtype))
-                weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
-                outputs.append(weights @ all_values[:, h // group])
-        return jnp.stack(outputs).reshape(queries, heads, -1)
+            outputs.append(_heads(q[i], all_keys, all_values, seen, head_dim, scale))
+        return jnp.stack(outputs)
 
-    return jax.vmap(row)(tree, q, keys, values, cache_keys, cache_values, length)
+    caches = cache_keys[layer], cache_values[layer]
+    return jax.vmap(row)(tree, q, keys, values, *caches, length)
 
 
-def attend_cache(q, keys, values, index, start, window, scale):
-    queries, heads = q.shape[1:3]
-    group = heads // keys.shape[2]
-    dtype = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
-
-    def row(q, keys, values, index, start):
-        positions = start + jnp.arange(keys.shape[0])
+def attend_cache(q, keys, values, index, layer, head_dim, window, scale):
+    def row(q, keys, values, index):
+        positions = jnp.arange(keys.shape[0])
         outputs = []
-        for i in range(queries):
-            seen = positions <= index[i]
+        for i in range(q.shape[0]):
+            seen = positions <= index + i
             if window is not None:
-                seen &= positions > index[i] - window
-            for h in range(heads):
-                own = keys[:, h // group].astype(dtype)
-                scores = scale * (own @ q[i, h].astype(dtype))
-                weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
-                outputs.append(weights @ values[:, h // group].astype(dtype))
-        return jnp.stack(outputs).reshape(queries, heads, -1)
+                seen &= positions > index + i - window
+            outputs.append(_heads(q[i], keys, values, seen, head_dim, scale))
+        return jnp.stack(outputs)
 
-    return jax.vmap(row)(q, keys, values, index, start)
+    return jax.vmap(row)(q, keys[layer], values[layer], index)
+
+
+def _heads(q, keys, values, seen, head_dim, scale):
+    """All heads of one query `[H d]` over keys and values `[M, K d]`."""
+    dtype = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
+    q = q.astype(dtype).reshape(-1, head_dim)
+    keys = keys.astype(dtype).reshape(len(keys), -1, head_dim)
+    values = values.astype(dtype).reshape(len(values), -1, head_dim)
+    group = len(q) // keys.shape[1]
+    outputs = []
+    for h in range(len(q)):
+        scores = scale * (keys[:, h // group] @ q[h])
+        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+        outputs.append(weights @ values[:, h // group])
+    return jnp.concatenate(outputs)

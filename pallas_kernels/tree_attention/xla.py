@@ -3,28 +3,46 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.tree_attention import masks
+from pallas_kernels.tree_attention import sight
 
 
-def attend(tree, q, keys, values, cache_keys, cache_values, length, window, scale):
+def attend(
+    tree,
+    q,
+    keys,
+    values,
+    cache_keys,
+    cache_values,
+    length,
+    layer,
+    head_dim,
+    window,
+    scale,
+):
+    caches = cache_keys, cache_values
+    (cache_keys, cache_values), start = sight.cut(caches, layer, length, 0, window)
     capacity = cache_keys.shape[1]
-    seen = masks.of_tree(tree, q.shape[1], capacity, length, window)
-    scores = [_score(q, cache_keys, scale), _score(q, keys, scale)]
+    seen = sight.of_tree(tree, q.shape[1], capacity, length - start, window)
+    scores = [_score(q, k, head_dim, scale) for k in (cache_keys, keys)]
     weights = _softmax(*(jnp.concatenate(x, axis=-1) for x in (scores, seen)))
-    y = _read(weights[..., :capacity], cache_values)
-    y += _read(weights[..., capacity:], values)
+    y = _read(weights[..., :capacity], cache_values, head_dim)
+    y += _read(weights[..., capacity:], values, head_dim)
     return y.reshape(q.shape)
 
 
-def attend_cache(q, keys, values, index, start, window, scale):
-    seen = masks.of_cache(index, start, keys.shape[1], window)
-    return _read(_softmax(_score(q, keys, scale), seen), values).reshape(q.shape)
+def attend_cache(q, keys, values, index, layer, head_dim, window, scale):
+    length = q.shape[1]
+    cache = sight.cut((keys, values), layer, index + length, length, window)
+    (keys, values), start = cache
+    seen = sight.of_cache(index, start, length, keys.shape[1], window)
+    weights = _softmax(_score(q, keys, head_dim, scale), seen)
+    return _read(weights, values, head_dim).reshape(q.shape)
 
 
-def _score(q, keys, scale):
-    """Scores `[B, K, G, n, M]` of queries `[B, n, K G, d]` and keys `[B, M, K, d]`."""
-    batch, queries, _, dim = q.shape
-    q = q.reshape(batch, queries, keys.shape[2], -1, dim)
+def _score(q, keys, head_dim, scale):
+    """Scores `[B, K, G, n, M]` of queries `[B, n, K G d]` and keys `[B, M, K d]`."""
+    keys = keys.reshape(*keys.shape[:2], -1, head_dim)
+    q = q.reshape(*q.shape[:2], keys.shape[2], -1, head_dim)
     scores = jnp.einsum(
         "bikgd,bjkd->bkgij", q, keys, preferred_element_type=jnp.float32
     )
@@ -32,11 +50,12 @@ def _score(q, keys, scale):
 
 
 def _softmax(scores, seen):
-    return jax.nn.softmax(jnp.where(seen[:, None, None], scores, masks.HIDDEN), axis=-1)
+    return jax.nn.softmax(jnp.where(seen[:, None, None], scores, sight.HIDDEN), axis=-1)
 
 
-def _read(weights, values):
+def _read(weights, values, head_dim):
     weights = weights.astype(values.dtype)
+    values = values.reshape(*values.shape[:2], -1, head_dim)
     return jnp.einsum(
         "bkgij,bjkd->bikgd", weights, values, preferred_element_type=jnp.float32
     )

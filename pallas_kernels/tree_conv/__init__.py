@@ -3,10 +3,14 @@
 import jax
 
 from pallas_kernels import _dispatch
+from pallas_kernels._dispatch import HEADS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
 from pallas_kernels.tree_conv import reference, xla
 
-_IMPLEMENTATIONS = {"reference": reference.convolve, "xla": xla.convolve}
+_MODULES = {"reference": reference, "xla": xla}
+_NODE = Layout(ROWS, None, HEADS)
+_LAYOUTS = Layout(ROWS), _NODE, _NODE, Layout(None, HEADS), Layout(HEADS)
+_CONVOLVE = _dispatch.op("convolve", _MODULES, _LAYOUTS, _NODE)
 
 
 def convolve(
@@ -42,11 +46,10 @@ def convolve(
         tail=(tail, (batch, width - 1, channels)),
         bias=(bias, (channels,)),
     )
-    return _dispatch.dispatch(
-        _IMPLEMENTATIONS, implementation, window, inputs, tail, weight, bias
-    )
+    args = window, inputs, tail, weight, bias
+    return _dispatch.dispatch(_CONVOLVE, implementation, channels, *args)
 
 
 def implementations() -> list[str]:
-    """The implementations there are, the default first."""
-    return _dispatch.default_first(_IMPLEMENTATIONS)
+    """The implementations there are, those made for a platform first."""
+    return _dispatch.names(_MODULES)

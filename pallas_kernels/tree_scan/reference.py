@@ -3,7 +3,7 @@
 The selective scan (Gu and Dao 2023, algorithm 2) on a tree (STree 2025, eqs. 2-6). With
 `p` the parent of node `i`, every channel `e` and state `s` keep
 
-    h_i = exp(dt_i A) h_p + dt_i x_i B_i          y_i[e] = sum_s h_i[e, s] C_i[s] + D x_i
+    h_i = exp(dt_i A) h_p + dt_i x_i B_i          y_i[e] = sum_s h_i[s, e] C_i[s] + D x_i
 
 and the ring is a chain of ancestors above the root. Computes in the state's dtype.
 """
@@ -11,20 +11,26 @@ and the ring is a chain of ancestors above the root. Computes in the state's dty
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import stacked
+
 
 def _advance(state, A, x, dt, B):
-    """One token of one row: state and A `[E, S]`, x and dt `[E]`, B `[S]`."""
+    """One token of one row: state and A `[S, E]`, x and dt `[E]`, B `[S]`."""
     x, dt, B = (a.astype(state.dtype) for a in (x, dt, B))
-    return jnp.exp(dt[:, None] * A) * state + jnp.outer(dt * x, B)
+    return jnp.exp(dt[None] * A) * state + jnp.outer(B, dt * x)
 
 
-def fold(state, A, inputs):
+def _fold(state, A, inputs):
     def row(state, inputs):
         for t in range(inputs.x.shape[0]):
             state = _advance(state, A, inputs.x[t], inputs.dt[t], inputs.B[t])
         return state
 
     return jax.vmap(row)(state, inputs)
+
+
+def fold(state, A, inputs):
+    return jax.vmap(_fold)(state, A, inputs)
 
 
 def node_states(parents, inputs, A, state, known):
@@ -38,20 +44,31 @@ def node_states(parents, inputs, A, state, known):
     return jax.vmap(row)(parents, inputs, state, known)
 
 
-def read(tree, inputs, A, C, D, state, ring):
+def _read_out(states, x, C, D):
+    y = jnp.einsum("bise,bis->bie", states, C.astype(states.dtype))
+    return y + jnp.einsum("e,bie->bie", D, x.astype(states.dtype))
+
+
+def read(tree, inputs, A, C, D, state, ring, layer, max_depth):
+    state = state[layer]
     if ring is not None:
-        state = fold(state, A, ring)
+        ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+        state = _fold(state, A, ring.live())
     queries = C.shape[1]
     states = node_states(tree.parents, inputs, A, state, state[:, None][:, :0])
-    x = inputs.x[:, -queries:].astype(state.dtype)
-    y = jnp.einsum("bies,bis->bie", states[:, -queries:], C.astype(state.dtype))
-    return y + jnp.einsum("e,bie->bie", D, x)
+    return _read_out(states[:, -queries:], inputs.x[:, -queries:], C, D)
+
+
+def verify(tree, inputs, A, C, D, state, ring, fold, layer, max_depth):
+    y = read(tree, inputs, A, C, D, state, ring, layer, max_depth)
+    ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+    folded = _fold(state[layer], A, ring.live())
+    folded = jnp.where(fold[:, None, None], folded, state[layer])
+    return y, state.at[layer].set(folded)
 
 
 def read_chain(inputs, A, C, D, state):
     batch, length, _ = inputs.x.shape
     parents = jnp.broadcast_to(jnp.arange(length)[None] - 1, (batch, length))
     states = node_states(parents, inputs, A, state, state[:, None][:, :0])
-    x = inputs.x.astype(state.dtype)
-    y = jnp.einsum("bies,bis->bie", states, C.astype(state.dtype))
-    return y + jnp.einsum("e,bie->bie", D, x), states[:, -1]
+    return _read_out(states, inputs.x, C, D), states[:, -1]

@@ -2,7 +2,7 @@
 
 The decay differs per channel and state, so a matrix form,
 
-    exp(A (L_i - L_j))  with path sums L of dt, shape [N, N, E, S], would cost N times more
+    exp(A (L_i - L_j))  with path sums L of dt, shape [N, N, S, E], would cost N times more
 
 than walking the nodes in their order, parents before children.
 """
@@ -12,10 +12,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import stacked
+
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def fold(state, A, inputs):
+def _fold(state, A, inputs):
     slots = jnp.arange(inputs.dt.shape[1])
     after = (slots[:, None] > slots[None]).astype(inputs.dt.dtype)
     suffix = _einsum("kt,bke->bte", after, inputs.dt)
@@ -23,8 +25,15 @@ def fold(state, A, inputs):
     A = A[None]
     u = inputs.dt * inputs.x.astype(state.dtype)
     B = inputs.B.astype(state.dtype)
-    update = jnp.exp(suffix[..., None] * A[None]) * u[..., None] * B[:, :, None]
-    return jnp.exp(total[..., None] * A) * state + jnp.sum(update, axis=1)
+    update = jnp.exp(suffix[:, :, None] * A[None]) * u[:, :, None] * B[..., None]
+    return jnp.exp(total[:, None] * A) * state + jnp.sum(update, axis=1)
+
+
+def fold(state, A, inputs):
+    if state.shape[0] == 1:  # a mapped axis, even of one, costs a CPU its fast products
+        layer = jax.tree.map(lambda a: a[0], (state, A, inputs))
+        return _fold(*layer)[None]
+    return jax.vmap(_fold)(state, A, inputs)
 
 
 def node_states(parents, inputs, A, state, known):
@@ -35,8 +44,8 @@ def node_states(parents, inputs, A, state, known):
     def visit(i, states):
         slot = (parents[:, i] + 1)[:, None, None, None]
         above = jnp.take_along_axis(states, slot, axis=1)[:, 0]
-        decay = jnp.exp(inputs.dt[:, i, :, None] * A)
-        here = decay * above + u[:, i, :, None] * B[:, i, None]
+        decay = jnp.exp(inputs.dt[:, i, None] * A)
+        here = decay * above + u[:, i, None] * B[:, i, :, None]
         return jax.lax.dynamic_update_index_in_dim(states, here, first + i, axis=1)
 
     new = jnp.zeros((*parents.shape, *state.shape[1:]), state.dtype)
@@ -45,22 +54,40 @@ def node_states(parents, inputs, A, state, known):
 
 
 def _read_out(states, x, C, D):
-    y = _einsum("bies,bis->bie", states, C.astype(states.dtype))
+    y = _einsum("bise,bis->bie", states, C.astype(states.dtype))
     return y + D[None, None] * x.astype(states.dtype)
 
 
-def read(tree, inputs, A, C, D, state, ring):
-    if ring is not None:
-        state = fold(state, A, ring)
+def _read(tree, inputs, A, C, D, state):
     queries = C.shape[1]
     states = node_states(tree.parents, inputs, A, state, state[:, None][:, :0])
     return _read_out(states[:, -queries:], inputs.x[:, -queries:], C, D)
 
 
+def read(tree, inputs, A, C, D, state, ring, layer, max_depth):
+    state = stacked.take(state, layer)
+    if ring is not None:
+        ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+        state = _fold(state, A, ring.live())
+    return _read(tree, inputs, A, C, D, state)
+
+
+def verify(tree, inputs, A, C, D, state, ring, fold, layer, max_depth):
+    before = stacked.take(state, layer)
+    ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+    folded = _fold(before, A, ring.live())
+    y = _read(tree, inputs, A, C, D, folded)
+
+    def write(state):
+        return stacked.put(state, jnp.where(fold[:, None, None], folded, before), layer)
+
+    return y, jax.lax.cond(jnp.any(fold), write, lambda state: state, state)
+
+
 def read_chain(inputs, A, C, D, state):
     u = inputs.dt * inputs.x.astype(state.dtype)
-    decay = jnp.exp(inputs.dt[..., None] * A[None, None])
-    update = u[..., None] * inputs.B.astype(state.dtype)[:, :, None]
+    decay = jnp.exp(inputs.dt[:, :, None] * A[None, None])
+    update = u[:, :, None] * inputs.B.astype(state.dtype)[..., None]
     update = update.at[:, 0].add(decay[:, 0] * state)
 
     def compose(first, second):

@@ -1,21 +1,22 @@
 """Mamba-2 along the paths of a token tree.
 
-`B` batch, `N` nodes, `n` queried nodes, `H` heads of width `P`, `S` state width, `G`
-groups of heads that share keys and queries. States, step sizes and sums are float32.
+`B` batch, `N` nodes, `n` queried nodes, `H` heads of width `P`, `E = H P` channels, `S`
+state width, `G` groups of heads that share keys and queries. States, step sizes and sums
+are float32. With a `layer`, `state` and the ring's inputs are those of `L` layers,
+`[L, B, ...]`, and that one is meant.
 """
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import _dispatch
+from pallas_kernels import _dispatch, stacked
+from pallas_kernels._dispatch import HEADS, LAYERS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
-from pallas_kernels.inputs import Inputs
+from pallas_kernels.inputs import Inputs, Ring
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_ssd import reference, xla
 
-_READ = {"reference": reference.read, "xla": xla.read}
-_STATES = {"reference": reference.node_states, "xla": xla.node_states}
-_FOLD = {"reference": reference.fold, "xla": xla.fold}
+_MODULES = {"reference": reference, "xla": xla}
 
 
 def read(
@@ -25,8 +26,9 @@ def read(
     C: jax.Array,
     D: jax.Array,
     state: jax.Array,
-    ring: Inputs | None = None,
+    ring: Ring | None = None,
     *,
+    layer: jax.Array | None = None,
     implementation: _dispatch.Implementation | None = None,
 ) -> jax.Array:
     """Reads the state at the last `n` nodes of a tree without forming it.
@@ -35,34 +37,86 @@ def read(
         tree: topology of the `N` nodes.
         inputs: records of the `N` nodes.
         A: `[H]` float32, negative.
-        C: `[B, n, G, S]` queries of the last `n` nodes.
-        D: `[H]` or `[H, P]` float32, the skip connection.
+        C: `[B, n, G S]` queries of the last `n` nodes.
+        D: `[H]` or `[E]` float32, the skip connection.
         state: `[B, H, P, S]` float32, before the ring and the root.
-        ring: records of the tokens between `state` and the root, oldest first; unused
-            slots hold zeros.
+        ring: the tokens between `state` and the root, if there are any.
+        layer: index of the layer that is meant; None if there is one.
         implementation: `None` picks the fastest for the platform.
 
     Returns:
-        `[B, n, H, P]` float32 outputs.
+        `[B, n, E]` float32 outputs.
 
     Raises:
         ValueError: if the shapes disagree.
     """
-    batch, num_nodes = tree.parents.shape
-    _check_inputs(inputs, A, state, (batch, num_nodes))
-    groups, width = inputs.B.shape[2:]
-    check_shapes(C=(C, (batch, C.shape[1], groups, width)))
-    if C.shape[1] > num_nodes or D.shape not in (A.shape, state.shape[1:3]):
-        raise ValueError(
-            f"Expected at most {num_nodes} queries and D {A.shape} or "
-            f"{state.shape[1:3]}; got {C.shape[1]} and {D.shape}."
-        )
-    if ring is not None:
-        _check_inputs(ring, A, state, (batch, ring.x.shape[1]))
-        check_shapes(ring_B=(ring.B, (*ring.B.shape[:2], groups, width)))
-    heads = A.shape[0]
-    D = jnp.broadcast_to(D.reshape(heads, -1), inputs.x.shape[2:]).astype(state.dtype)
-    return _dispatch.dispatch(_READ, implementation, tree, inputs, A, C, D, state, ring)
+    args, parts = _arguments(tree, inputs, A, C, D, state, ring, layer)
+    *args, state, ring, layer = args
+    op = _op("read", inputs, state)
+    return _dispatch.dispatch(op, implementation, parts, *args, state, ring, layer)
+
+
+def verify(
+    tree: Topology,
+    inputs: Inputs,
+    A: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    state: jax.Array,
+    ring: Ring,
+    fold: jax.Array,
+    *,
+    layer: jax.Array | None = None,
+    implementation: _dispatch.Implementation | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Reads the state at all nodes, and folds the ring into it in some rows.
+
+    Kernels read the state once, and write it in those rows only. They write in place: a
+    state that is used again afterwards costs a copy.
+
+    Args:
+        tree, inputs, A, D, state, ring, layer, implementation: as in `read`.
+        C: `[B, N, G S]` queries of all nodes.
+        fold: `[B]` bool, the rows whose ring is to be folded.
+
+    Returns:
+        `[B, N, E]` float32 outputs, and the state in the shape that it came in.
+    """
+    args, parts = _arguments(tree, inputs, A, C, D, state, ring, layer)
+    *args, states, ring, index = args
+    check_shapes(C=(C, (*tree.parents.shape, C.shape[2])))
+    check_shapes(fold=(fold, tree.parents.shape[:1]))
+    op = _op("verify", inputs, states)
+    args = *args, states, ring, fold, index
+    y, states = _dispatch.dispatch(op, implementation, parts, *args)
+    return y, states.reshape(state.shape)
+
+
+def fold(
+    state: jax.Array,
+    A: jax.Array,
+    inputs: Inputs,
+    *,
+    implementation: _dispatch.Implementation | None = None,
+) -> jax.Array:
+    """Advances a state over a chain of tokens, oldest first.
+
+    Kernels write in place: a state that is used again afterwards costs a copy.
+
+    Args:
+        state: `[B, H, P, S]` float32.
+        A: `[H]` float32, negative.
+        inputs: records of `T` tokens.
+        implementation: `None` picks the fastest for the platform.
+
+    Returns:
+        `[B, H, P, S]` float32 state after the last token.
+    """
+    _check_inputs(inputs, A, state, inputs.x.shape[:2])
+    _, *args = stacked.make(None, state, A, inputs)
+    op = _op("fold", inputs, args[0])
+    parts = _parts(inputs, state)
+    return _dispatch.dispatch(op, implementation, parts, *args)[0]
 
 
 def node_states(
@@ -90,29 +144,67 @@ def node_states(
     _check_inputs(inputs, A, state, parents.shape)
     if known is None:
         known = jnp.zeros((state.shape[0], 0, *state.shape[1:]), state.dtype)
-    return _dispatch.dispatch(_STATES, implementation, parents, inputs, A, state, known)
+    op = _op("node_states", inputs, state[None])
+    args = parents, inputs, A, state, known
+    return _dispatch.dispatch(op, implementation, _parts(inputs, state), *args)
 
 
-def fold(
-    state: jax.Array,
-    A: jax.Array,
-    inputs: Inputs,
-    *,
-    implementation: _dispatch.Implementation | None = None,
-) -> jax.Array:
-    """Advances a state over a chain of tokens, oldest first.
+def implementations() -> list[str]:
+    """The implementations there are, those made for a platform first."""
+    return _dispatch.names(_MODULES)
 
-    Args:
-        state: `[B, H, P, S]` float32.
-        A: `[H]` float32, negative.
-        inputs: records of `T` tokens; records of zeros change nothing.
-        implementation: `None` picks the fastest for the platform.
 
-    Returns:
-        `[B, H, P, S]` float32 state after the last token.
-    """
-    _check_inputs(inputs, A, state, inputs.x.shape[:2])
-    return _dispatch.dispatch(_FOLD, implementation, state, A, inputs)
+def _op(name: str, inputs: Inputs, state: jax.Array) -> _dispatch.Op:
+    """What an op's arrays hold; a single group of keys belongs to all heads."""
+    groups = inputs.B.shape[-1] // state.shape[-1]
+    key = Layout(ROWS, None, HEADS if groups > 1 else None)
+    rows, heads, node = Layout(ROWS), Layout(HEADS), Layout(ROWS, None, HEADS)
+    inputs = Inputs(node, node, key)
+    states = Layout(LAYERS, ROWS, HEADS)
+    records = Inputs(*(Layout(LAYERS, *layout) for layout in inputs))
+    before = rows, inputs, heads, key, heads, states, Ring(records, rows)
+    if name == "read":
+        return _dispatch.op(name, _MODULES, (*before, Layout()), node)
+    if name == "verify":
+        layouts = (*before, rows, Layout())
+        return _dispatch.op(name, _MODULES, layouts, (node, states))
+    if name == "fold":
+        layouts = states, Layout(LAYERS, HEADS), records
+        return _dispatch.op(name, _MODULES, layouts, states, merge=LAYERS)
+    one, several = Layout(ROWS, HEADS), Layout(ROWS, None, HEADS)
+    layouts = rows, inputs, heads, one, several
+    return _dispatch.op(name, _MODULES, layouts, several)
+
+
+def _parts(inputs: Inputs, state: jax.Array) -> int:
+    """Into how many equal parts the heads can be cut: whole groups."""
+    heads, width = state.shape[-3], state.shape[-1]
+    groups = inputs.B.shape[-1] // width
+    return groups if groups > 1 else heads
+
+
+def _arguments(tree, inputs, A, C, D, state, ring, layer) -> tuple[list, int]:
+    """What `read` and `verify` share: checked, stacked, the skip per channel."""
+    one = stacked.shapes(state, layer)
+    batch, num_nodes = tree.parents.shape
+    _check_inputs(inputs, A, one, (batch, num_nodes))
+    queries, heads, channels = C.shape[1], A.shape[0], inputs.x.shape[2]
+    check_shapes(C=(C, (batch, queries, inputs.B.shape[2])))
+    if queries > num_nodes or D.shape not in ((heads,), (channels,)):
+        raise ValueError(
+            f"Expected at most {num_nodes} queries and D ({heads},) or ({channels},), "
+            f"got {queries} queries and D {D.shape}."
+        )
+    if ring is not None:
+        records = stacked.shapes(ring.inputs, layer)
+        _check_inputs(records, A, one, (batch, records.x.shape[1]))
+        check_shapes(
+            ring_B=(records.B, (*records.B.shape[:2], inputs.B.shape[2])),
+            ring_length=(ring.length, (batch,)),
+        )
+    D = jnp.repeat(D.astype(state.dtype), channels // D.shape[0])
+    layer, state, ring = stacked.make(layer, state, ring)
+    return [tree, inputs, A, C, D, state, ring, layer], _parts(inputs, one)
 
 
 def _check_inputs(
@@ -120,18 +212,13 @@ def _check_inputs(
 ) -> None:
     """Records `[*leading, ...]` that fit a state `[B, H, P, S]`."""
     heads, dim, width = state.shape[1:]
-    groups = inputs.B.shape[2]
+    groups = inputs.B.shape[2] // width
     check_shapes(
         A=(A, (heads,)),
-        x=(inputs.x, (*leading, heads, dim)),
+        x=(inputs.x, (*leading, heads * dim)),
         dt=(inputs.dt, (*leading, heads)),
-        B=(inputs.B, (*leading, groups, width)),
+        B=(inputs.B, (*leading, groups * width)),
         state=(state, (leading[0], heads, dim, width)),
     )
-    if heads % groups:
+    if groups == 0 or heads % groups:
         raise ValueError(f"{groups} groups do not divide {heads} heads.")
-
-
-def implementations() -> list[str]:
-    """The implementations there are, the default first."""
-    return _dispatch.default_first(_READ)

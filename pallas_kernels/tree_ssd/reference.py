@@ -11,22 +11,34 @@ and the ring is a chain of ancestors above the root. Computes in the state's dty
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import stacked
+
 
 def _advance(state, A, x, dt, B):
-    """One token of one row: state `[H, P, S]`, x `[H, P]`, dt `[H]`, B `[G, S]`."""
+    """One token of one row: state `[H, P, S]`, x `[H P]`, dt `[H]`, B `[G S]`."""
+    heads, dim, width = state.shape
     x, dt, B = (a.astype(state.dtype) for a in (x, dt, B))
-    B = jnp.repeat(B, x.shape[0] // B.shape[0], axis=0)
+    x, B = x.reshape(heads, dim), _per_head(B.reshape(-1, width), heads)
     decay = jnp.exp(dt * A)
     return decay[:, None, None] * state + jnp.einsum("h,hp,hs->hps", dt, x, B)
 
 
-def fold(state, A, inputs):
+def _per_head(keys, heads):
+    """Keys `[..., G, S]` of groups as `[..., H, S]`."""
+    return jnp.repeat(keys, heads // keys.shape[-2], axis=-2)
+
+
+def _fold(state, A, inputs):
     def row(state, inputs):
         for t in range(inputs.x.shape[0]):
             state = _advance(state, A, inputs.x[t], inputs.dt[t], inputs.B[t])
         return state
 
     return jax.vmap(row)(state, inputs)
+
+
+def fold(state, A, inputs):
+    return jax.vmap(_fold)(state, A, inputs)
 
 
 def node_states(parents, inputs, A, state, known):
@@ -40,12 +52,23 @@ def node_states(parents, inputs, A, state, known):
     return jax.vmap(row)(parents, inputs, state, known)
 
 
-def read(tree, inputs, A, C, D, state, ring):
+def read(tree, inputs, A, C, D, state, ring, layer):
+    state = state[layer]
     if ring is not None:
-        state = fold(state, A, ring)
-    queries = C.shape[1]
+        ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+        state = _fold(state, A, ring.live())
+    batch, queries = C.shape[:2]
+    heads, width = state.shape[1], state.shape[3]
     states = node_states(tree.parents, inputs, A, state, state[:, None][:, :0])
-    C = jnp.repeat(C.astype(state.dtype), A.shape[0] // C.shape[2], axis=2)
-    x = inputs.x[:, -queries:].astype(state.dtype)
+    C = _per_head(C.astype(state.dtype).reshape(batch, queries, -1, width), heads)
     y = jnp.einsum("bihps,bihs->bihp", states[:, -queries:], C)
-    return y + jnp.einsum("hp,bihp->bihp", D, x)
+    x = inputs.x[:, -queries:].astype(state.dtype)
+    return y.reshape(x.shape) + jnp.einsum("e,bie->bie", D, x)
+
+
+def verify(tree, inputs, A, C, D, state, ring, fold, layer):
+    y = read(tree, inputs, A, C, D, state, ring, layer)
+    ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+    folded = _fold(state[layer], A, ring.live())
+    folded = jnp.where(fold[:, None, None, None], folded, state[layer])
+    return y, state.at[layer].set(folded)

@@ -15,6 +15,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import stacked
+
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -30,20 +32,31 @@ def _suffix_decays(A, dt):
     return A[:, :, None] * suffix, A * jnp.sum(dt, axis=1)
 
 
-def fold(state, A, inputs):
+def _fold(state, A, inputs):
     suffix, total = _suffix_decays(A, inputs.dt)
     scale = jnp.exp(suffix) * jnp.swapaxes(inputs.dt, 1, 2)  # [B, H, T]
-    batch, length, groups, width = inputs.B.shape
+    batch, length = inputs.B.shape[:2]
+    B = inputs.B.astype(state.dtype).reshape(batch, length, -1, state.shape[3])
+    groups = B.shape[2]
     x = inputs.x.astype(state.dtype).reshape(batch, length, groups, -1, state.shape[2])
     scale = scale.reshape(batch, groups, -1, length)
-    B = inputs.B.astype(state.dtype)
     update = _einsum("bgmt,btgmp,btgs->bgmps", scale, x, B)
     return jnp.exp(total)[:, :, None, None] * state + update.reshape(state.shape)
 
 
+def fold(state, A, inputs):
+    if state.shape[0] == 1:  # a mapped axis, even of one, costs a CPU its fast products
+        layer = jax.tree.map(lambda a: a[0], (state, A, inputs))
+        return _fold(*layer)[None]
+    return jax.vmap(_fold)(state, A, inputs)
+
+
 def node_states(parents, inputs, A, state, known):
-    x, B = inputs.x.astype(state.dtype), inputs.B.astype(state.dtype)
-    B = jnp.repeat(B, x.shape[2] // B.shape[2], axis=2)
+    batch, num_nodes = parents.shape
+    heads, dim, width = state.shape[1:]
+    x = inputs.x.astype(state.dtype).reshape(batch, num_nodes, heads, dim)
+    B = inputs.B.astype(state.dtype).reshape(batch, num_nodes, -1, width)
+    B = jnp.repeat(B, heads // B.shape[2], axis=2)
     decay = jnp.exp(inputs.dt * A[None, None])
     first = 1 + known.shape[1]
 
@@ -59,11 +72,32 @@ def node_states(parents, inputs, A, state, known):
     return jax.lax.fori_loop(0, parents.shape[1], visit, states)[:, first:]
 
 
-def read(tree, inputs, A, C, D, state, ring):
-    batch, queries, groups, width = C.shape
-    num_nodes, heads, dim = inputs.x.shape[1:]
+def read(tree, inputs, A, C, D, state, ring, layer):
+    state = stacked.take(state, layer)
+    if ring is not None:
+        ring = ring._replace(inputs=stacked.take(ring.inputs, layer)).live()
+    return _read(tree, inputs, A, C, D, state, ring)
+
+
+def verify(tree, inputs, A, C, D, state, ring, fold, layer):
+    before = stacked.take(state, layer)
+    ring = ring._replace(inputs=stacked.take(ring.inputs, layer)).live()
+    y = _read(tree, inputs, A, C, D, before, ring)
+
+    def write(state):
+        folded = _fold(before, A, ring)
+        kept = jnp.where(fold[:, None, None, None], folded, before)
+        return stacked.put(state, kept, layer)
+
+    return y, jax.lax.cond(jnp.any(fold), write, lambda state: state, state)
+
+
+def _read(tree, inputs, A, C, D, state, ring):
+    batch, queries = C.shape[:2]
+    heads, dim, width = state.shape[1:]
     x, dt = inputs.x.astype(state.dtype), inputs.dt
-    B, C = inputs.B.astype(state.dtype), C.astype(state.dtype)
+    C = C.astype(state.dtype).reshape(batch, queries, -1, width)
+    groups = C.shape[2]
     A = A[None, :, None]
 
     path_dt = _einsum("bij,bjh->bhi", tree.ancestors.astype(dt.dtype), dt)
@@ -75,22 +109,23 @@ def read(tree, inputs, A, C, D, state, ring):
 
     def attend(decay, B, x):
         """Sum over tokens `j` of `decay_hij (C_i . B_j) x_jh`."""
+        B = B.astype(state.dtype).reshape(batch, -1, groups, width)
         scores = _einsum("bigs,bjgs->bgij", C, B)
         decay = decay.reshape(batch, groups, -1, *decay.shape[2:])
-        x = x.reshape(batch, x.shape[1], groups, -1, dim)
+        x = x.astype(state.dtype).reshape(batch, x.shape[1], groups, -1, dim)
         y = _einsum("bgmij,bjgmp->bigmp", decay * scores[:, :, None], x)
         return y.reshape(batch, queries, heads, dim)
 
-    y = attend(decay, B, x)
+    y = attend(decay, inputs.B, x)
     if ring is not None:
         suffix, total = _suffix_decays(A[0, :, 0], ring.dt)
         exponent = head[:, :, :, None] + suffix[:, :, None]
         decay = jnp.exp(exponent) * jnp.swapaxes(ring.dt, 1, 2)[:, :, None]
-        y += attend(decay, ring.B.astype(state.dtype), ring.x.astype(state.dtype))
+        y += attend(decay, ring.B, ring.x)
         head = head + total[:, :, None]
 
     grouped = state.reshape(batch, groups, -1, dim, width)
     from_state = _einsum("bigs,bgmps->bigmp", C, grouped)
     from_state = from_state.reshape(batch, queries, heads, dim)
     y += jnp.swapaxes(jnp.exp(head), 1, 2)[..., None] * from_state
-    return y + D[None, None] * x[:, -queries:]
+    return y.reshape(batch, queries, -1) + D[None, None] * x[:, -queries:]

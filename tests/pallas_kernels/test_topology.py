@@ -31,6 +31,16 @@ def walked_depth(parents):
     return np.array([[len(path) - 1 for path in row] for row in paths])
 
 
+def walked_preorder(parents):
+    """The nodes depth first, by recursion."""
+
+    def subtree(row, node):
+        below = (i for i in range(len(row)) if row[i] == node)
+        return [node, *(n for child in below for n in subtree(row, child))]
+
+    return np.array([subtree(row, -1)[1:] for row in parents], np.int32)
+
+
 def walked_windows(parents, width):
     windows = np.zeros((*parents.shape, width), int)
     for row, node in np.ndindex(parents.shape):
@@ -51,6 +61,7 @@ def test_derive_finds_what_a_walk_finds(parents):
     np.testing.assert_array_equal(tree.parents, parents)
     np.testing.assert_array_equal(tree.ancestors, walked_ancestors(parents))
     np.testing.assert_array_equal(tree.depth, walked_depth(parents))
+    np.testing.assert_array_equal(tree.preorder, walked_preorder(parents))
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 9, 33])
@@ -59,6 +70,7 @@ def test_derive_finds_what_a_walk_finds_on_random_trees(num_nodes):
     tree = trees.derive(parents)
     np.testing.assert_array_equal(tree.ancestors, walked_ancestors(parents))
     np.testing.assert_array_equal(tree.depth, walked_depth(parents))
+    np.testing.assert_array_equal(tree.preorder, walked_preorder(parents))
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 17])
@@ -71,7 +83,7 @@ def test_the_dtypes_are_those_promised():
     tree = trees.derive(trees.TREES["binary"])
     windows = trees.windows(trees.TREES["binary"], 4)
     dtypes = [array.dtype for array in (*tree, windows)]
-    assert dtypes == [jnp.int32, jnp.bool_, jnp.int32, jnp.int32]
+    assert dtypes == [jnp.int32, jnp.bool_, jnp.int32, jnp.int32, jnp.int32]
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])

@@ -11,16 +11,18 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import tree_attention
 from tests.pallas_kernels import trees
-from tests.pallas_kernels.records import overwrite
+from tests.pallas_kernels.records import in_layer_one, overwrite
 from tests.pallas_kernels.trees import TREES, assert_close, definition, jitted, real
 
-DIM, CAPACITY = 5, 6
+DIM, CAPACITY = 8, 6
 LENGTH = np.array([0, 3, CAPACITY, 2], np.int32)  # one row has no prefix, one no room
 SCALE = DIM**-0.5
+SETTINGS = dict(head_dim=DIM, scale=SCALE)
 
 implementations = pytest.mark.parametrize(
-    "implementation", tree_attention.implementations()
+    "implementation", trees.runnable(tree_attention)
 )
+plain = pytest.mark.parametrize("implementation", ["reference", "xla", "cpu"])
 every_window = pytest.mark.parametrize("window", [None, 1, 3])
 
 
@@ -29,8 +31,8 @@ def make_args(parents, heads=2, kv_heads=1, seed=0):
     rng = np.random.default_rng(seed)
     batch, num_nodes = parents.shape
 
-    def normal(*shape):
-        return rng.standard_normal((batch, *shape, DIM), np.float32)
+    def normal(rows, heads):
+        return rng.standard_normal((batch, rows, heads * DIM), np.float32)
 
     return (
         trees.derive(parents),
@@ -44,12 +46,14 @@ def make_args(parents, heads=2, kv_heads=1, seed=0):
 
 
 def attend(implementation, window=None):
-    return jitted(tree_attention.attend, implementation, window=window, scale=SCALE)
+    return jitted(tree_attention.attend, implementation, window=window, **SETTINGS)
 
 
 def attend_by_hand(parents, window, args):
     """One softmax per node and head, over its prefix and its path laid end to end."""
-    _, q, keys, values, cache_keys, cache_values, length = args
+    _, *heads, length = args
+    heads = [a.reshape(*a.shape[:2], -1, DIM) for a in heads]
+    q, keys, values, cache_keys, cache_values = heads
     outputs = np.zeros_like(q)
     sharing = q.shape[2] // keys.shape[2]
     for row, node, head in np.ndindex(q.shape[:3]):
@@ -63,14 +67,14 @@ def attend_by_hand(parents, window, args):
         scores = SCALE * k[seen] @ q[row, node, head]
         weights = np.exp(scores - scores.max())
         outputs[row, node, head] = weights @ v[seen] / weights.sum()
-    return outputs
+    return outputs.reshape(*outputs.shape[:2], -1)
 
 
 def assert_attend_is_defined(implementation, parents, window, *heads):
     """Asserts agreement with the definition on the nodes of the trees."""
     args = make_args(parents, *heads)
     outputs = attend(implementation, window)(*args)
-    expected = definition(tree_attention.attend, *args, window=window, scale=SCALE)
+    expected = definition(tree_attention.attend, *args, window=window, **SETTINGS)
     nodes = real(parents)
     assert_close(outputs[nodes], expected[nodes])
 
@@ -142,7 +146,7 @@ def test_depth_not_slot_decides_the_sliding_window(implementation):
 def test_a_window_of_one_gives_the_values_of_the_nodes(implementation):
     tree, q, keys, values, *cache = make_args(TREES["one per row"])
     outputs = attend(implementation, window=1)(tree, q, keys, values, *cache)
-    assert_close(outputs, np.repeat(values, 2, axis=2))
+    assert_close(outputs, np.tile(values, (1, 1, 2)))
 
 
 @pytest.mark.parametrize("value", trees.FILLINGS)
@@ -173,7 +177,7 @@ def test_half_precision_activations_give_float32(implementation):
 def test_jit_equals_eager(implementation):
     args = jax.tree.map(jnp.asarray, make_args(TREES["one per row"][:, :3]))
     op = functools.partial(
-        tree_attention.attend, window=3, scale=SCALE, implementation=implementation
+        tree_attention.attend, window=3, implementation=implementation, **SETTINGS
     )
     assert_close(jax.jit(op)(*args), op(*args))
 
@@ -185,7 +189,7 @@ def test_jit_equals_eager(implementation):
 def test_vmap_is_a_loop(implementation, in_axes):
     calls = [make_args(TREES["binary"]), make_args(TREES["one per row"], seed=1)]
     trees.assert_vmap_is_a_loop(
-        tree_attention.attend, calls, in_axes, implementation, window=3, scale=SCALE
+        tree_attention.attend, calls, in_axes, implementation, window=3, **SETTINGS
     )
 
 
@@ -200,90 +204,108 @@ def test_shards_over_rows_and_heads(implementation):
         out_specs=heads,
         implementation=implementation,
         window=3,
-        scale=SCALE,
+        **SETTINGS,
     )
+
+
+@implementations
+def test_a_mesh_is_cut_over_by_itself(implementation):
+    parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
+    args = make_args(parents, 4, 2)
+    trees.assert_a_mesh_changes_nothing(
+        tree_attention.attend, args, implementation, window=3, **SETTINGS
+    )
+
+
+@every_window
+@implementations
+def test_one_layer_of_several_is_meant(implementation, window):
+    *args, keys, values, length = make_args(TREES["one per row"])
+    y = attend(implementation, window)(*args, keys, values, length)
+    caches = in_layer_one(keys, values)
+    settings = dict(window=window, implementation=implementation, **SETTINGS)
+    op = functools.partial(tree_attention.attend, layer=jnp.int32(1), **settings)
+    assert_close(jax.jit(op)(*args, *caches, length), y)
 
 
 def cache_args(queries, heads=2, kv_heads=1, seed=0):
     """The arguments of `attend_cache`: some rows of the cache lie in the future."""
     rng = np.random.default_rng(seed)
-    start = np.array([0, 7, 2], np.int32)
-    last = start + np.array([queries - 1, CAPACITY - 1, CAPACITY - 2], np.int32)
-    index = last[:, None] - np.arange(queries, dtype=np.int32)[::-1]
+    index = np.array([0, CAPACITY - queries, 1], np.int32)
 
-    def normal(*shape):
-        return rng.standard_normal((3, *shape, DIM), np.float32)
+    def normal(rows, heads):
+        return rng.standard_normal((3, rows, heads * DIM), np.float32)
 
-    keys, values = normal(CAPACITY, kv_heads), normal(CAPACITY, kv_heads)
-    return normal(queries, heads), keys, values, index, start
+    return normal(queries, heads), *(normal(CAPACITY, kv_heads) for _ in "kv"), index
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(2, 1), (4, 2), (3, 3)])
 @pytest.mark.parametrize("queries", [1, 4])
 @every_window
-@implementations
+@plain
 def test_tokens_attend_to_the_cache_up_to_themselves(
     implementation, window, queries, heads, kv_heads
 ):
     args = cache_args(queries, heads, kv_heads)
-    op = jitted(tree_attention.attend_cache, implementation, window=window, scale=SCALE)
+    settings = dict(window=window, **SETTINGS)
+    op = jitted(tree_attention.attend_cache, implementation, **settings)
     outputs = op(*args)
-    expected = definition(
-        tree_attention.attend_cache, *args, window=window, scale=SCALE
-    )
+    expected = definition(tree_attention.attend_cache, *args, **settings)
     assert_close(outputs, expected)
-    q, keys, values, index, start = args
-    future = start[:, None] + np.arange(CAPACITY) > index[:, -1:]
+    q, keys, values, index = args
+    future = np.arange(CAPACITY) >= (index + queries)[:, None]
     assert future.any()
     others = overwrite((keys, values), ~future, trees.HUGE)
-    np.testing.assert_array_equal(op(q, *others, index, start), outputs)
+    np.testing.assert_array_equal(op(q, *others, index), outputs)
 
 
-@implementations
+@plain
 def test_tokens_and_a_chain_attend_alike(implementation):
     queries = 3
-    q, keys, values, *_ = cache_args(queries)
+    q, keys, values, _ = cache_args(queries)
     tree = trees.derive(np.tile(np.arange(-1, queries - 1), (3, 1)))
     length = np.full((3,), CAPACITY - queries, np.int32)
-    index = np.tile(length[:, None] + np.arange(queries, dtype=np.int32), (1, 1))
     new = keys[:, -queries:], values[:, -queries:]
+    op = jitted(tree_attention.attend_cache, implementation, window=3, **SETTINGS)
     assert_close(
         attend(implementation, 3)(tree, q, *new, keys, values, length),
-        jitted(tree_attention.attend_cache, implementation, window=3, scale=SCALE)(
-            q, keys, values, index, np.zeros_like(length)
-        ),
+        op(q, keys, values, length),
     )
 
 
-@implementations
-def test_wrong_caches_are_refused(implementation):
-    q, keys, values, index, start = cache_args(2, 4, 2)
-    op = functools.partial(tree_attention.attend_cache, scale=SCALE)
-    with pytest.raises(ValueError, match="values has shape"):
-        op(q, keys, values[:, 1:], index, start)
+def test_wrong_caches_are_refused():
+    q, keys, values, index = cache_args(2, 4, 2)
+    op = functools.partial(tree_attention.attend_cache, **SETTINGS)
+    with pytest.raises(ValueError, match="cache_values has shape"):
+        op(q, keys, values[:, 1:], index)
     with pytest.raises(ValueError, match="index has shape"):
-        op(q, keys, values, index[:, 1:], start)
-    with pytest.raises(ValueError, match="divide 3"):
-        op(q[:, :, 1:], keys, values, index, start)
+        op(q, keys, values, index[1:])
+    with pytest.raises(ValueError, match="divide the query heads"):
+        op(q[..., DIM:], keys, values, index)
+    with pytest.raises(ValueError, match="window of at least 1"):
+        op(q, keys, values, index, window=0)
 
 
 def test_unknown_implementations_are_refused():
     args = make_args(TREES["star"])
     known = re.escape(str(sorted(tree_attention.implementations())))
     with pytest.raises(ValueError, match=known):
-        tree_attention.attend(*args, scale=SCALE, implementation="fast")
+        tree_attention.attend(*args, **SETTINGS, implementation="fast")
 
 
-@implementations
-def test_wrong_heads_are_refused(implementation):
+def test_wrong_heads_are_refused():
     tree, q, *args = make_args(TREES["star"], 4, 2)
     *nodes, cache_keys, cache_values, length = args
-    op = attend(implementation)
-    with pytest.raises(ValueError, match="divide 3"):
-        op(tree, q[:, :, 1:], *args)
+    op = functools.partial(tree_attention.attend, **SETTINGS)
+    with pytest.raises(ValueError, match="divide the query heads"):
+        op(tree, q[..., DIM:], *args)
+    with pytest.raises(ValueError, match="heads of 8"):
+        op(tree, q[..., 1:], *args)
     with pytest.raises(ValueError, match="cache_keys has shape"):
-        op(tree, q, *nodes, cache_keys[:, :, :1], cache_values[:, :, :1], length)
+        op(tree, q, *nodes, cache_keys[..., DIM:], cache_values[..., DIM:], length)
     with pytest.raises(ValueError, match="values has shape"):
-        op(tree, q, nodes[0], nodes[1][:, :, :1], cache_keys, cache_values, length)
+        op(tree, q, nodes[0], nodes[1][..., DIM:], cache_keys, cache_values, length)
     with pytest.raises(ValueError, match="length has shape"):
         op(tree, q, *nodes, cache_keys, cache_values, length[:1])
+    with pytest.raises(ValueError, match="at most 7 queries"):
+        op(tree, np.tile(q, (1, 2, 1)), *args)

@@ -16,7 +16,7 @@ from tests.pallas_kernels.trees import TREES, assert_close, definition, jitted, 
 
 CHANNELS = 6
 
-implementations = pytest.mark.parametrize("implementation", tree_conv.implementations())
+implementations = pytest.mark.parametrize("implementation", trees.runnable(tree_conv))
 every_width = pytest.mark.parametrize("width", [2, 4])
 
 
@@ -134,6 +134,13 @@ def test_shards_over_rows_and_channels(implementation):
         out_specs=channels,
         implementation=implementation,
     )
+
+
+@implementations
+def test_a_mesh_is_cut_over_by_itself(implementation):
+    parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
+    args = make_args(parents)
+    trees.assert_a_mesh_changes_nothing(tree_conv.convolve, args, implementation)
 
 
 def test_unknown_implementations_are_refused():

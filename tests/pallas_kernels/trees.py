@@ -124,6 +124,24 @@ def assert_vmap_is_a_loop(op, calls, in_axes, implementation, **settings):
     assert_close(mapped(*args), stack(*looped))
 
 
+def runnable(op):
+    """Implementations that run on a CPU: kernels only interpreted."""
+    return [n for n in op.implementations() if n not in ("pallas_tpu", "pallas_gpu")]
+
+
+def assert_a_mesh_changes_nothing(op, args, implementation, **settings):
+    """Asserts that an op cuts itself into rows and heads under a mesh, and is the same."""
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    devices = jax.devices("cpu")[:4]
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"), auto, devices=devices)
+    call = program(lambda op: op, op, implementation, **settings)
+    with jax.set_mesh(mesh):
+        outputs = call(*args)
+        program_text = call.lower(*args).as_text()
+    assert "sdy.manual_computation" in program_text
+    assert_close(outputs, jitted(op, implementation, **settings)(*args))
+
+
 def assert_shards_are_parts(op, args, in_specs, out_specs, implementation, **settings):
     """Asserts that four devices, 2 by 2, compute together what one does."""
     auto = (jax.sharding.AxisType.Auto,) * 2

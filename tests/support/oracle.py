@@ -101,9 +101,9 @@ def mamba1(config, p, past, x, position):
         )
     dt = softplus(dense(p["dt_proj"], dt) + p["dt_bias"])
     A = -np.exp(p["A_log"])
-    state = np.exp(dt[:, None] * A) * past.get("state", np.zeros_like(A))
-    past["state"] = state + np.outer(dt * u, B)
-    y = past["state"] @ C + p["D"] * u
+    state = np.exp(dt * A) * past.get("state", np.zeros_like(A))
+    past["state"] = state + np.outer(B, dt * u)
+    y = C @ past["state"] + p["D"] * u
     return dense(p["out_proj"], y * silu(z))
 
 

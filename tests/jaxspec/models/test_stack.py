@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.models import layers
 from jaxspec.models.stack import Run, Stack, find_runs
 
 PATTERNS = [
@@ -19,14 +20,14 @@ PATTERNS = [
 ]
 
 
-@pytest.mark.parametrize("layers", PATTERNS)
-def test_runs_written_out_are_the_pattern(layers):
-    runs = find_runs(layers)
-    assert "".join(run.unit * run.count for run in runs) == layers
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_runs_written_out_are_the_pattern(pattern):
+    runs = find_runs(pattern)
+    assert "".join(run.unit * run.count for run in runs) == pattern
 
 
 @pytest.mark.parametrize(
-    "layers, runs",
+    "pattern, runs",
     [
         ("M", [("M", 1)]),
         ("MMMM", [("M", 4)]),  # the shortest of the units that cover as much
@@ -36,8 +37,8 @@ def test_runs_written_out_are_the_pattern(layers):
         ("MMM*MMM*", [("MMM*", 2)]),  # not three M first
     ],
 )
-def test_known_runs(layers, runs):
-    assert find_runs(layers) == tuple(Run(*run) for run in runs)
+def test_known_runs(pattern, runs):
+    assert find_runs(pattern) == tuple(Run(*run) for run in runs)
 
 
 def block(kind, rng):
@@ -48,24 +49,25 @@ def block(kind, rng):
     return weights[kind], state[kind]
 
 
-def apply(kind, x, reads, write):
+def apply(kind, x, weights, reads, writes, layer):
     """A residual block that neither commutes nor leaves its state alone."""
-    (weights,) = reads
+    before, state = layers.at((reads, writes), layer)
     if kind == "M":
-        state = 0.5 * write + weights["w"] * x
-        return x + jnp.sin(state), state
+        state = 0.5 * state + weights["w"] * x * before
+        return x + jnp.sin(state), layers.put(writes, state, layer)
     if kind == "*":
-        keys = jnp.concatenate([write["keys"][1:], x[None]])
-        return x + jnp.tanh(weights[0] + (keys * weights[1]).sum(0)), {"keys": keys}
-    return x + jnp.cos(x @ weights), write
+        keys = jnp.concatenate([state["keys"][1:], x[None]])
+        x = x + jnp.tanh(weights[0] + (keys * weights[1]).sum(0))
+        return x, layers.put(writes, {"keys": keys}, layer)
+    return x + jnp.cos(x @ weights), writes
 
 
-def stacks(layers):
+def stacks(pattern):
     """Both kinds of stack, with the same weights and states."""
-    rng = np.random.default_rng(len(layers))
-    weights, states = zip(*[block(kind, rng) for kind in layers], strict=True)
+    rng = np.random.default_rng(len(pattern))
+    weights, states = zip(*[block(kind, rng) for kind in pattern], strict=True)
     for scanned in (False, True):
-        stack = Stack(layers, scanned)
+        stack = Stack(pattern, scanned)
         yield stack, stack.collect(list(weights)), stack.collect(list(states))
 
 
@@ -75,9 +77,9 @@ def assert_equal_blocks(first, second, rtol=0.0):
         np.testing.assert_allclose(a, b, rtol=rtol)
 
 
-@pytest.mark.parametrize("layers", PATTERNS)
-def test_spread_undoes_collect(layers):
-    (flat, *unrolled), (stack, *scanned) = stacks(layers)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_spread_undoes_collect(pattern):
+    (flat, *unrolled), (stack, *scanned) = stacks(pattern)
     for one, other in zip(unrolled, scanned, strict=True):
         assert_equal_blocks(flat.spread(one), stack.spread(other))
 
@@ -90,18 +92,18 @@ def test_a_scanned_storage_stacks_the_blocks_of_a_kind():
     assert storage["*"]["k"].tolist() == [[1.0, 1.0, 1.0]]
 
 
-@pytest.mark.parametrize("layers", PATTERNS)
-def test_a_scanned_run_equals_one_written_out(layers):
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_scanned_run_equals_one_written_out(pattern):
     x, found = jnp.array([0.3, -0.2, 0.9]), []
-    for stack, weights, states in stacks(layers):
-        run = jax.jit(lambda x, w, s, stack=stack: stack.run(apply, x, (w,), s))
+    for stack, weights, states in stacks(pattern):
+        run = jax.jit(lambda x, w, s, stack=stack: stack.run(apply, x, w, s, s))
         out, states = run(x, weights, states)
         found.append((out, stack.spread(states)))
     assert_equal_blocks(*found, rtol=2e-5)
 
 
-@pytest.mark.parametrize("layers", PATTERNS[:4])
-def test_a_scanned_map_equals_one_written_out(layers):
+@pytest.mark.parametrize("pattern", PATTERNS[:4])
+def test_a_scanned_map_equals_one_written_out(pattern):
     def scale(kind, weights, state):
         leaf = jax.tree.leaves(weights)[0]
         factor = jnp.sum(leaf) * {"M": 1.0, "*": 2.0, "-": 3.0}[kind]
@@ -109,7 +111,7 @@ def test_a_scanned_map_equals_one_written_out(layers):
 
     found = [
         stack.spread(stack.map(scale, weights, states))
-        for stack, weights, states in stacks(layers)
+        for stack, weights, states in stacks(pattern)
     ]
     assert_equal_blocks(*found, rtol=1e-6)
 
