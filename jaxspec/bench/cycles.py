@@ -1,12 +1,12 @@
 """Counts the instructions of TPU kernels, without a TPU.
 
 A TPU core issues one bundle of instructions per cycle at best. The table has the bundles
-of the compiled kernels, per head or per node, as the compiler left them: static counts,
-not measurements. Waiting for memory comes on top, and is most of it where a state is
-large. Columns are sizes of the tree; `+n` is `n` vectors stored for want of registers.
+of the compiled kernels, per head or per token, a full ring's tokens included. These are
+static counts, not measurements: waiting for memory comes on top. Columns are sizes of the
+tree; `+n` says that `n` vectors are stored for want of registers in a step of the grid.
 
-`read` leaves the ring out, `ring` has one of `--ring` slots, `fold` folds it into the
-state, which `lazy` does about every fifth step: that mean is `amortised`.
+`read` has no ring, `ring` has one of `--ring` slots, `fold` folds it into the state. Lazy
+rollback folds about every fifth step: that mean is `amortised`.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
             for row in _measure(chip, parts, args.nodes):
                 rows.append(row)
                 bar.advance(task)
-    rows += _amortised(rows)
+    rows = list(_with_means(rows))
     record = {"jax": jax.__version__, "static": True, "ring": args.ring, "rows": rows}
     if args.json:
         print(json.dumps(record))
@@ -102,7 +102,7 @@ def _parts(model: str, ring: int) -> Iterator[Part]:
     config = published.MODELS[model]
     for settings, op, unit in (
         (config.mamba2, "tree_ssd", "head"),
-        (config.mamba1, "tree_scan", "node"),
+        (config.mamba1, "tree_scan", "token"),
     ):
         if settings is not None:
             read = {"op": op, "function": "read"}
@@ -111,7 +111,7 @@ def _parts(model: str, ring: int) -> Iterator[Part]:
             fold = {"op": op, "function": "verify", "ring": ring}
             yield Part(model, op, "fold", unit, fold)
             conv = {"op": "tree_conv", "function": "convolve"}
-            yield Part(model, "tree_conv", "convolve", "node", conv)
+            yield Part(model, "tree_conv", "convolve", "token", conv)
     if config.attention is not None:
         name = f"{kernels.CACHE} rows"
         attend = {"op": "tree_attention", "function": "attend"}
@@ -140,20 +140,18 @@ def _measure(chip: str, parts: list[Part], nodes: list[int]) -> Iterator[dict]:
                 }
 
 
-def _amortised(rows: list[dict]) -> Iterator[dict]:
-    """A read with a ring, that every so often folds it as well."""
-    found = {tuple(row[key] for key in _KEYS): row for row in rows}
-    for key, ring in found.items():
-        if key[-1] == "ring":
-            fold = found[*key[:-1], "fold"]
-            bundles = None
-            if ring["bundles"] is not None and fold["bundles"] is not None:
-                more = fold["bundles"] - ring["bundles"]
-                bundles = ring["bundles"] + more / _FOLD_EVERY
-            yield fold | {"part": "amortised", "bundles": bundles}
-
-
-_KEYS = ("chip", "model", "op", "nodes", "part")
+def _with_means(rows: list[dict]) -> Iterator[dict]:
+    """Adds what a read with a ring costs that every so often folds it as well."""
+    keys = ("chip", "model", "op", "nodes", "part")
+    found = {tuple(row[key] for key in keys): row["bundles"] for row in rows}
+    for row in rows:
+        yield row
+        if row["part"] == "fold":
+            *name, _ = (row[key] for key in keys)
+            ring, fold = found[*name, "ring"], row["bundles"]
+            known = ring is not None and fold is not None
+            mean = ring + (fold - ring) / _FOLD_EVERY if known else None
+            yield row | {"part": "amortised", "bundles": mean, "spills": None}
 
 
 def _print_table(record: dict[str, Any], args: argparse.Namespace) -> None:
@@ -169,9 +167,8 @@ def _print_table(record: dict[str, Any], args: argparse.Namespace) -> None:
     for row in record["rows"]:
         name = tuple(row[key] for key in ("chip", "model", "op", "part", "unit"))
         cells.setdefault(name, {})[row["nodes"]] = _cell(row)
-    order = {chip: i for i, chip in enumerate(args.chip)}
-    for name in sorted(cells, key=lambda name: order[name[0]]):
-        table.add_row(*name, *(cells[name][size] for size in args.nodes))
+    for name, by_size in cells.items():
+        table.add_row(*name, *(by_size[size] for size in args.nodes))
     consoles.Console().print(table)
     for error in sorted({row["error"] for row in record["rows"] if row["error"]}):
         consoles.Console(stderr=True).print(error, markup=False)

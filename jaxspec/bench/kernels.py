@@ -85,13 +85,13 @@ def program(case: Case, implementation: str | None) -> Program:
 
 
 def num_units(case: Case) -> int:
-    """Heads of Mamba-2 or of queries; nodes of Mamba-1 or of a convolution."""
+    """Heads, of Mamba-2 or of queries; tokens, the ring's included, of other ops."""
     config = published.MODELS[case.model]
     if case.op == "tree_ssd":
         return config.mamba2.nheads
     if case.op == "tree_attention":
         return config.attention.num_heads
-    return case.nodes
+    return case.nodes + case.ring
 
 
 def _array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:

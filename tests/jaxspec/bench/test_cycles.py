@@ -44,7 +44,7 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_bundles_are_counted_per_head_and_per_node(run):
+def test_bundles_are_counted_per_head_and_per_token(run):
     words = "--chip v5e --model nemotron-h-8b mamba-2.8b --nodes 8 64 --json"
     rows = json.loads(run(*words.split()).out)["rows"]
     found = {(row["op"], row["part"], row["nodes"]): row for row in rows}
@@ -54,8 +54,9 @@ def test_bundles_are_counted_per_head_and_per_node(run):
     assert found["tree_ssd", "fold", 64]["bundles"] == 2 * 1064 / heads
     assert found["tree_ssd", "fold", 64]["spills"] == 3
     assert found["tree_scan", "read", 64]["bundles"] == 2 * 464 / 64 / kernels.BATCH
+    assert found["tree_scan", "ring", 64]["bundles"] == 2 * 564 / 96 / kernels.BATCH
     assert found["tree_attention", "512 rows", 8]["unit"] == "head"
-    assert found["tree_conv", "convolve", 8]["unit"] == "node"
+    assert found["tree_conv", "convolve", 8]["unit"] == "token"
 
 
 def test_a_fold_every_fifth_step_is_amortised(run):
