@@ -1,0 +1,100 @@
+"""A chain of tokens, folded into the states of a block of a GPU.
+
+With sums `R_t` of `dt A` over the tokens after `t`, and `R` over all of them,
+
+    S <- exp(R) S + sum_t exp(R_t) dt_t x_t B_t^T
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels._mma import split
+from pallas_kernels.tree_ssd.gpu_block import (
+    ALONG_COLUMNS,
+    PARTS,
+    TILE,
+    Block,
+    Records,
+    Tokens,
+    repeat,
+)
+
+
+class Memory(NamedTuple):
+    """Shared memory of a chain.
+
+    Attributes:
+        tokens: a tile of records.
+        after: `[64]` sums over later tokens.
+        keys: `[64, depth]` a piece of the tile's `B`, transposed.
+        loaded_dt: barrier.
+        loaded: barrier.
+    """
+
+    tokens: Records
+    after: Any
+    keys: Any
+    loaded_dt: Any
+    loaded: Any
+
+
+def memory(block: Block, tokens: Tokens) -> Memory:
+    return Memory(
+        block.records_memory(tokens),
+        plgpu.SMEM((TILE,), jnp.float32),
+        block.warpgroup.memory((block.piece, tokens.depth), block.dtype),
+        plgpu.Barrier(),
+        plgpu.Barrier(num_arrivals=2),
+    )
+
+
+def start(block: Block, tokens: Tokens, chain: Records, m: Memory) -> None:
+    """Starts to copy the chain."""
+    plgpu.copy_gmem_to_smem(chain.dt, m.tokens.dt, m.loaded_dt)
+    block.fetch(tokens, chain, 0, m.tokens, m.loaded)
+
+
+def fold(
+    block: Block, tokens: Tokens, A: jax.Array, chain: Records, state: Any, m: Memory
+) -> None:
+    """Advances the states in shared memory, oldest token first, after `start`."""
+    group = block.warpgroup
+    plgpu.barrier_wait(m.loaded_dt)
+
+    def fold_tile(i, _):
+        plgpu.barrier_wait(m.loaded)
+        dt = group.load_from(m.tokens.dt.at[tokens.tile(i)], ALONG_COLUMNS)
+        scale, decay = _decays(block, tokens, A, dt, m)
+        x = block.load_tile(tokens, m.tokens.x).astype(jnp.float32)
+        left = split(x * group.spread(scale, x.shape, 1), PARTS)
+        for piece in block.pieces():
+            m.keys[...] = block.load_tile(tokens, m.tokens.B.at[:, piece])
+            right = split(group.load_right(m.keys, tokens.depth), PARTS)
+            here = group.load(state.at[:, piece])
+            here = here * group.spread(decay, here.shape, 0)
+            state[:, piece] = group.add_product(here, left, right)
+        if tokens.num > 1:
+
+            @pl.when(i + 1 < tokens.num)
+            def _():
+                block.fetch(tokens, chain, i + 1, m.tokens, m.loaded)
+
+        return 0
+
+    repeat(tokens.num, fold_tile)
+
+
+def _decays(block, tokens, A, dt, m):
+    """`exp(R_t) dt_t` of a tile's tokens, and `exp(R)` for the rows of the state."""
+    group = block.warpgroup
+    shape = TILE, tokens.depth
+    is_later = group.iota(shape, 1) > group.iota(shape, 0)
+    later = jnp.where(is_later, group.spread(dt, shape, 1), 0.0)
+    m.after[...] = A * jnp.sum(later, axis=1)
+    after = group.load_from(m.after.at[pl.ds(0, tokens.depth)], ALONG_COLUMNS)
+    every = group.spread(dt, (block.rows, tokens.depth), 1)
+    return dt * jnp.exp(after), jnp.exp(A * jnp.sum(every, axis=1))
