@@ -19,7 +19,10 @@ def merge_vmap(f: Callable[..., Any], in_axes: tuple, out_axes: Any) -> Callable
             `SHARED`. Mapping what is shared leads to a loop over calls.
         out_axes: the same of what `f` returns.
     """
-    batched = jax.custom_batching.custom_vmap(f)
+
+    @jax.custom_batching.custom_vmap
+    def batched(*args):  # which binds the defaults of keywords as if they were arrays
+        return f(*args)
 
     @batched.def_vmap
     def rule(size, mapped, *args):

@@ -1,13 +1,16 @@
 """How the Mosaic GPU kernels are launched, on Hopper and Blackwell GPUs."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src.state.discharge import discharge_state
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.extend.core import jaxpr_as_fun
 
 SHARED_MEMORY = 222 * 1024
 """Bytes of a block's shared memory that a kernel may plan with.
@@ -68,6 +71,22 @@ def in_place(array: jax.Array) -> jax.Ref:
     uses it afterwards.
     """
     return jax.new_ref(array, memory_space=plgpu.GMEM)
+
+
+def pure(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Turns the references that a function of arrays makes into values, in and out.
+
+    JAX does so when it lowers a program, but not below `custom_vmap`.
+    """
+
+    @functools.wraps(f)
+    def call(*args, **static):
+        trace = jax.make_jaxpr(functools.partial(f, **static), return_shape=True)
+        program, shapes = trace(*args)
+        values = jaxpr_as_fun(discharge_state(program))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), values)
+
+    return call
 
 
 def load(ref: Any, index: Any, layout: plgpu.Layout, interpret: Any) -> jax.Array:

@@ -5,9 +5,14 @@ import jax
 from pallas_kernels import _dispatch
 from pallas_kernels._dispatch import HEADS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
-from pallas_kernels.tree_conv import reference, xla
+from pallas_kernels.tree_conv import pallas_gpu, pallas_tpu, reference, xla
 
-_MODULES = {"reference": reference, "xla": xla}
+_MODULES = {
+    "reference": reference,
+    "xla": xla,
+    "pallas_tpu": pallas_tpu,
+    "pallas_gpu": pallas_gpu,
+}
 _NODE = Layout(ROWS, None, HEADS)
 _LAYOUTS = Layout(ROWS), _NODE, _NODE, Layout(None, HEADS), Layout(HEADS)
 _CONVOLVE = _dispatch.op("convolve", _MODULES, _LAYOUTS, _NODE)

@@ -13,9 +13,14 @@ from pallas_kernels._dispatch import HEADS, LAYERS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
 from pallas_kernels.inputs import Inputs, Ring
 from pallas_kernels.topology import Topology
-from pallas_kernels.tree_scan import reference, xla
+from pallas_kernels.tree_scan import pallas_gpu, pallas_tpu, reference, xla
 
-_MODULES = {"reference": reference, "xla": xla}
+_MODULES = {
+    "reference": reference,
+    "xla": xla,
+    "pallas_tpu": pallas_tpu,
+    "pallas_gpu": pallas_gpu,
+}
 
 
 def _ops() -> dict[str, _dispatch.Op]:

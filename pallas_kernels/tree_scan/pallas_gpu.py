@@ -47,6 +47,7 @@ def read(tree, inputs, A, C, D, state, ring, layer, max_depth, *, interpret=Fals
     return _walk(*args, interpret=interpret)
 
 
+@_mosaic_gpu.pure
 def verify(
     tree, inputs, A, C, D, state, ring, fold, layer, max_depth, *, interpret=False
 ):
@@ -55,6 +56,7 @@ def verify(
     return _walk(*args, interpret=interpret), state[...]
 
 
+@_mosaic_gpu.pure
 def fold(state, A, inputs, *, interpret=False):
     layers, batch, width, channels = state.shape
     length = inputs.x.shape[2]
