@@ -7,12 +7,12 @@ nodes and `W` slots of the ring:
     rollback    scan_tree reads    scan_tree writes        commit reads        commit writes
     snapshot    s + t              N (s + e)               s + t + N (s + e)   s + t
     replay      s + t              N (c + e)               s + t + N (c + e)   s + t
-    lazy        s + t + W c        N (c + e) + s + W c     t + N (c + e) + W c t + W c
+    lazy        s + t + W c        N (c + e) + s           t + N (c + e) + W c t + W c
     joint       s + t              N (c + e) + s + t       -                   -
 
-The writes of `s + W c` by lazy's `scan_tree` are XLA's: a conditional that folds the ring
-in some steps writes its result in all of them. A kernel that writes under a predicate
-pays them when the ring is full, once in about `W - D + 1` tokens. Joint keeps tokens
+The write of `s` by lazy's `scan_tree` is XLA's: a state that is folded in some steps is
+written in all of them. A kernel that writes under a predicate pays it when the ring is
+full, once in about `W - D + 1` tokens; nor does it copy a ring to append to it. Joint keeps tokens
 instead of records, and pays for it in arithmetic: its pass has `D + N` rows. The tapes of
 replay and joint also hold the layer's decay rates, once per batch.
 """
@@ -55,7 +55,7 @@ def formula(
         reads, writes, commit_reads, commit_writes = {
             "snapshot": (s + t, states, s + t + states, s + t),
             "replay": (s + t, tape, s + t + tape, s + t),
-            "lazy": (s + t + ring, tape + s + ring, t + tape + ring, t + ring),
+            "lazy": (s + t + ring, tape + s, t + tape + ring, t + ring),
             "joint": (s + t, tape + s + t, 0, 0),
         }[rollback]
         layer = [

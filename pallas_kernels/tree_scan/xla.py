@@ -77,11 +77,9 @@ def verify(tree, inputs, A, C, D, state, ring, fold, layer, max_depth):
     ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
     folded = _fold(before, A, ring.live())
     y = _read(tree, inputs, A, C, D, folded)
-
-    def write(state):
-        return stacked.put(state, jnp.where(fold[:, None, None], folded, before), layer)
-
-    return y, jax.lax.cond(jnp.any(fold), write, lambda state: state, state)
+    # Written in all rows: XLA's conditional would copy the state of all layers instead.
+    kept = jnp.where(fold[:, None, None], folded, before)
+    return y, stacked.put(state, kept, layer)
 
 
 def read_chain(inputs, A, C, D, state):

@@ -83,13 +83,9 @@ def verify(tree, inputs, A, C, D, state, ring, fold, layer):
     before = stacked.take(state, layer)
     ring = ring._replace(inputs=stacked.take(ring.inputs, layer)).live()
     y = _read(tree, inputs, A, C, D, before, ring)
-
-    def write(state):
-        folded = _fold(before, A, ring)
-        kept = jnp.where(fold[:, None, None, None], folded, before)
-        return stacked.put(state, kept, layer)
-
-    return y, jax.lax.cond(jnp.any(fold), write, lambda state: state, state)
+    # Written in all rows: XLA's conditional would copy the state of all layers instead.
+    kept = jnp.where(fold[:, None, None, None], _fold(before, A, ring), before)
+    return y, stacked.put(state, kept, layer)
 
 
 def _read(tree, inputs, A, C, D, state, ring):
