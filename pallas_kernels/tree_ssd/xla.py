@@ -80,12 +80,13 @@ def read(tree, inputs, A, C, D, state, ring, layer):
 
 
 def verify(tree, inputs, A, C, D, state, ring, fold, layer):
+    # Written in all rows, and read only then: else XLA copies the state of all layers.
     before = stacked.take(state, layer)
-    ring = ring._replace(inputs=stacked.take(ring.inputs, layer)).live()
-    y = _read(tree, inputs, A, C, D, before, ring)
-    # Written in all rows: XLA's conditional would copy the state of all layers instead.
-    kept = jnp.where(fold[:, None, None, None], _fold(before, A, ring), before)
-    return y, stacked.put(state, kept, layer)
+    ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+    folded = _fold(before, A, ring.live())
+    kept = jnp.where(fold[:, None, None, None], folded, before)
+    rest = ring._replace(length=jnp.where(fold, 0, ring.length)).live()
+    return _read(tree, inputs, A, C, D, kept, rest), stacked.put(state, kept, layer)
 
 
 def _read(tree, inputs, A, C, D, state, ring):
