@@ -40,15 +40,16 @@ def read(tree, inputs, A, C, D, state, ring, layer, *, interpret=False):
     return _walk(*args, interpret=interpret)
 
 
+@_mosaic_gpu.pure
 def verify(tree, inputs, A, C, D, state, ring, fold, layer, *, interpret=False):
     state = _mosaic_gpu.in_place(state)
     args = (tree, inputs, A, C, D, state, ring, fold, layer)
     return _walk(*args, interpret=interpret), state[...]
 
 
+@_mosaic_gpu.pure
 def fold(state, A, inputs, *, interpret=False):
-    block = Block.of(state, inputs, interpret)
-    tokens = Tokens.of(inputs.x.shape[2], CHAIN_TILE)
+    block, tokens, memory = _plan_fold(state, inputs, interpret)
     x, B = (tokens.pad(array, axis=2) for array in (inputs.x, inputs.B))
     chain = Records(tokens.times(inputs.dt), x, B)
 
@@ -66,7 +67,6 @@ def fold(state, A, inputs, *, interpret=False):
         plgpu.wait_smem_to_gmem(0)
 
     states = _mosaic_gpu.in_place(state)
-    memory = block.state_memory(), gpu_chain.memory(block, tokens), plgpu.Barrier()
     _mosaic_gpu.launch(
         body,
         (A, chain, states),
@@ -85,17 +85,15 @@ def fold(state, A, inputs, *, interpret=False):
 
 
 def refuses_read(tree, inputs, A, C, D, state, ring, layer):
-    return _refuses(inputs, state, _plan(inputs, C, state, ring)[-1])
+    return _refuses(inputs, state) or _refuses_size(_plan(inputs, C, state, ring)[-1])
 
 
 def refuses_verify(tree, inputs, A, C, D, state, ring, fold, layer):
-    return _refuses(inputs, state, _plan(inputs, C, state, ring)[-1])
+    return refuses_read(tree, inputs, A, C, D, state, ring, layer)
 
 
 def refuses_fold(state, A, inputs):
-    block = Block.of(state, inputs)
-    chain = gpu_chain.memory(block, Tokens.of(inputs.x.shape[2], CHAIN_TILE))
-    return _refuses(inputs, state, (block.state_memory(), chain))
+    return _refuses(inputs, state) or _refuses_size(_plan_fold(state, inputs)[-1])
 
 
 def _walk(tree, inputs, A, C, D, state, ring, fold, layer, *, interpret):
@@ -107,7 +105,6 @@ def _walk(tree, inputs, A, C, D, state, ring, fold, layer, *, interpret):
     x, B = (nodes.pad(array, axis=1) for array in (inputs.x, inputs.B))
     rows = sees, Records(nodes.times(inputs.dt), x, B), queries.pad(C, axis=1)
     chain = None if ring is None else _records(ring, slots, layer)
-    fold = None if fold is None else fold.astype(jnp.int32)
 
     def body(layer, A, rows, chain, fold, states, y, state_s, tree_s, chain_s, loaded):
         b, h, layer = jax.lax.axis_index("batch"), jax.lax.axis_index("head"), layer[0]
@@ -128,7 +125,7 @@ def _walk(tree, inputs, A, C, D, state, ring, fold, layer, *, interpret):
                 gpu_chain.fold(block, slots, A[h], chain, state_s, chain_s)
             if fold is not None:
 
-                @pl.when(fold[b] != 0)
+                @pl.when(fold[b])
                 def _():
                     plgpu.commit_smem()
                     plgpu.copy_smem_to_gmem(state_s, here)
@@ -151,6 +148,14 @@ def _walk(tree, inputs, A, C, D, state, ring, fold, layer, *, interpret):
         **PARAMS,
     )
     return y[:, :num_queries] + D * inputs.x[:, first:].astype(D.dtype)
+
+
+def _plan_fold(state, inputs, interpret=False):
+    """How tokens are cut into tiles, and the memory for them."""
+    block = Block.of(state, inputs, interpret)
+    tokens = Tokens.of(inputs.x.shape[2], CHAIN_TILE)
+    chain = gpu_chain.memory(block, tokens)
+    return block, tokens, (block.state_memory(), chain, plgpu.Barrier())
 
 
 def _plan(inputs, C, state, ring, interpret=False):
@@ -196,14 +201,18 @@ def _cost(reader, slots, rows):
     )
 
 
-def _refuses(inputs: Any, state: Any, memory: Any) -> str | None:
+def _refuses(inputs: Any, state: Any) -> str | None:
     dim, width = state.shape[3:]
     if dim % TILE or width % TILE:
         return f"heads {dim} wide and states {width} wide; it takes multiples of {TILE}"
     if inputs.x.dtype not in (jnp.bfloat16, jnp.float32):
         return f"{inputs.x.dtype} activations; it takes bfloat16 and float32"
+    return None
+
+
+def _refuses_size(memory: Any) -> str | None:
     if (size := _bytes(memory)) > _mosaic_gpu.SHARED_MEMORY:
-        return f"{size} bytes of shared memory are needed"
+        return f"{size} bytes of shared memory, more than there are"
     return None
 
 
