@@ -10,9 +10,15 @@ with the same weights and compiler options, after a warm-up.
 
 import argparse
 
-from jaxspec.bench import decode, rollback
+from jaxspec.bench import bandwidth, cycles, decode, rollback, verify
 
-BENCHMARKS = {"decode": decode, "rollback": rollback}
+BENCHMARKS = {
+    "decode": decode,
+    "rollback": rollback,
+    "verify": verify,
+    "kernels": bandwidth,
+    "cycles": cycles,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

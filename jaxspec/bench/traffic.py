@@ -12,9 +12,9 @@ nodes and `W` slots of the ring:
 
 The write of `s` by lazy's `scan_tree` is XLA's: a state that is folded in some steps is
 written in all of them. A kernel that writes under a predicate pays it when the ring is
-full, once in about `W - D + 1` tokens; nor does it copy a ring to append to it. Joint keeps tokens
-instead of records, and pays for it in arithmetic: its pass has `D + N` rows. The tapes of
-replay and joint also hold the layer's decay rates, once per batch.
+full, once in about `W - D + 1` tokens. Joint keeps tokens instead of records, and pays for
+it in arithmetic: its pass has `D + N` rows. The tapes of replay and joint also hold the
+layer's decay rates, once per batch.
 """
 
 from typing import Any, NamedTuple
