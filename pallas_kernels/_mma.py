@@ -16,7 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.mosaic.gpu.mma import MMALayouts
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import _mosaic_gpu
 
 ROWS = plgpu.Layout.WGMMA  # of left operands and of sums
 COLUMNS = plgpu.Layout.TILED(  # of right operands: every warp has all of them
@@ -24,12 +27,6 @@ COLUMNS = plgpu.Layout.TILED(  # of right operands: every warp has all of them
     warp_dims=(plgpu.Replicated(4),),
     lane_dims=(-3, -4),
     vector_dim=-2,
-)
-_LEFT = plgpu.Layout.TILED(  # `ROWS` as `mma` wants it: in the same registers
-    plgpu.Tiling(((64, 16), (16, 8), (8, 8), (2,))),
-    warp_dims=(-7,),
-    lane_dims=(-3, -2),
-    vector_dim=-1,
 )
 
 
@@ -67,15 +64,13 @@ class Warpgroup:
 
     def load_from(self, ref: Any, layout: Any = ROWS) -> jax.Array:
         """Loads a matrix from global memory, or a vector along an axis of matrices."""
-        if self.interpret:
-            return ref[...]
-        return plgpu.load(ref, (), layout=layout, optimized=False)
+        return _mosaic_gpu.load(ref, ..., layout, self.interpret)
 
     def load_transposed(self, ref: Any) -> jax.Array:
         """Loads `[K, M]` as a left operand `[M, K]`."""
         if self.interpret:
             return ref[...].T
-        value = plgpu.load(ref.T, (), layout=plgpu.Layout.WGMMA_TRANSPOSED)
+        value = plgpu.layout_cast(ref.T[...], plgpu.Layout.WGMMA_TRANSPOSED)
         return plgpu.layout_cast(value, ROWS)
 
     def store_transposed(self, value: jax.Array, ref: Any) -> None:
@@ -133,14 +128,17 @@ class Warpgroup:
             return_type=plgpu.ShapeDtypeStruct(total.shape, total.dtype, layout=ROWS),
         )
         def multiply(_, total, left, right):
-            layout = _LEFT.to_mgpu()
-            registers = left.registers.reshape(layout.registers_shape(left.shape))
-            left = mgpu.FragmentedArray(
-                _registers=registers, _layout=layout, _is_signed=None
-            )
+            layouts = MMALayouts(left.mlir_dtype)
+            left, right = _view(left, layouts.lhs), _view(right, layouts.rhs)
             return mgpu.mma(total, left, right)
 
         return multiply(total, left, right)
+
+
+def _view(value: Any, layout: Any) -> Any:
+    """Another name for a layout that has the same values in the same registers."""
+    registers = value.registers.reshape(layout.registers_shape(value.shape))
+    return mgpu.FragmentedArray(_registers=registers, _layout=layout, _is_signed=None)
 
 
 @functools.cache

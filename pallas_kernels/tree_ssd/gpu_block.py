@@ -130,13 +130,10 @@ class Block:
         group = jax.lax.axis_index("head") // (self.heads // self.groups)
         return pl.ds(group * self.width, self.width)
 
-    def pieces(self) -> list[Any]:
+    def pieces(self, size: int) -> list[Any]:
         """Columns of the state that are in registers together."""
-        return [pl.ds(i, self.piece) for i in range(0, self.width, self.piece)]
-
-    @property
-    def piece(self) -> int:
-        return min(TILE, self.width)
+        size = min(size, self.width)
+        return [pl.ds(i, size) for i in range(0, self.width, size)]
 
     @property
     def parts(self) -> int:
@@ -145,7 +142,7 @@ class Block:
 
     @property
     def tile(self) -> int:
-        """The most tokens of a tile; in three parts each, half as many fit registers."""
+        """The most tokens of a tile; fewer if an operand is in three parts."""
         return TILE if self.dtype == jnp.bfloat16 else TILE // 2
 
     def state_memory(self) -> Any:

@@ -46,7 +46,7 @@ def memory(block: Block, tokens: Tokens) -> Memory:
     return Memory(
         block.records_memory(tokens),
         plgpu.SMEM((TILE,), jnp.float32),
-        block.warpgroup.memory((block.piece, tokens.depth), block.dtype),
+        block.warpgroup.memory((min(TILE, block.width), tokens.depth), block.dtype),
         plgpu.Barrier(),
         plgpu.Barrier(num_arrivals=2),
     )
@@ -71,7 +71,7 @@ def fold(
         scale, decay = _decays(block, tokens, A, dt, m)
         x = block.load_tile(tokens, m.tokens.x).astype(jnp.float32)
         left = split(x * group.spread(scale, x.shape, 1), PARTS)
-        for piece in block.pieces():
+        for piece in block.pieces(TILE):
             m.keys[...] = block.load_tile(tokens, m.tokens.B.at[:, piece])
             right = split(group.load_right(m.keys, tokens.depth), PARTS)
             here = group.load(state.at[:, piece])

@@ -186,7 +186,7 @@ class Reader(NamedTuple):
         ]
         m.decay[...] = jnp.exp(path[0] + path[1])
         y = group.zeros((self.block.rows, self.queries.size))
-        for piece in self.block.pieces():
+        for piece in self.block.pieces(self.block.tile):
             left = split(group.load(state.at[:, piece]), self.block.parts)
             right = group.load_right(m.C.at[self._rows(0), piece], self.block.width)
             y = group.add_product(y, left, split(right, self.block.parts))
@@ -224,7 +224,7 @@ class Reader(NamedTuple):
         group, parts = self.block.warpgroup, self.block.parts
         shape = TILE, self.nodes.depth
         weights = group.zeros(shape)
-        for piece in self.block.pieces():
+        for piece in self.block.pieces(self.block.tile):
             left = split(group.load(m.C.at[:, piece]), parts)
             right = group.load_right(m.nodes.B.at[:, piece], self.block.width)
             weights = group.add_product(weights, left, split(right, parts))
