@@ -15,7 +15,7 @@ rounded to bfloat16 where the values are bfloat16. Forward only.
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _mosaic_gpu
-from pallas_kernels.tree_attention import _mma
+from pallas_kernels.tree_attention import gpu_mma
 
 ROWS = 64  # queries of a block
-KEY_BYTES = 128  # of a column of the keys copied at a time
+KEYS = {2: 64, 4: 16}  # copied at a time, by bytes of a value: parts need registers
 STEP = 16  # keys multiplied at a time
 BUFFERS = 2
 BLOCKS = 264  # two for each multiprocessor of an H200
@@ -50,37 +50,21 @@ def attend(
     *,
     interpret=False,
 ):
-    batch, queries, _ = q.shape
-    kv_heads = keys.shape[2] // head_dim
-    q = q.reshape(batch, queries, kv_heads, -1, head_dim)
-    group = q.shape[3]
-    rows = queries * group
-    q = q.transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, rows, head_dim)
-
-    seen = tree.ancestors[:, -queries:]
-    depth = tree.depth[:, -queries:]
-    if window is not None:
-        seen &= tree.depth[:, None] > depth[..., None] - window
-    seen = jnp.repeat(seen.astype(jnp.int8), group, axis=1)
-    depth = jnp.repeat(depth, group, axis=1)
-
+    batch, num_queries, _ = q.shape
+    q = q.reshape(batch, num_queries, keys.shape[2] // head_dim, -1, head_dim)
+    _, _, kv_heads, group, _ = q.shape
+    rows = _Rows(*_rows_of(tree, q, window))
+    nodes = _Tokens(_pad(keys, 1, STEP), _pad(values, 1, STEP))
+    cache = _Tokens(cache_keys, cache_values)
     kernel = _Kernel(head_dim, window, scale * LOG2_E, interpret)
-    top, total, y = kernel(
-        _pad(q, 2, ROWS),
-        _pad(_pad(seen, 1, ROWS), 2, STEP),
-        _pad(depth, 1, ROWS),
-        _pad(keys, 1, STEP),
-        _pad(values, 1, STEP),
-        cache_keys,
-        cache_values,
-        length,
-        layer.reshape(1),
-    )
-    weight = jnp.exp2(top - jnp.max(top, axis=2, keepdims=True))
-    y = jnp.sum(weight[..., None] * y, axis=2)
-    y = y / jnp.sum(weight * total, axis=2)[..., None]
-    y = y[:, :, :rows].reshape(batch, kv_heads, queries, group, head_dim)
-    return y.transpose(0, 2, 1, 3, 4).reshape(batch, queries, -1)
+    sums = kernel(rows, nodes, cache, length, layer.reshape(1))
+
+    weight = jnp.exp2(sums.top - jnp.max(sums.top, axis=2, keepdims=True))
+    y = jnp.sum(weight[..., None] * sums.y, axis=2)
+    y = y / jnp.sum(weight * sums.total, axis=2)[..., None]
+    y = y[:, :, : num_queries * group]
+    y = y.reshape(batch, kv_heads, num_queries, group, head_dim)
+    return y.transpose(0, 2, 1, 3, 4).reshape(batch, num_queries, -1)
 
 
 def refuses_attend(
@@ -96,10 +80,9 @@ def refuses_attend(
     window,
     scale,
 ):
-    if q.dtype != cache_keys.dtype or keys.dtype != cache_keys.dtype:
-        return f"queries are {q.dtype}, keys {keys.dtype}, cached {cache_keys.dtype}"
-    if q.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"queries are {q.dtype}, not bfloat16 or float32"
+    dtypes = {x.dtype for x in (q, keys, values, cache_keys, cache_values)}
+    if len(dtypes) > 1 or q.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"dtypes are {sorted(map(str, dtypes))}, not all bfloat16 or all float32"
     if head_dim not in (64, 128):
         return f"heads of {head_dim} are not of 64 or 128"
     if cache_keys.shape[2] < _num_keys(q.dtype):
@@ -107,9 +90,41 @@ def refuses_attend(
     return None
 
 
-def _num_keys(dtype):
-    """Keys copied at a time, so that sums and operands fit into registers."""
-    return KEY_BYTES // jnp.dtype(dtype).itemsize
+class _Rows(NamedTuple):
+    """Queries by key head: `R` rows, those of nodes and the heads of a group."""
+
+    q: Any  # [B, K, R, d]
+    seen: Any  # [B, R, N] int8, which nodes each sees
+    depth: Any  # [B, R]
+
+
+class _Tokens(NamedTuple):
+    """Keys and values, `[B, N, K d]` of nodes or `[L, B, M, K d]` of a cache."""
+
+    keys: Any
+    values: Any
+
+
+class _Sums(NamedTuple):
+    """What is known of rows after some keys, in float32; of `P` parts, to combine."""
+
+    top: Any  # [B, K, P, R] largest score, to the base 2
+    total: Any  # [B, K, P, R] of the weights relative to it
+    y: Any  # [B, K, P, R, d], the same of weighted values; in a kernel, a list of columns
+
+
+def _rows_of(tree, q, window):
+    """Rows of the queries `[B, n, K, G, d]`, of their nodes' sights and depths."""
+    batch, num_queries, kv_heads, group, head_dim = q.shape
+    seen, depth = tree.ancestors[:, -num_queries:], tree.depth[:, -num_queries:]
+    if window is not None:
+        seen = seen & (tree.depth[:, None] > depth[..., None] - window)
+    q = q.transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, -1, head_dim)
+    seen = jnp.repeat(seen.astype(jnp.int8), group, axis=1)
+    depth = jnp.repeat(depth, group, axis=1)
+    yield _pad(q, 2, ROWS)
+    yield _pad(_pad(seen, 1, ROWS), 2, STEP)
+    yield _pad(depth, 1, ROWS)
 
 
 def _pad(x, axis, multiple):
@@ -119,13 +134,17 @@ def _pad(x, axis, multiple):
     return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
 
 
+def _num_keys(dtype):
+    return KEYS[jnp.dtype(dtype).itemsize]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Kernel:
-    """Attention of rows of queries, in parts of the cache.
+    """Attention of rows, each block to a part of what they see.
 
     Attributes:
         head_dim: of queries, keys and values.
-        window: positions that a node sees, or all.
+        window: positions that a node sees, or None for all.
         scale: of scores to the base 2.
         interpret: whether there are no threads for values to be laid out in.
     """
@@ -135,195 +154,197 @@ class _Kernel:
     scale: float
     interpret: Any
 
-    def __call__(
-        self, q, seen, depth, keys, values, cache_keys, cache_values, length, layer
-    ):
-        batch, kv_heads, rows, _ = q.shape
-        block = min(_num_keys(q.dtype), cache_keys.shape[2])
-        tiles = rows // ROWS
+    def __call__(self, rows, nodes, cache, length, layer) -> _Sums:
+        batch, kv_heads, num_rows, _ = rows.q.shape
+        layers, _, capacity, _ = cache.keys.shape
+        tiles = num_rows // ROWS
         parts = max(1, BLOCKS // (batch * kv_heads * tiles))
-        parts = min(parts, pl.cdiv(cache_keys.shape[2], 4 * block))
-        keys_seen = cache_keys.shape[2] + keys.shape[1]
-        scores = batch * kv_heads * rows * keys_seen
-        sums = jax.ShapeDtypeStruct((batch, kv_heads, parts, rows), jnp.float32)
-        outputs = jax.ShapeDtypeStruct((*sums.shape, self.head_dim), jnp.float32)
-        return _mosaic_gpu.launch(
-            functools.partial(self._attend, block, parts),
-            (q, seen, depth, keys, values, cache_keys, cache_values, length, layer),
-            (sums, sums, outputs),
+        parts = min(parts, pl.cdiv(capacity, 4 * _num_keys(rows.q.dtype)))
+        scores = batch * kv_heads * num_rows * (capacity + nodes.keys.shape[1])
+        scalars = jax.ShapeDtypeStruct((batch, kv_heads, parts, num_rows), jnp.float32)
+        y = jax.ShapeDtypeStruct((*scalars.shape, self.head_dim), jnp.float32)
+        sums = _mosaic_gpu.launch(
+            functools.partial(self._attend, parts),
+            (rows, nodes, cache, length, layer),
+            (scalars, scalars, y),
             grid={"batch": batch, "head": kv_heads, "tile": tiles, "part": parts},
             scratch=(
-                self._buffers(cache_keys.dtype),
-                self._buffers(cache_values.dtype),
-                plgpu.Barrier(num_arrivals=2, num_barriers=BUFFERS),
+                *(self._buffer(x.dtype) for x in cache),
+                plgpu.Barrier(num_arrivals=len(cache), num_barriers=BUFFERS),
             ),
             name="tree_attention",
             cost=pl.CostEstimate(
                 flops=4 * self.head_dim * scores,
-                bytes_accessed=_mosaic_gpu.num_bytes(q, seen, keys, values)
-                + _mosaic_gpu.num_bytes(cache_keys, cache_values) // cache_keys.shape[0]
-                + 4 * outputs.size,
+                bytes_accessed=_mosaic_gpu.num_bytes(rows, nodes, y)
+                + _mosaic_gpu.num_bytes(cache) // layers,
                 transcendentals=scores,
             ),
             interpret=self.interpret,
             approx_math=True,
         )
+        return _Sums(*sums)
 
-    def _buffers(self, dtype):
+    def _attend(
+        self, parts, rows, nodes, cache, length, layer, top, total, y, *memory
+    ) -> None:
+        """What a block does: the tree, if its part is the first, and some of the cache."""
+        *buffers, copied = memory
+        b, h = jax.lax.axis_index("batch"), jax.lax.axis_index("head")
+        part = jax.lax.axis_index("part")
+        tile = pl.ds(jax.lax.axis_index("tile") * ROWS, ROWS)
+        queries = [
+            self._load(rows.q, (b, h, tile, c), gpu_mma.QUERIES)
+            for c in self._columns(rows.q.dtype)
+        ]
+        block = _Block(
+            queries,
+            self._load(rows.depth, (b, tile), gpu_mma.PER_QUERY),
+            rows.seen.at[b, tile],
+            _Tokens(*buffers),
+            copied,
+            pl.ds(h * self.head_dim, self.head_dim),
+        )
+        sums = self._nothing(rows.q.dtype)
+        sums = self._see_tree(block, sums, part, _Tokens(*(x.at[b] for x in nodes)))
+        cache = _Tokens(*(x.at[layer[0], b] for x in cache))
+        sums = self._see_cache(block, sums, part, parts, cache, length[b])
+        top[b, h, part, tile], total[b, h, part, tile] = sums.top, sums.total
+        for c, output in zip(self._columns(rows.q.dtype), sums.y, strict=True):
+            y[b, h, part, tile, c] = gpu_mma.finish(output, self.interpret)
+
+    def _see_tree(self, block, sums, part, nodes) -> _Sums:
+        num_nodes = nodes.keys.shape[0]
+        size = min(_num_keys(nodes.keys.dtype), num_nodes)
+
+        def absorb(t, sums):
+            start = self._copy(block, nodes, t, size, 0)
+            plgpu.barrier_wait(block.copied.at[0])
+
+            def is_seen(step, width):
+                index = slice(None), pl.ds(start + step, width)
+                seen = self._load(block.seen, index, gpu_mma.QUERIES) != 0
+                return seen & (start + step + self._iota(width) >= t * size)
+
+            return self._absorb(block, sums, 0, size, is_seen)
+
+        count = jnp.where(part == 0, pl.cdiv(num_nodes, size), 0)
+        return jax.lax.fori_loop(0, count, absorb, sums)
+
+    def _see_cache(self, block, sums, part, parts, cache, length) -> _Sums:
+        capacity = cache.keys.shape[0]
+        size = min(_num_keys(cache.keys.dtype), capacity)
+        oldest = 0  # that the root sees
+        if self.window is not None:
+            oldest = jnp.maximum(length - self.window + 1, 0)
+        first, last = oldest // size, pl.cdiv(length, size)
+        share = pl.cdiv(jnp.maximum(last - first, 0), parts)
+        first = first + part * share
+        last = jnp.minimum(first + share, last)
+
+        def copy(j):
+            self._copy(block, cache, j, size, jax.lax.rem(j - first, BUFFERS))
+
+        def absorb(j, sums):
+            slot = jax.lax.rem(j - first, BUFFERS)
+            plgpu.barrier_wait(block.copied.at[slot])
+            pl.when(j + 1 < last)(lambda: copy(j + 1))
+            start = jnp.minimum(j * size, capacity - size)
+
+            def is_seen(step, width):
+                slots = start + step + self._iota(width)
+                seen = (slots >= j * size) & (slots < length)
+                if self.window is not None:
+                    unseen = length + block.depth - self.window
+                    seen &= slots > self._spread(unseen, width)
+                return seen
+
+            return self._absorb(block, sums, slot, size, is_seen)
+
+        pl.when(first < last)(lambda: copy(first))
+        return jax.lax.fori_loop(first, last, absorb, sums)
+
+    def _copy(self, block, tokens, j, size, slot):
+        """Starts to copy the `j`-th keys and values, or the last, if they are too few."""
+        start = jnp.minimum(j * size, tokens.keys.shape[0] - size)
+        for source, buffer in zip(tokens, block.buffers, strict=True):
+            plgpu.copy_gmem_to_smem(
+                source.at[pl.ds(start, size), block.head],
+                buffer.at[slot, pl.ds(0, size)],
+                block.copied.at[slot],
+            )
+        return start
+
+    def _absorb(self, block, sums, slot, size, is_seen) -> _Sums:
+        """Adds some keys and values in shared memory."""
+        width = STEP if size % STEP == 0 else size
+        steps = range(0, size, width)
+        columns = self._columns(block.buffers.keys.dtype)
+        scores = []
+        for step in steps:
+            score = self._full((ROWS, width), 0.0, gpu_mma.QUERIES)
+            for query, c in zip(block.queries, columns, strict=True):
+                index = slot, pl.ds(step, width), c
+                keys = self._load(block.buffers.keys, index, gpu_mma.KEYS)
+                score = gpu_mma.score(score, query, keys, self.interpret)
+            scores.append(jnp.where(is_seen(step, width), self.scale * score, HIDDEN))
+
+        highest = jnp.max(functools.reduce(jnp.maximum, scores), axis=1)
+        highest = jnp.maximum(sums.top, highest)
+        weights = [jnp.exp2(score - self._spread(highest, width)) for score in scores]
+        kept = jnp.exp2(sums.top - highest)
+        total = jnp.sum(functools.reduce(jnp.add, weights), axis=1)
+        y = []
+        for output, c in zip(sums.y, columns, strict=True):
+            output *= self._spread(kept, c.size)
+            for step, weight in zip(steps, weights, strict=True):
+                index = slot, pl.ds(step, width), c
+                values = self._load(block.buffers.values, index, gpu_mma.VALUES)
+                output = gpu_mma.read(output, weight, values, self.interpret)
+            y.append(output)
+        return _Sums(highest, kept * sums.total + total, y)
+
+    def _nothing(self, dtype) -> _Sums:
+        return _Sums(
+            self._full((ROWS,), LOWEST, gpu_mma.PER_QUERY),
+            self._full((ROWS,), 0.0, gpu_mma.PER_QUERY),
+            [
+                self._full((ROWS, c.size), 0.0, gpu_mma.QUERIES)
+                for c in self._columns(dtype)
+            ],
+        )
+
+    def _columns(self, dtype):
+        """Columns of a head that lie together in a swizzled buffer."""
+        width = math.gcd(self.head_dim, 128 // jnp.dtype(dtype).itemsize)
+        return [pl.ds(i, width) for i in range(0, self.head_dim, width)]
+
+    def _buffer(self, dtype):
         shape = BUFFERS, _num_keys(dtype), self.head_dim
         if self.interpret:
             return plgpu.SMEM(shape, dtype)
         tile = plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize))
         return plgpu.SMEM(shape, dtype, transforms=(tile, plgpu.SwizzleTransform(128)))
 
-    def _attend(
-        self,
-        block,
-        parts,
-        q,
-        seen,
-        depth,
-        keys,
-        values,
-        cache_keys,
-        cache_values,
-        length,
-        layer,
-        top,
-        total,
-        y,
-        key_buffers,
-        value_buffers,
-        copied,
-    ):
-        """The kernel: the tree, where it is the first part, and a part of the cache."""
-        b, h = jax.lax.axis_index("batch"), jax.lax.axis_index("head")
-        part = jax.lax.axis_index("part")
-        rows = pl.ds(jax.lax.axis_index("tile") * ROWS, ROWS)
-        columns = pl.ds(h * self.head_dim, self.head_dim)
-        length, layer = length[b], layer[0]
-        buffers = key_buffers, value_buffers
-        chunks = self._chunks(q.dtype)
-        queries = [self._load(q, (b, h, rows, c), _mma.QUERIES) for c in chunks]
-        depth = self._load(depth, (b, rows), _mma.PER_QUERY)
-
-        def copy(sources, index, size, slot):
-            for source, buffer in zip(sources, buffers, strict=True):
-                plgpu.copy_gmem_to_smem(
-                    source.at[(*index, columns)],
-                    buffer.at[slot, pl.ds(0, size)],
-                    copied.at[slot],
-                )
-
-        size = min(_num_keys(q.dtype), keys.shape[1])
-
-        def absorb_tree(t, sums):
-            start = jnp.minimum(t * size, keys.shape[1] - size)
-            copy((keys, values), (b, pl.ds(start, size)), size, 0)
-            plgpu.barrier_wait(copied.at[0])
-
-            def visible(step, width):
-                index = b, rows, pl.ds(start + step, width)
-                mask = self._load(seen, index, _mma.QUERIES) != 0
-                return mask & (start + step + self._iota(width) >= t * size)
-
-            return self._absorb(sums, queries, buffers, 0, size, visible)
-
-        def copy_cache(j, slot):
-            start = jnp.minimum(j * block, cache_keys.shape[2] - block)
-            index = layer, b, pl.ds(start, block)
-            copy((cache_keys, cache_values), index, block, slot)
-            return start
-
-        first = 0 if self.window is None else _first(length, self.window) // block
-        live = pl.cdiv(length, block)
-        share = pl.cdiv(jnp.maximum(live - first, 0), parts)
-        first = first + part * share
-        last = jnp.minimum(first + share, live)
-
-        def absorb_cache(j, sums):
-            slot = jax.lax.rem(j - first, BUFFERS)
-            plgpu.barrier_wait(copied.at[slot])
-
-            @pl.when(j + 1 < last)
-            def _():
-                copy_cache(j + 1, jax.lax.rem(j + 1 - first, BUFFERS))
-
-            start = jnp.minimum(j * block, cache_keys.shape[2] - block)
-
-            def visible(step, width):
-                slots = start + step + self._iota(width)
-                mask = (slots >= j * block) & (slots < length)
-                if self.window is not None:
-                    oldest = length + depth - self.window
-                    mask &= slots > self._spread(oldest, width)
-                return mask
-
-            return self._absorb(sums, queries, buffers, slot, block, visible)
-
-        full = functools.partial(_mosaic_gpu.full, interpret=self.interpret)
-        sums = (
-            full((ROWS,), LOWEST, _mma.PER_QUERY),
-            full((ROWS,), 0.0, _mma.PER_QUERY),
-            *(full((ROWS, c.size), 0.0, _mma.QUERIES) for c in chunks),
-        )
-        tree_blocks = jnp.where(part == 0, pl.cdiv(keys.shape[1], size), 0)
-        sums = jax.lax.fori_loop(0, tree_blocks, absorb_tree, sums)
-
-        @pl.when(first < last)
-        def _():
-            copy_cache(first, 0)
-
-        sums = jax.lax.fori_loop(first, last, absorb_cache, sums)
-        top[b, h, part, rows], total[b, h, part, rows], *outputs = sums
-        for c, output in zip(chunks, outputs, strict=True):
-            y[b, h, part, rows, c] = _mma.finish(output, self.interpret)
-
-    def _absorb(self, sums, queries, buffers, slot, size, visible):
-        """Adds some keys and values in shared memory to the sums of the rows."""
-        top, total, *outputs = sums
-        chunks = self._chunks(buffers[0].dtype)
-        width = STEP if size % STEP == 0 else size
-        steps = range(0, size, width)
-        scores = []
-        for step in steps:
-            score = _mosaic_gpu.full((ROWS, width), 0.0, _mma.QUERIES, self.interpret)
-            for query, c in zip(queries, chunks, strict=True):
-                index = slot, pl.ds(step, width), c
-                key = self._load(buffers[0], index, _mma.KEYS)
-                score = _mma.score(score, query, key, self.interpret)
-            scores.append(jnp.where(visible(step, width), self.scale * score, HIDDEN))
-
-        highest = jnp.max(functools.reduce(jnp.maximum, scores), axis=1)
-        highest, previous = jnp.maximum(top, highest), top
-        weights = [jnp.exp2(s - self._spread(highest, width)) for s in scores]
-        kept = jnp.exp2(previous - highest)
-        total = kept * total + jnp.sum(functools.reduce(jnp.add, weights), axis=1)
-        for i, c in enumerate(chunks):
-            outputs[i] = self._spread(kept, c.size) * outputs[i]
-            for step, weight in zip(steps, weights, strict=True):
-                index = slot, pl.ds(step, width), c
-                value = self._load(buffers[1], index, _mma.VALUES)
-                outputs[i] = _mma.read(outputs[i], weight, value, self.interpret)
-        return highest, total, *outputs
-
-    def _chunks(self, dtype):
-        """Columns that lie together in a swizzled buffer."""
-        width = math.gcd(self.head_dim, 128 // jnp.dtype(dtype).itemsize)
-        return [pl.ds(i, width) for i in range(0, self.head_dim, width)]
-
     def _load(self, ref, index, layout):
         return _mosaic_gpu.load(ref, index, layout, self.interpret)
 
+    def _full(self, shape, value, layout):
+        return _mosaic_gpu.full(shape, value, layout, self.interpret)
+
     def _spread(self, row, width):
         shape = ROWS, width
-        return _mosaic_gpu.spread(row, shape, 0, _mma.QUERIES, self.interpret)
+        return _mosaic_gpu.spread(row, shape, 0, gpu_mma.QUERIES, self.interpret)
 
     def _iota(self, width):
-        shape = ROWS, width
-        return _mosaic_gpu.iota(shape, 1, _mma.QUERIES, self.interpret)
+        return _mosaic_gpu.iota((ROWS, width), 1, gpu_mma.QUERIES, self.interpret)
 
 
-def _first(length, window):
-    """The oldest slot that a node at the root sees."""
-    return jnp.maximum(length - window + 1, 0)
+class _Block(NamedTuple):
+    """What a block has at hand."""
+
+    queries: list  # [64, c] arrays, some columns each
+    depth: Any  # [64] array
+    seen: Any  # [64, N] reference
+    buffers: _Tokens  # [BUFFERS, keys, d] references to shared memory
+    copied: Any  # a barrier for each buffer
+    head: Any  # columns of the head
