@@ -1,8 +1,9 @@
 """Tree-structured ops of state-space and hybrid models: arrays in, arrays out.
 
 One package an op: `tree_ssd` (Mamba-2), `tree_scan` (Mamba-1), `tree_conv`,
-`tree_attention`. In each, `__init__` is the contract, `reference.py` the plain loop that
-defines it, and every other file a faster implementation of the same functions.
+`tree_attention`, and `tree_path`, which keeps what was accepted. In each, `__init__` is the
+contract, `reference.py` the plain loop that defines it, and every other file a faster
+implementation of the same functions.
 
 What a model keeps per layer (states, rings, caches) may be handed over stacked, with the
 layer's index: a kernel then reads and writes it in place, and no program slices it.

@@ -17,13 +17,19 @@ Implementation = Literal[
     "reference",
     "xla",
     "cpu",
+    "tpu",
     "pallas_tpu",
     "pallas_gpu",
     "pallas_tpu_interpret",
     "pallas_gpu_interpret",
 ]
 
-PLATFORMS = {"cpu": "cpu", "pallas_tpu": "tpu", "pallas_gpu": "cuda"}
+PLATFORMS = {
+    "cpu": "cpu",
+    "tpu": "tpu",
+    "pallas_tpu": "tpu",
+    "pallas_gpu": "cuda",
+}
 """Implementations made for one platform; all others run everywhere."""
 
 ROWS, HEADS, LAYERS = "data", "tensor", "layers"
