@@ -178,8 +178,8 @@ def _has_old_gpu() -> bool:
 
 
 def _call(op: Op, name: str, static: dict[str, Any], *args: Any) -> Any:
-    """One implementation, an outer `vmap` merged into its rows if it is a kernel."""
-    if not name.startswith("pallas"):
+    """One implementation; those for accelerators take an outer `vmap` as more rows."""
+    if not name.startswith(("pallas", "tpu")):
         return op.implementations[name](*args, **static)
     reason = op.refusals[name](*args, **static) if name in op.refusals else None
     if reason is not None:
