@@ -192,12 +192,10 @@ class _Kernel:
         b, h = jax.lax.axis_index("batch"), jax.lax.axis_index("head")
         part = jax.lax.axis_index("part")
         tile = pl.ds(jax.lax.axis_index("tile") * ROWS, ROWS)
-        queries = [
-            self._load(rows.q, (b, h, tile, c), gpu_mma.QUERIES)
-            for c in self._columns(rows.q.dtype)
-        ]
+        q = rows.q.at[b, h, tile]
         block = _Block(
-            queries,
+            q,
+            self._load_queries(q) if rows.q.dtype != jnp.float32 else None,
             self._load(rows.depth, (b, tile), gpu_mma.PER_QUERY),
             rows.seen.at[b, tile],
             _Tokens(*buffers),
@@ -279,10 +277,11 @@ class _Kernel:
         width = STEP if size % STEP == 0 else size
         steps = range(0, size, width)
         columns = self._columns(block.buffers.keys.dtype)
+        queries = block.queries or self._load_queries(block.q)
         scores = []
         for step in steps:
             score = self._full((ROWS, width), 0.0, gpu_mma.QUERIES)
-            for query, c in zip(block.queries, columns, strict=True):
+            for query, c in zip(queries, columns, strict=True):
                 index = slot, pl.ds(step, width), c
                 keys = self._load(block.buffers.keys, index, gpu_mma.KEYS)
                 score = gpu_mma.score(score, query, keys, self.interpret)
@@ -325,6 +324,10 @@ class _Kernel:
         tile = plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize))
         return plgpu.SMEM(shape, dtype, transforms=(tile, plgpu.SwizzleTransform(128)))
 
+    def _load_queries(self, q):
+        columns = self._columns(q.dtype)
+        return [self._load(q, (slice(None), c), gpu_mma.QUERIES) for c in columns]
+
     def _load(self, ref, index, layout):
         return _mosaic_gpu.load(ref, index, layout, self.interpret)
 
@@ -342,7 +345,10 @@ class _Kernel:
 class _Block(NamedTuple):
     """What a block has at hand."""
 
-    queries: list  # [64, c] arrays, some columns each
+    q: Any  # [64, d] reference
+    queries: (
+        list | None
+    )  # [64, c] arrays, some columns each, if they fit into registers
     depth: Any  # [64] array
     seen: Any  # [64, N] reference
     buffers: _Tokens  # [BUFFERS, keys, d] references to shared memory
