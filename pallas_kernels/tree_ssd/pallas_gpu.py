@@ -32,6 +32,7 @@ from pallas_kernels.tree_ssd import gpu_chain, gpu_tree
 from pallas_kernels.tree_ssd.gpu_block import STEP, TILE, Block, Records, Tokens, pad
 
 CHAIN_TILE = 32  # tokens that are folded together, at most
+MAX_TOKENS = 256  # whose step sizes the engine copies at once
 PARAMS = {"approx_math": True}  # `exp` is the hardware's
 
 
@@ -85,7 +86,11 @@ def fold(state, A, inputs, *, interpret=False):
 
 
 def refuses_read(tree, inputs, A, C, D, state, ring, layer):
-    return _refuses(inputs, state) or _refuses_size(_plan(inputs, C, state, ring)[-1])
+    lengths = [inputs.x.shape[1]]
+    if ring is not None:
+        lengths.append(ring.inputs.x.shape[2])
+    reason = _refuses(inputs, state, max(lengths))
+    return reason or _refuses_size(_plan(inputs, C, state, ring)[-1])
 
 
 def refuses_verify(tree, inputs, A, C, D, state, ring, fold, layer):
@@ -93,7 +98,8 @@ def refuses_verify(tree, inputs, A, C, D, state, ring, fold, layer):
 
 
 def refuses_fold(state, A, inputs):
-    return _refuses(inputs, state) or _refuses_size(_plan_fold(state, inputs)[-1])
+    reason = _refuses(inputs, state, inputs.x.shape[2])
+    return reason or _refuses_size(_plan_fold(state, inputs)[-1])
 
 
 def _walk(tree, inputs, A, C, D, state, ring, fold, layer, *, interpret):
@@ -147,7 +153,7 @@ def _walk(tree, inputs, A, C, D, state, ring, fold, layer, *, interpret):
         interpret=interpret,
         **PARAMS,
     )
-    return y[:, :num_queries] + D * inputs.x[:, first:].astype(D.dtype)
+    return y[:, :num_queries] + D[None, None] * inputs.x[:, first:].astype(D.dtype)
 
 
 def _plan_fold(state, inputs, interpret=False):
@@ -179,7 +185,7 @@ def _records(ring, tokens, layer):
     """The records of a ring, `dt` those of one layer."""
     inputs = ring.inputs
     dt = jax.lax.dynamic_index_in_dim(inputs.dt, layer, keepdims=False)
-    live = jnp.arange(dt.shape[1]) < ring.length[:, None]
+    live = jnp.arange(dt.shape[1])[None] < ring.length[:, None]
     dt = tokens.times(jnp.where(live[..., None], dt, 0))
     return Records(dt, tokens.pad(inputs.x, axis=2), tokens.pad(inputs.B, axis=2))
 
@@ -201,12 +207,14 @@ def _cost(reader, slots, rows):
     )
 
 
-def _refuses(inputs: Any, state: Any) -> str | None:
+def _refuses(inputs: Any, state: Any, length: int) -> str | None:
     dim, width = state.shape[3:]
     if dim % TILE or width % TILE:
         return f"heads {dim} wide and states {width} wide; it takes multiples of {TILE}"
     if inputs.x.dtype not in (jnp.bfloat16, jnp.float32):
         return f"{inputs.x.dtype} activations; it takes bfloat16 and float32"
+    if length > MAX_TOKENS:
+        return f"{length} tokens; it takes {MAX_TOKENS}"
     return None
 
 
