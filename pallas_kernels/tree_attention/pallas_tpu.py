@@ -74,6 +74,19 @@ class _Blocks(NamedTuple):
         return rows if self.tiles == 1 else _up(rows, 2 * SUBLANES)
 
     @property
+    def stacked(self) -> int:
+        """Rows of the matrix of queries of a slab."""
+        return self.tiles * self.tile
+
+    @property
+    def together(self) -> int:
+        """Slabs whose tiles are independent work for the units of the core to overlap."""
+        most = 1 if self.tiles > 1 else max(1, TILE // self.tile)
+        return max(
+            x for x in range(1, self.slabs + 1) if x <= most and self.slabs % x == 0
+        )
+
+    @property
     def width(self) -> int:
         """Lanes of a slab."""
         return self.slab * self.dim
@@ -89,9 +102,9 @@ class _Blocks(NamedTuple):
         blocks += self.queries * self.group * width * (itemsize + 4)
         blocks += self.padded * (self.nodes + 4 * LANES)
         scratch = _up(self.width, LANES) * (itemsize + 4) + 2 * 4 * LANES
-        scratch *= self.slabs * self.tiles * self.tile
-        scores = self.tile * max(self.rows, self.nodes) * (8 + itemsize)
-        return 2 * blocks + scratch + scores
+        scratch *= self.slabs * self.stacked
+        scores = max(self.rows, self.nodes) * (8 + itemsize)
+        return 2 * blocks + scratch + scores * self.together * self.tile
 
 
 def _up(size: int, multiple: int) -> int:
@@ -102,7 +115,8 @@ def _cut(q, keys, cache_keys, head_dim) -> _Blocks | None:
     """The best blocks that fit, or `None`.
 
     Half a block is read in vain at the end of a cache, and a step costs as much as
-    reading some 200 kB: 512 rows if possible, then many heads, then more rows.
+    reading some 200 kB: 512 rows if possible, then many heads, then more rows. With so
+    many queries that reading does not matter, rows come first.
     """
     heads = keys.shape[2] // head_dim
     slab = math.lcm(head_dim, LANES) // head_dim
@@ -123,7 +137,9 @@ def _cut(q, keys, cache_keys, head_dim) -> _Blocks | None:
         size = blocks.rows * blocks.heads * head_dim * itemsize
         if heads % blocks.heads == 0 and (size <= BLOCK_BYTES or rows == ROWS[-1]):
             if blocks.vmem(itemsize) <= VMEM_BYTES:
-                fit.append(((min(blocks.rows, 512), blocks.heads, blocks.rows), blocks))
+                enough = 512 if blocks.tiles == 1 else 1024
+                order = (min(blocks.rows, enough), blocks.heads, blocks.rows)
+                fit.append((order, blocks))
     return max(fit)[1] if fit else None
 
 
@@ -145,6 +161,8 @@ def refuses_attend(
     if dtypes not in ({jnp.dtype(jnp.float32)}, {jnp.dtype(jnp.bfloat16)}):
         names = sorted(dtype.name for dtype in dtypes)
         return f"activations and cache must be all float32 or all bfloat16, got {names}"
+    if keys.shape[2] % LANES:
+        return f"the minor dimension of a cache must be a multiple of {LANES}"
     if _cut(q, keys, cache_keys, head_dim) is None:
         return (
             f"{q.shape[1]} queries of {keys.shape[1]} nodes exceed the on-chip memory"
@@ -190,7 +208,7 @@ def attend(
     first, count = _live_blocks(length, cut, window)
     scalars = (jnp.reshape(layer, (1,)), length, first, count)
     scalars = [x.astype(jnp.int32) for x in scalars]
-    seen, depth = _masks(tree, cut, window)
+    masks = _masks(tree, cut, window)
     head_blocks = keys.shape[2] // (cut.heads * head_dim)
 
     def of_row(b, h, j, *scalars):
@@ -212,7 +230,7 @@ def attend(
     node_block = pl.BlockSpec((None, cut.nodes, lanes), of_heads)
     cache_block = pl.BlockSpec((None, None, cut.rows, lanes), of_cache)
     query_block = pl.BlockSpec((None, queries, lanes * cut.group), of_heads)
-    stack = (cut.slabs, cut.tiles * cut.tile)
+    stacked = cut.slabs * cut.stacked
     live = cut.capacity if window is None else min(cut.capacity, window + cut.rows)
     pairs = batch * queries * width * (live + cut.nodes)
     read = 2 * (live + cut.nodes) * keys.shape[2] + queries * width
@@ -222,8 +240,7 @@ def attend(
             num_scalar_prefetch=len(scalars),
             grid=(batch, head_blocks, jnp.maximum(jnp.max(count), 1)),
             in_specs=[
-                pl.BlockSpec((None, *seen.shape[1:]), of_row),
-                pl.BlockSpec((None, *depth.shape[1:]), of_row),
+                [pl.BlockSpec((None, *x.shape[1:]), of_row) for x in masks],
                 query_block,
                 node_block,
                 node_block,
@@ -232,10 +249,10 @@ def attend(
             ],
             out_specs=query_block,
             scratch_shapes=[
-                pltpu.VMEM((*stack, cut.width), q.dtype),
-                pltpu.VMEM((*stack, 1), jnp.float32),
-                pltpu.VMEM((*stack, 1), jnp.float32),
-                pltpu.VMEM((*stack, cut.width), jnp.float32),
+                pltpu.VMEM((stacked, cut.width), q.dtype),
+                pltpu.VMEM((stacked, 1), jnp.float32),
+                pltpu.VMEM((stacked, 1), jnp.float32),
+                pltpu.VMEM((stacked, cut.width), jnp.float32),
             ],
         ),
         out_shape=jax.ShapeDtypeStruct(q.shape, jnp.float32),
@@ -249,7 +266,7 @@ def attend(
         ),
         name="tree_attention",
         interpret=interpret,
-    )(*scalars, seen, depth, q, keys, values, cache_keys, cache_values)
+    )(*scalars, masks, q, keys, values, cache_keys, cache_values)
 
 
 def _live_blocks(length, cut, window):
@@ -267,13 +284,17 @@ def _live_blocks(length, cut, window):
 
 
 def _masks(tree, cut, window):
-    """Who sees whom on the tree, `[B, n, N]`, and depths `[B, n, 1]`, rows padded."""
-    depth = tree.depth[:, -cut.queries :, None]
+    """Who sees whom on the tree, `[B, n, N]`; with a window, also depths `[B, n, 1]`.
+
+    Padded to whole registers of queries.
+    """
     seen = tree.ancestors[:, -cut.queries :]
-    if window is not None:
-        seen &= tree.depth[:, None] > depth - window
     rows = ((0, 0), (0, cut.padded - cut.queries), (0, 0))
-    return jnp.pad(seen.astype(jnp.int8), rows), jnp.pad(depth, rows)
+    if window is None:
+        return [jnp.pad(seen.astype(jnp.int8), rows)]
+    depth = tree.depth[:, -cut.queries :, None]
+    seen &= tree.depth[:, None] > depth - window
+    return [jnp.pad(seen.astype(jnp.int8), rows), jnp.pad(depth, rows)]
 
 
 def _kernel(
@@ -281,18 +302,17 @@ def _kernel(
     length_ref,
     first_ref,
     count_ref,
-    seen_ref,  # [padded n, N] int8
-    depth_ref,  # [padded n, 1]
+    mask_refs,  # [padded n, N] int8; with a window, also depths [padded n, 1]
     q_ref,  # [n, query heads * d]
     keys_ref,  # [N, heads * d]
     values_ref,
     cache_keys_ref,  # [rows, heads * d]
     cache_values_ref,
     y_ref,  # [n, query heads * d]
-    queries,  # [slabs, stacked, slab * d]
-    top,  # [slabs, stacked, 1]
-    total,  # [slabs, stacked, 1]
-    acc,  # [slabs, stacked, slab * d]
+    queries,  # [slabs * stacked, slab * d]
+    top,  # [slabs * stacked, 1]
+    total,  # [slabs * stacked, 1]
+    acc,  # [slabs * stacked, slab * d]
     *,
     cut,
     window,
@@ -306,13 +326,13 @@ def _kernel(
     def _():
         if cut.slab > 1:
             queries[...] = jnp.zeros_like(queries)
-        for slab, rows, lanes, own in _places(cut):
-            queries[slab, rows, lanes] = q_ref[:, own]
+        for rows, lanes, own in _places(cut):
+            queries[rows, lanes] = q_ref[:, own]
         top[...] = jnp.full_like(top, sight.HIDDEN)
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
-        seen = seen_ref[...].astype(jnp.int32) != 0
-        attend_to(keys_ref, values_ref, seen)
+        seen = mask_refs[0][...].astype(jnp.int32) != 0
+        attend_to(_Source(keys_ref, values_ref, seen, None))
 
     @pl.when(step < count_ref[row])
     def _():
@@ -320,26 +340,26 @@ def _kernel(
         slots = start + jax.lax.broadcasted_iota(jnp.int32, (1, cut.rows), 1)
         seen = slots < length_ref[row]
         if window is not None:
-            seen &= slots > length_ref[row] + depth_ref[...] - window
+            seen &= slots > length_ref[row] + mask_refs[1][...] - window
         within = None
         if cut.capacity % cut.rows:  # the last block reaches beyond the array
             slots = start + jax.lax.broadcasted_iota(jnp.int32, (cut.rows, 1), 0)
             within = slots < cut.capacity
-        attend_to(cache_keys_ref, cache_values_ref, seen, within)
+        attend_to(_Source(cache_keys_ref, cache_values_ref, seen, within))
 
     @pl.when(step == pl.num_programs(2) - 1)
     def _():
-        for slab, rows, lanes, own in _places(cut):
-            y_ref[:, own] = acc[slab, rows, lanes] * (1.0 / total[slab, rows])
+        for rows, lanes, own in _places(cut):
+            y_ref[:, own] = acc[rows, lanes] * (1.0 / total[rows])
 
 
 def _places(cut):
-    """Where each query head lies: its slab, rows and lanes there, and lanes of `q`."""
+    """Rows and lanes of each query head in the scratch, and its lanes in `q`."""
     for head in range(cut.heads * cut.group):
         slab, place = divmod(head, cut.slab * cut.group)
-        rows = pl.ds(place * cut.padded, cut.queries)
+        rows = pl.ds(slab * cut.stacked + place * cut.padded, cut.queries)
         lanes = pl.ds(place // cut.group * cut.dim, cut.dim)
-        yield slab, rows, lanes, pl.ds(head * cut.dim, cut.dim)
+        yield rows, lanes, pl.ds(head * cut.dim, cut.dim)
 
 
 class _Softmax(NamedTuple):
@@ -351,49 +371,64 @@ class _Softmax(NamedTuple):
     acc: jax.Array
 
 
-def _attend_to(softmax, cut, scale, keys_ref, values_ref, seen, within=None):
-    """One step of the online softmax, for all heads of a block.
+class _Source(NamedTuple):
+    """What is attended to.
 
-    Args:
-        softmax: the scratch.
-        cut: sizes.
-        scale: factor of the scores.
-        keys_ref: `[J, heads d]`.
-        values_ref: `[J, heads d]`.
+    Attributes:
+        keys: `[J, heads d]`.
+        values: `[J, heads d]`.
         seen: `[padded n or 1, J]` bool.
         within: `[J, 1]` bool, where `values` is defined; `None` everywhere.
     """
-    for slab in range(cut.slabs):
-        lanes = pl.ds(slab * cut.width, cut.width)
-        keys, values = keys_ref[:, lanes], values_ref[:, lanes]
-        if within is not None:
-            values = jnp.where(within, values, jnp.zeros_like(values))
 
-        def update(start, slab=slab, keys=keys, values=values):
-            rows = pl.ds(start, cut.tile)
-            before = softmax.top[slab, rows]
-            scores = _score(softmax.queries[slab, rows], keys, seen, cut.padded)
-            now = jnp.maximum(before, jnp.max(scores, axis=1, keepdims=True))
-            base2 = scale * math.log2(math.e)
-            shrink = jnp.exp2((before - now) * base2)
-            weights = jnp.exp2((scores - now) * base2)
-            sums = jnp.sum(weights, axis=1, keepdims=True)
-            softmax.top[slab, rows] = now
-            softmax.total[slab, rows] = softmax.total[slab, rows] * shrink + sums
-            read = _dot(weights.astype(values.dtype), values, 0)
-            softmax.acc[slab, rows] = softmax.acc[slab, rows] * shrink + read
+    keys: jax.Array
+    values: jax.Array
+    seen: jax.Array
+    within: jax.Array | None
 
+
+def _attend_to(softmax, cut, scale, source):
+    """One step of the online softmax, for all heads of a block."""
+    for first in range(0, cut.slabs, cut.together):
+        slabs = range(first, first + cut.together)
+        update = functools.partial(_update, softmax, cut, scale, source, slabs)
         if cut.tiles == 1:
             update(0)
         else:
-            pl.loop(0, cut.tiles * cut.tile, step=cut.tile)(update)
+            pl.loop(0, cut.stacked, step=cut.tile)(update)
 
 
-def _score(queries, keys, seen, nodes):
-    """Masked scores `[tile, J]`; the mask is that of a set of nodes."""
-    scores = _dot(queries, keys, 1)
-    by_head = scores.reshape(-1, nodes, scores.shape[1])
-    return jnp.where(seen[None], by_head, sight.HIDDEN).reshape(scores.shape)
+def _update(softmax, cut, scale, source, slabs, start):
+    """One step for a tile of some slabs, each operation for all before the next.
+
+    A slab alone would wait at every one of them for the result of the last.
+    """
+    tiles = [pl.ds(slab * cut.stacked + start, cut.tile) for slab in slabs]
+    lanes = [pl.ds(slab * cut.width, cut.width) for slab in slabs]
+    rows = pl.ds(slabs[0] * cut.stacked + start, len(slabs) * cut.tile)
+    scores = [
+        _dot(softmax.queries[own], source.keys[:, head], 1)
+        for own, head in zip(tiles, lanes, strict=True)
+    ]
+    scores = jnp.concatenate(scores).reshape(-1, cut.padded, source.keys.shape[0])
+    scores = jnp.where(source.seen[None], scores, sight.HIDDEN)
+    scores = scores.reshape(-1, source.keys.shape[0])
+    before = softmax.top[rows]
+    now = jnp.maximum(before, jnp.max(scores, axis=1, keepdims=True))
+    base2 = scale * math.log2(math.e)
+    shrink = jnp.exp2((before - now) * base2)
+    weights = jnp.exp2((scores - now) * base2)
+    softmax.top[rows] = now
+    sums = jnp.sum(weights, axis=1, keepdims=True)
+    softmax.total[rows] = softmax.total[rows] * shrink + sums
+    weights = weights.astype(source.values.dtype)
+    read = []
+    for i, head in enumerate(lanes):
+        values = source.values[:, head]
+        if source.within is not None:
+            values = jnp.where(source.within, values, jnp.zeros_like(values))
+        read.append(_dot(weights[i * cut.tile : (i + 1) * cut.tile], values, 0))
+    softmax.acc[rows] = softmax.acc[rows] * shrink + jnp.concatenate(read)
 
 
 def _dot(a, b, axis):

@@ -6,15 +6,15 @@ The matrix unit gathers rows at no more cost than any product, where loads of si
 at traced places would use an eighth of a register each. The taps are stacked as rows of
 one 0/1 matrix, so that the tokens are laid into the matrix unit once.
 
+A float32 is the sum of three parts of 8 significant bits, which stand below one another
+in the matrix of tokens and are picked together.
+
 The grid is (batch, blocks of channels); channels are independent, so a last block may
 reach beyond the arrays.
 
-Numerics: the gather is exact. A float32 is the sum of three parts of 8 significant bits,
-each gathered as bfloat16. Taps are summed in float32 and rounded once, to the inputs'
+Numerics: the gather is exact. Taps are summed in float32 and rounded once, to the inputs'
 dtype.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +30,15 @@ def _block(window, inputs) -> int | None:
     """Channels in a block, or `None` if none fit."""
     queries, width = window.shape[1:]
     (nodes, channels), itemsize = inputs.shape[1:], jnp.dtype(inputs.dtype).itemsize
-    fixed = 12 * queries * width * max(nodes, LANES)  # the 0/1 matrix, indices
-    tokens = nodes * (3 * itemsize + 6)  # two buffers, all, three parts
-    outputs = queries * (2 * itemsize + 4 * width + 4)
-    fit = (VMEM_BYTES - fixed) // (tokens + outputs) // LANES * LANES
+    parts = _num_parts(inputs.dtype)
+    picks = 6 * queries * width * max(parts * nodes, LANES)
+    tokens = nodes * (2 * itemsize + 6 * parts)  # two buffers, the parts, rounded
+    outputs = queries * (2 * itemsize + 4 * (width + 1))
+    fit = (VMEM_BYTES - picks) // (tokens + outputs) // LANES * LANES
     if fit <= 0:
         return None
-    return min(channels, fit, CHANNELS)
+    steps = pl.cdiv(channels, min(fit, CHANNELS))
+    return min(channels, pl.cdiv(channels, steps * LANES) * LANES)
 
 
 def refuses_convolve(window, inputs, tail, weight, bias) -> str | None:
@@ -83,7 +85,7 @@ def convolve(window, inputs, tail, weight, bias, interpret=False):
     itemsize = inputs.dtype.itemsize
     moved = channels * (nodes + width - 1 + queries) * itemsize
     moved += 4 * queries * LANES  # rows of `window` are padded in memory
-    passes = 1 if inputs.dtype == jnp.bfloat16 else 3
+    rows = _num_parts(inputs.dtype) * (nodes + width - 1)
     return pl.pallas_call(
         _kernel,
         grid=(batch, pl.cdiv(channels, block)),
@@ -100,7 +102,7 @@ def convolve(window, inputs, tail, weight, bias, interpret=False):
             dimension_semantics=("parallel", "parallel")
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * passes * batch * queries * width * (nodes + width) * channels,
+            flops=2 * batch * queries * width * rows * channels,
             bytes_accessed=batch * moved
             + (width + 1) * channels * weight.dtype.itemsize,
             transcendentals=0,
@@ -119,32 +121,40 @@ def _kernel(
     y_ref,  # [n, channels]
 ):
     queries, width = window_ref.shape
-    nodes = inputs_ref.shape[0]
+    picks = _picks(window_ref[...], inputs_ref.shape[0], _num_parts(inputs_ref.dtype))
     # The tail last: `inputs` then begin at the first row of a register.
-    tokens = jnp.concatenate([inputs_ref[...], tail_ref[...]])
-    places = window_ref[...] - (width - 1)
-    places = jnp.where(places < 0, places + nodes + width - 1, places)
-    places = jnp.concatenate([places[:, k : k + 1] for k in range(width)])
-    slots = jax.lax.broadcasted_iota(jnp.int32, (1, nodes + width - 1), 1)
-    picks = jnp.where(places == slots, 1.0, 0.0).astype(jnp.bfloat16)
+    tokens = jnp.concatenate(_parts(inputs_ref[...]) + _parts(tail_ref[...]))
+    gathered = jnp.dot(
+        picks, tokens.astype(jnp.bfloat16), preferred_element_type=jnp.float32
+    )
     y = bias_ref[...].astype(jnp.float32)
-    gathered = _gather(picks, tokens)
     for k in range(width):
-        own = gathered[k * queries : (k + 1) * queries]
-        y = y + weight_ref[k : k + 1].astype(jnp.float32) * own
+        tap = gathered[k * queries : (k + 1) * queries]
+        y = y + weight_ref[k : k + 1].astype(jnp.float32) * tap
     y_ref[...] = y.astype(y_ref.dtype)
 
 
-def _gather(picks, tokens):
-    """`picks @ tokens`, exact, in float32."""
-    dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
-    if tokens.dtype == jnp.bfloat16:
-        return dot(picks, tokens)
-    gathered = 0.0
-    for _ in range(3):
+def _picks(window, nodes, parts):
+    """The 0/1 matrix `[K n, parts (N + K - 1)]`, taps from the oldest to the newest."""
+    width = window.shape[1]
+    places = jnp.concatenate([window[:, k : k + 1] for k in range(width)])
+    column = jax.lax.broadcasted_iota(jnp.int32, (1, parts * (nodes + width - 1)), 1)
+    in_tail = column - parts * nodes
+    token = jnp.where(in_tail < 0, column % nodes + width - 1, in_tail % (width - 1))
+    return jnp.where(places == token, 1.0, 0.0).astype(jnp.bfloat16)
+
+
+def _num_parts(dtype):
+    """How many bfloat16 a value is the sum of."""
+    return 1 if dtype == jnp.bfloat16 else 3
+
+
+def _parts(x):
+    """Values of 8 significant bits whose sum is exactly `x`."""
+    parts = []
+    for _ in range(_num_parts(x.dtype) - 1):
         # Cut off, not rounded by a cast and back, which compilers take for nothing.
-        bits = jax.lax.bitcast_convert_type(tokens, jnp.uint32) & jnp.uint32(0xFFFF0000)
-        part = jax.lax.bitcast_convert_type(bits, jnp.float32)
-        gathered = gathered + dot(picks, part.astype(jnp.bfloat16))
-        tokens = tokens - part
-    return gathered
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFF0000)
+        parts.append(jax.lax.bitcast_convert_type(bits, jnp.float32))
+        x = x - parts[-1]
+    return [*parts, x]
