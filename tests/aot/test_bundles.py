@@ -20,21 +20,21 @@ CASES = {
 }
 BUNDLES = {  # per head or per token
     "v5e": {
-        "read": 70,
-        "verify": 141,
-        "groups": 109,
-        "walk": 303,
-        "walk and fold": 312,
-        "convolve": 30,
+        "read": 76,
+        "verify": 143,
+        "groups": 117,
+        "walk": 297,
+        "walk and fold": 307,
+        "convolve": 52,
         "attend": 435,
     },
     "v6e": {
         "read": 84,
-        "verify": 143,
-        "groups": 136,
-        "walk": 302,
-        "walk and fold": 313,
-        "convolve": 30,
+        "verify": 144,
+        "groups": 127,
+        "walk": 291,
+        "walk and fold": 305,
+        "convolve": 41,
         "attend": 334,
     },
 }
