@@ -264,6 +264,7 @@ class _Kernel:
     def _copy(self, block, tokens, j, size, slot):
         """Starts to copy the `j`-th keys and values, or the last, if they are too few."""
         start = jnp.minimum(j * size, tokens.keys.shape[0] - size)
+        plgpu.commit_smem()  # the copy comes after what was read from the buffer
         for source, buffer in zip(tokens, block.buffers, strict=True):
             plgpu.copy_gmem_to_smem(
                 source.at[pl.ds(start, size), block.head],
