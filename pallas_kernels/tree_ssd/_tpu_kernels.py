@@ -26,7 +26,6 @@ _NT = (((1,), (1,)), ((), ()))
 _TN = (((0,), (0,)), ((), ()))
 
 _UNDERFLOW = -300.0  # 2^-300 is zero in float32: a stronger decay changes nothing
-_OVERFLOW = 126.0
 
 
 class BlockShape(NamedTuple):
@@ -172,24 +171,23 @@ def _query_tiles(shape):
         yield slice(begin, end), reach
 
 
-def _store_paths(shape, mask, dt, A, columns, biases):
-    """The exponents `L_i` of the queries, and `log dt_j - L_j` of the nodes.
+def _store_paths(shape, mask, dt, A, columns, sources):
+    """Stores the path sums `L_i` of the queries, and `L_j` and `dt_j` of the nodes.
 
-    columns `[blocks, n, 3 h]`; biases `[blocks * tiles, u / v, v N]` with `v` the heads
-    that share a row of scores.
+    columns `[blocks, n, 3 h]`; sources `[2, blocks * tiles, u / v, v N]` with `v` the
+    heads that share a row of scores.
     """
     dt = _pad_rows(dt[...], shape.padded)
     paths = _mask_sums(mask[...], _log_decays(dt, A[...]))
-    # A step of zero writes nothing to speak of; its logarithm must be finite.
-    rows = (jnp.log2(jnp.maximum(dt, 1e-37)) - paths).T
     _store_columns(paths[shape.nodes - shape.queries : shape.nodes], columns)
-    for t in range(biases.shape[0]):
-        mine = rows[t * shape.tile_heads : (t + 1) * shape.tile_heads]
-        if shape.score_heads > 1:
-            mine = jnp.concatenate([mine] * shape.score_heads, axis=1)
-            mine = [mine[h : h + 1] for h in range(shape.score_heads)]
-            mine = _select_heads(mine, shape.padded)
-        biases[t] = mine
+    for i, rows in enumerate((paths.T, dt.T)):
+        for t in range(sources.shape[1]):
+            mine = rows[t * shape.tile_heads : (t + 1) * shape.tile_heads]
+            if shape.score_heads > 1:
+                mine = jnp.concatenate([mine] * shape.score_heads, axis=1)
+                mine = [mine[h : h + 1] for h in range(shape.score_heads)]
+                mine = _select_heads(mine, shape.padded)
+            sources[i, t] = mine
 
 
 def _store_scores(shape, mask, B, C, scores):
@@ -259,25 +257,28 @@ def _fold_block(shape, state, writes, B, out):
             out[here] = writes[:1, begin : begin + 1] * state[here] + update[own]
 
 
-def _weigh(shape, path, bias, scores, out_dtype, rows, reach):
+def _weigh(shape, path, source, scores, out_dtype, rows, reach):
     """Weights `M_ij (C_i . B_j) exp(L_i - L_j) dt_j` of a tile of heads.
 
-    path `[i, u c]`, `c` copies a head; bias `[u / v, v N]`; scores `[n, v N]`. Returns
-    `[i, u N]`, or heads below each other, `[u i, reach]`, where the rows are long.
+    path `[i, u c]`, `c` copies a head; source `L_j` and `dt_j`, `[u / v, v N]`; scores
+    `[n, v N]`. Returns `[i, u N]`, or heads below each other, `[u i, reach]`, where the
+    rows are long.
     """
 
-    def weigh(path, bias, lanes):
-        decay = jnp.exp2(jnp.minimum(path + bias[:, :lanes], _OVERFLOW))
-        return (scores[rows, :lanes] * decay).astype(out_dtype)
+    def weigh(path, head, lanes):
+        above, dt = (a[head : head + 1, :lanes] for a in source)
+        decay = jnp.exp2(jnp.minimum(path - above, 0.0))
+        return (scores[rows, :lanes] * (decay * dt)).astype(out_dtype)
 
     if shape.short:
-        return weigh(path, bias, bias.shape[1])
+        return weigh(path, 0, path.shape[1])
     copies = path.shape[1] // shape.tile_heads
     weighed = []
     for h in range(shape.tile_heads):
         own = path[:, h * copies : (h + 1) * copies]
-        own = jnp.concatenate([own] * (reach // copies), axis=1)
-        weighed.append(weigh(own, bias[h : h + 1], reach))
+        weighed.append(
+            weigh(jnp.concatenate([own] * (reach // copies), axis=1), h, reach)
+        )
     return jnp.concatenate(weighed, axis=0)
 
 
@@ -296,14 +297,14 @@ def _sum_values(shape, weighed, values):
     return _select_heads([outs[i] for i in heads], shape.dim)
 
 
-def _weigh_tile(shape, t, columns, bias, scores, y, dtype):
+def _weigh_tile(shape, t, columns, source, scores, y, dtype):
     """Weights of the nodes for the heads of tile `t`; leaves `exp(L_i)` in `y`."""
     head = t * shape.tile_heads
     tiles = []
     for rows, reach in _query_tiles(shape):
         copies = min(reach, LANES)
         path = _spread(columns[rows], head, shape.tile_heads, copies)
-        tiles.append(_weigh(shape, path, bias, scores, dtype, rows, reach))
+        tiles.append(_weigh(shape, path, source, scores, dtype, rows, reach))
         if copies != shape.dim:
             path = _spread(columns[rows], head, shape.tile_heads, shape.dim)
         y[rows, _lanes(t, shape.tile)] = jnp.exp2(path)
@@ -340,7 +341,7 @@ def verify_kernel(shape: BlockShape, has_ring, has_fold, *refs):
     ring_x, ring_dt, ring_B = (next(refs) if has_ring else None for _ in range(3))
     y = next(refs)
     state_out = next(refs) if has_fold else None
-    columns, biases, scores = (next(refs) for _ in range(3))
+    columns, sources, scores = (next(refs) for _ in range(3))
     weighed = next(refs) if shape.short else None
     row, block = pl.program_id(0), pl.program_id(HEADS_AXIS)
 
@@ -348,7 +349,7 @@ def verify_kernel(shape: BlockShape, has_ring, has_fold, *refs):
         weights, ring_scores, writes = (next(refs) for _ in range(3))
 
     def of_the_row():
-        _store_paths(shape, mask, dt, A, columns, biases)
+        _store_paths(shape, mask, dt, A, columns, sources)
         if has_ring:
             _store_weights(length[row], ring_dt, A, weights)
 
@@ -382,9 +383,9 @@ def verify_kernel(shape: BlockShape, has_ring, has_fold, *refs):
         return jax.lax.div(t * shape.groups, shape.tiles)
 
     def weigh(t):
-        bias = biases[first_tile + t]
+        source = sources[0, first_tile + t], sources[1, first_tile + t]
         return _weigh_tile(
-            shape, t, block_columns, bias, scores.at[group(t)], y, x.dtype
+            shape, t, block_columns, source, scores.at[group(t)], y, x.dtype
         )
 
     def read(t, weights):

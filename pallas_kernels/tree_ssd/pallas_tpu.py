@@ -12,10 +12,10 @@ One grid step serves a block of heads of one row. The parts that differ between 
 side by side on the lanes: scores are `[W_1 | W_2]`, values `diag(x_1, x_2)`, and a state
 block is `[heads P, S]`, so that a product serves two heads of 64 or a whole block.
 
-Numbers: `M (C . B)` is masked before it meets a decay, and the exponent is
-`L_i - (L_j - log dt_j)`, bounded above where a pair is not on a path, in base 2. Sums over
-paths, and the copies of a head's factors to its lanes, are products with 0/1 matrices:
-they are exact, because the other operand is cut into three bfloat16 parts. With float32
+Numbers: `M (C . B)` is masked before it meets a decay, and exponents, which are above 0
+only where a pair is not on a path, are cut to 0. Sums over paths, and the copies of a
+head's factors to its lanes, are products with 0/1 matrices: they are exact to float32,
+because the other operand is cut into three bfloat16 parts. With float32
 activations every other product is in full float32. With bfloat16 activations the scores
 are rounded to bfloat16, as flash attention rounds its probabilities, and what is read from
 or written to a state in two bfloat16 parts, which leaves 2^-16 of it.
@@ -113,10 +113,11 @@ def _verify(tree, inputs, A, C, D, state, ring, fold, layer, interpret):
         spec((lanes, width), of_heads, start, of_layer=True),
     ]
     score_lanes = shape.score_heads * padded
-    rows_of_bias = shape.tile_heads // shape.score_heads
+    source_rows = shape.tile_heads // shape.score_heads
+    all_tiles = shape.blocks * shape.tiles
     scratch = [
         pltpu.VMEM((shape.blocks, queries, 3 * shape.heads), jnp.bfloat16),
-        pltpu.VMEM((heads // shape.tile_heads, rows_of_bias, score_lanes), jnp.float32),
+        pltpu.VMEM((2, all_tiles, source_rows, score_lanes), jnp.float32),
         pltpu.VMEM((shape.groups, queries, score_lanes), jnp.float32),
     ]
     if shape.short:
