@@ -10,15 +10,15 @@ Operands of 16 bits are multiplied as they are. Those of 32 bits are split into 
 parts of 16 bits, and the six products that matter to float32 are summed.
 """
 
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu.mma import MMALayouts
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxlib.mlir.dialects import vector
+from jax.extend.mlir.dialects import vector
 
 QUERIES = plgpu.Layout.WGMMA  # [64, d] queries, [64, m] weights and [64, d] outputs
 PER_QUERY = QUERIES.reduce(1)
@@ -71,12 +71,10 @@ def finish(total: jax.Array, interpret: Any) -> jax.Array:
     )
     def interleave(_, total):
         halves = total.registers.reshape(-1, 2, 2)  # d / 16, evens or odds, row
-        registers = [
-            vector.shuffle(*halves[tile, :, row], [0, 2, 1, 3])
-            for tile in range(halves.shape[0])
-            for row in range(2)
-        ]
-        return _fragments(registers, OUTPUTS.to_mgpu(), total.shape)
+        joined = halves[:, 0].copy()
+        for tile, row in itertools.product(range(joined.shape[0]), range(2)):
+            joined[tile, row] = vector.shuffle(*halves[tile, :, row], [0, 2, 1, 3])
+        return _fragments(joined, OUTPUTS.to_mgpu(), total.shape)
 
     return interleave(total)
 
@@ -125,19 +123,16 @@ def _transpose_keys(keys, layout):
 def _pair_values(values, layout):
     """Pairs `(v[j, c], v[j, c + 1])` of two rows to `(v[j, c], v[j + 1, c])` and so on."""
     m, d = values.shape
-    rows = values.registers.reshape(m // 16, d // 16, 2, 2)
-    registers = [
-        vector.shuffle(*rows[tile, column, half], [parity, 2 + parity])
-        for tile in range(m // 16)
-        for column in range(d // 16)
-        for parity in range(2)
-        for half in range(2)
-    ]
-    return _fragments(registers, layout, values.shape)
+    rows = values.registers.reshape(m // 16, d // 16, 2, 2)  # ..., half, row of a pair
+    pairs = rows.swapaxes(2, 3).copy()  # ..., evens or odds, half
+    for tile, column, parity, half in itertools.product(*map(range, pairs.shape)):
+        pairs[tile, column, parity, half] = vector.shuffle(
+            *rows[tile, column, half], [parity, 2 + parity]
+        )
+    return _fragments(pairs, layout, values.shape)
 
 
 def _fragments(registers, layout, shape):
-    registers = np.asarray(registers, dtype=object)
     return mgpu.FragmentedArray(
         _registers=registers.reshape(layout.registers_shape(shape)),
         _layout=layout,
