@@ -15,10 +15,10 @@ block is `[heads P, S]`, so that a product serves two heads of 64 or a whole blo
 Numbers: `M (C . B)` is masked before it meets a decay, and exponents, which are above 0
 only where a pair is not on a path, are cut to 0. Sums over paths, and the copies of a
 head's factors to its lanes, are products with 0/1 matrices: they are exact to float32,
-because the other operand is cut into three bfloat16 parts. With float32
-activations every other product is in full float32. With bfloat16 activations the scores
-are rounded to bfloat16, as flash attention rounds its probabilities, and what is read from
-or written to a state in two bfloat16 parts, which leaves 2^-16 of it.
+because the other operand is cut into three bfloat16 parts. With float32 activations every
+other product is in full float32. With bfloat16 activations scores and a ring's writes are
+rounded to bfloat16 where they are read, as flash attention rounds its probabilities; a
+state is read, and what is folded into it written, in two bfloat16 parts: to 2^-16.
 """
 
 import functools
