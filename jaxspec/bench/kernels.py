@@ -13,7 +13,8 @@ from jaxspec.models.config import ModelConfig
 from pallas_kernels import topology, tree_attention, tree_conv, tree_scan, tree_ssd
 from pallas_kernels.inputs import Inputs, Ring
 
-BATCH, LAYERS = 2, 2
+BATCH = 2
+LAYERS = 256  # no chip holds the states of so many in fast memory
 CACHE = 512  # rows of a layer's keys and values
 MAX_DEPTH = 16
 
@@ -54,8 +55,7 @@ class Program(NamedTuple):
         function: to be compiled.
         args: shapes of its arguments.
         written: the argument that it writes in place, None if there is none.
-        resident: the argument that is to stay where it is, whose layers must not be
-            copied; None if there is none.
+        resident: the argument that is to stay where it is, None if there is none.
     """
 
     function: Callable[..., Any]
@@ -63,12 +63,12 @@ class Program(NamedTuple):
     written: int | None = None
     resident: int | None = None
 
-    def layer_bytes(self) -> int | None:
-        """Size of one layer of what is to stay where it is."""
+    def resident_bytes(self) -> int:
+        """Size of what is to stay where it is, all layers of it."""
         if self.resident is None:
-            return None
+            return 0
         stacked = self.args[self.resident]
-        return stacked.size * stacked.dtype.itemsize // LAYERS
+        return stacked.size * stacked.dtype.itemsize
 
 
 def program(case: Case, implementation: str | None) -> Program:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import jax
@@ -52,7 +53,7 @@ class Result(NamedTuple):
         error: why it could not be compiled, None if it could.
         kernels: in it; without those that the same process has compiled before.
         temporary: bytes that the program needs besides arguments and results.
-        moves: what moves as much as one layer of what should not be moved.
+        moves: copies and slices of what is to stay where it is.
     """
 
     case: Case
@@ -151,11 +152,17 @@ def compile(target: str, case: Case, folder: pathlib.Path, printed: IO[str]) -> 
             found.append(Kernel(name, int(spills), registers=int(registers)))
         printed.truncate(0)
     moves = ()
-    if size := program.layer_bytes():
-        large = hlo.moves(compiled.as_text(), size)
-        moves = tuple(f"{move.opcode} {move.shape}" for move in large)
+    if size := program.resident_bytes():
+        moves = tuple(_resident_moves(compiled.as_text(), size))
     temporary = compiled.memory_analysis().temp_size_in_bytes
     return Result(case, None, tuple(found), temporary, moves)
+
+
+def _resident_moves(text: str, size: int) -> Iterator[str]:
+    """Copies of the whole of what is to stay where it is, and slices of a layer of it."""
+    for move in hlo.moves(text, size // kernels.LAYERS):
+        if "slice" in move.opcode or move.num_bytes >= size:
+            yield f"{move.opcode} {move.shape}"
 
 
 def grids(program: kernels.Program) -> dict[str, int]:

@@ -11,7 +11,8 @@ from jaxspec.bench.kernels import Case
 
 NODES = (8, 16, 64, 256)
 RING = 32
-SPILLS = 0.15  # vectors per bundle of a TPU, which has a slot for stores; a GPU: none
+TEMPORARY = 2**24  # bytes: a copy of a ring, of all its layers, is more
+SPILLS = 1 / 3  # vectors per bundle of a TPU; a GPU puts no register away
 MACHINES = [*targets.TPU, "h100", "b200"]  # an H200 runs an H100's code
 
 MAMBA2 = ("mamba2-130m", "mamba2-2.7b", "nemotron-h-8b", "falcon-h1-7b")
@@ -42,9 +43,9 @@ def cases():
         yield Case("tree_conv", "convolve", "mamba2-130m", nodes, **exact)
         yield Case("tree_attention", "attend", "nemotron-h-8b", nodes, **exact)
     some = {"nodes": 13, "queries": 5}  # a drafter's last level
-    yield Case("tree_ssd", "read", "mamba2-130m", ring=20, **some)
-    yield Case("tree_ssd", "read", "falcon-h1-7b", ring=20, **some)
-    yield Case("tree_scan", "read", "mamba-2.8b", ring=20, **some)
+    yield Case("tree_ssd", "read", "mamba2-130m", ring=24, **some)
+    yield Case("tree_ssd", "read", "falcon-h1-7b", ring=24, **some)
+    yield Case("tree_scan", "read", "mamba-2.8b", ring=24, **some)
     yield Case("tree_conv", "convolve", "mamba2-130m", **some)
     yield Case("tree_attention", "attend", "falcon-h1-7b", **some)
 
@@ -66,7 +67,8 @@ def compile_case(machine):
 def test_kernels_compile(machine, compile_case, case):
     result = compile_case(case)
     assert result.error is None
-    assert result.moves == ()  # of as much as a layer's state
+    assert result.moves == ()
+    assert result.temporary < TEMPORARY
     if machine in targets.TPU:  # a GPU kernel that was compiled before is not again
         assert result.kernels
     if case.nodes <= 64:
