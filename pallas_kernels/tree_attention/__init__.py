@@ -11,13 +11,14 @@ from pallas_kernels import _dispatch, stacked
 from pallas_kernels._dispatch import HEADS, LAYERS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
 from pallas_kernels.topology import Topology
-from pallas_kernels.tree_attention import cpu, pallas_tpu, reference, xla
+from pallas_kernels.tree_attention import cpu, pallas_gpu, pallas_tpu, reference, xla
 
 _MODULES = {
     "reference": reference,
     "xla": xla,
     "cpu": cpu,
     "pallas_tpu": pallas_tpu,
+    "pallas_gpu": pallas_gpu,
 }
 _ROW, _NODE = Layout(ROWS), Layout(ROWS, None, HEADS)
 _STACKED = Layout(LAYERS, *_NODE)

@@ -88,6 +88,7 @@ def read(
     Raises:
         ValueError: if the shapes disagree.
     """
+    _check_depth(max_depth)
     args = _arguments(tree, inputs, A, C, D, state, ring, layer)
     return _dispatch.dispatch(
         _OPS["read"], implementation, A.shape[1], *args, max_depth=max_depth
@@ -121,6 +122,7 @@ def verify(
     Returns:
         `[B, N, E]` float32 outputs, and the state in the shape that it came in.
     """
+    _check_depth(max_depth)
     *args, index = _arguments(tree, inputs, A, C, D, state, ring, layer)
     check_shapes(C=(C, (*tree.parents.shape, C.shape[2])))
     check_shapes(fold=(fold, tree.parents.shape[:1]))
@@ -235,6 +237,11 @@ def _arguments(tree, inputs, A, C, D, state, ring, layer) -> list:
         check_shapes(ring_length=(ring.length, (batch,)))
     layer, state, ring = stacked.make(layer, state, ring)
     return [tree, inputs, A, C, D, state, ring, layer]
+
+
+def _check_depth(max_depth: int | None) -> None:
+    if max_depth is not None and max_depth < 1:
+        raise ValueError(f"max_depth must be at least 1, got {max_depth}.")
 
 
 def _check_inputs(

@@ -44,6 +44,11 @@ def test_gradients_match_the_definition(name, strength):
     assert_close(jitted(gradients, name)(*args), definition(gradients, *args))
 
 
+def test_a_stack_without_levels_is_refused():
+    with pytest.raises(ValueError, match="max_depth must be at least 1, got 0"):
+        tree_scan.read(*CASE.make_args(TREES["star"]), max_depth=0)
+
+
 @pytest.mark.parametrize("max_depth", [1, 2, 3])
 @pytest.mark.parametrize("tree", ["caterpillar", "binary", "one per row"])
 @pytest.mark.parametrize("name", runnable(tree_scan))
