@@ -9,6 +9,7 @@ What a model keeps per layer (states, rings, caches) may be handed over stacked,
 layer's index: a kernel then reads and writes it in place, and no program slices it.
 """
 
+from pallas_kernels._dispatch import PLATFORMS as PLATFORMS
 from pallas_kernels._dispatch import Implementation as Implementation
 from pallas_kernels.inputs import Inputs as Inputs
 from pallas_kernels.inputs import Ring as Ring

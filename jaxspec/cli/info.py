@@ -1,8 +1,9 @@
 """Shows what is installed, what it runs on, and what ships with it.
 
 The versions of the packages that matter, the devices that JAX sees, the compiler options
-that jaxspec asks for on them, which implementations there are of each kernel (the default
-first), what the rollback `auto` stands for, and the models that ship.
+that jaxspec asks for on them, which implementation of each kernel serves which platform
+(where it refuses a shape, XLA does) and which others can be asked for by name, what the
+rollback `auto` stands for, and the models that ship.
 """
 
 import argparse
@@ -18,9 +19,16 @@ from rich import table as tables
 from jaxspec import compilation, pretrained
 from jaxspec.models import config as configs
 from jaxspec.models.rollback import ROLLBACKS, resolve
-from pallas_kernels import tree_attention, tree_conv, tree_scan, tree_ssd
+from pallas_kernels import (
+    PLATFORMS,
+    tree_attention,
+    tree_conv,
+    tree_path,
+    tree_scan,
+    tree_ssd,
+)
 
-OPS = (tree_ssd, tree_scan, tree_conv, tree_attention)
+OPS = (tree_ssd, tree_scan, tree_conv, tree_attention, tree_path)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
     for name, value in record.items():
         lines = value if isinstance(value, dict) else {"": value}
         for i, (key, entry) in enumerate(lines.items()):
+            if isinstance(entry, dict):
+                entry = [f"{k}: {v}" for k, v in entry.items()]
             entry = ", ".join(entry) if isinstance(entry, list) else str(entry)
             table.add_row(name if i == 0 else "", key, entry)
     consoles.Console().print(table)
@@ -55,10 +65,19 @@ def gather() -> dict[str, Any]:
         },
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
         "compiler options": compilation.compiler_options(),
-        "kernels": {op.__name__.split(".")[-1]: op.implementations() for op in OPS},
+        "kernels": {op.__name__.split(".")[-1]: _serving(op) for op in OPS},
+        "implementations": {
+            op.__name__.split(".")[-1]: op.implementations() for op in OPS
+        },
         "rollbacks": {"available": list(ROLLBACKS), "auto is": resolve("auto")},
         "models": {name: _describe(name) for name in pretrained.shipped()},
     }
+
+
+def _serving(op: Any) -> dict[str, str]:
+    """The implementation of an op on each platform."""
+    made = {PLATFORMS[n]: n for n in op.implementations() if n in PLATFORMS}
+    return {name: made.get(name, "xla") for name in ("cpu", "tpu", "cuda")}
 
 
 def _describe(name: str) -> str:
