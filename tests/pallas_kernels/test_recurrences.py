@@ -36,6 +36,10 @@ CASES = [
     for name in runnable(case.op)
 ]
 every = pytest.mark.parametrize("case, name", CASES)
+on_meshes = pytest.mark.parametrize(
+    "case, name",
+    [case for case in CASES if case.values[1] in trees.shardable(case.values[0].op)],
+)
 plain = pytest.mark.parametrize(
     "case, name", [case for case in CASES if "pallas" not in case.values[1]]
 )
@@ -266,7 +270,7 @@ def test_vmap_of_fold_is_a_loop(case, name, in_axes):
     trees.assert_vmap_is_a_loop(case.op.fold, calls, in_axes, name)
 
 
-@every
+@on_meshes
 def test_shards_over_rows_and_heads(case, name):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
     specs, args = case.specs(), case.make_args(parents)
@@ -277,7 +281,7 @@ def test_shards_over_rows_and_heads(case, name):
     )
 
 
-@every
+@on_meshes
 def test_a_mesh_is_cut_over_by_itself(case, name):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
     args = (*case.make_args(parents), FOLD)

@@ -19,6 +19,7 @@ LENGTH = np.array([0, 3, CAPACITY, 2], np.int32)  # one row has no prefix, one n
 SCALE = DIM**-0.5
 SETTINGS = dict(head_dim=DIM, scale=SCALE)
 
+on_meshes = pytest.mark.parametrize("implementation", trees.shardable(tree_attention))
 implementations = pytest.mark.parametrize(
     "implementation", trees.runnable(tree_attention)
 )
@@ -193,7 +194,7 @@ def test_vmap_is_a_loop(implementation, in_axes):
     )
 
 
-@implementations
+@on_meshes
 def test_shards_over_rows_and_heads(implementation):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
     rows, heads = P("data"), P("data", None, "model")
@@ -208,7 +209,7 @@ def test_shards_over_rows_and_heads(implementation):
     )
 
 
-@implementations
+@on_meshes
 def test_a_mesh_is_cut_over_by_itself(implementation):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
     args = make_args(parents, 4, 2)

@@ -16,6 +16,7 @@ from tests.pallas_kernels.trees import TREES, assert_close, definition, jitted, 
 
 CHANNELS = 6
 
+on_meshes = pytest.mark.parametrize("implementation", trees.shardable(tree_conv))
 implementations = pytest.mark.parametrize("implementation", trees.runnable(tree_conv))
 every_width = pytest.mark.parametrize("width", [2, 4])
 
@@ -123,7 +124,7 @@ def test_vmap_is_a_loop(implementation, in_axes):
     trees.assert_vmap_is_a_loop(tree_conv.convolve, calls, in_axes, implementation)
 
 
-@implementations
+@on_meshes
 def test_shards_over_rows_and_channels(implementation):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
     channels = P("data", None, "model")
@@ -136,7 +137,7 @@ def test_shards_over_rows_and_channels(implementation):
     )
 
 
-@implementations
+@on_meshes
 def test_a_mesh_is_cut_over_by_itself(implementation):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
     args = make_args(parents)

@@ -129,6 +129,11 @@ def runnable(op):
     return [n for n in op.implementations() if n not in ("pallas_tpu", "pallas_gpu")]
 
 
+def shardable(op):
+    """Those that also run on several devices: interpreted GPU kernels wait forever."""
+    return [n for n in runnable(op) if n != "pallas_gpu_interpret"]
+
+
 def assert_a_mesh_changes_nothing(op, args, implementation, **settings):
     """Asserts that an op cuts itself into rows and heads under a mesh, and is the same."""
     auto = (jax.sharding.AxisType.Auto,) * 2
