@@ -1,16 +1,17 @@
-"""Measures: `decode` end to end over prompts, `rollback` one step at a time.
+"""Measures: `decode` end to end over prompts, the others one step or kernel at a time.
 
     jaxspec bench decode --plot speed.png
     jaxspec bench decode --prompts HumanEval.jsonl --drafter ngram:8 --drafter model:3,2,1
     jaxspec bench rollback --batch 1 8 32
 
-Every figure is a ratio to the autoregressive loop in the same run, on the same machine,
-with the same weights and compiler options, after a warm-up.
+Every time is a ratio to the autoregressive loop in the same run, on the same machine,
+with the same weights and compiler options, after a warm-up. `verify` and `kernels` are for
+an accelerator; `compile` and `cycles` need none to say what one would run.
 """
 
 import argparse
 
-from jaxspec.bench import bandwidth, cycles, decode, rollback, verify
+from jaxspec.bench import ahead, bandwidth, cycles, decode, rollback, verify
 
 BENCHMARKS = {
     "decode": decode,
@@ -18,6 +19,7 @@ BENCHMARKS = {
     "verify": verify,
     "kernels": bandwidth,
     "cycles": cycles,
+    "compile": ahead,
 }
 
 

@@ -140,16 +140,16 @@ def measure(args, name: str, batch: int, copy: float) -> list[dict[str, Any]]:
     params = synthetic.params(config, plain)
     length = args.context + args.steps * (args.repeats + 1) * args.max_path
     start = functools.partial(_start, batch=batch, context=args.context, length=length)
-    step = _loop(functools.partial(_autoregressive, plain), args.steps)
+    step = loop(functools.partial(_autoregressive, plain), args.steps)
     calls = {("AR", 1): _keep(step, params, start(plain, params, False), batch, 1)}
     for kind in args.rollback:
         other = model(rollback=kind)
         for nodes in args.nodes:
-            path = _path(_parents(nodes, args.max_path), args.accepted, args.max_path)
-            tree = _parents(nodes, args.max_path)
-            body = functools.partial(_speculative, other, tree, path)
+            body = functools.partial(
+                speculative_step, other, nodes, args.max_path, args.accepted
+            )
             carry = start(other, params, True)
-            step = _loop(body, args.steps)
+            step = loop(body, args.steps)
             calls[kind, nodes] = _keep(step, params, carry, batch, nodes)
     state = synthetic.num_bytes(jax.eval_shape(lambda: start(plain, params, False)))
     least = _read_weights(config, params) + 2 * state
@@ -185,22 +185,25 @@ def _start(model, params, speculative: bool, *, batch: int, context: int, length
     return carry._replace(position=jnp.full((batch,), context, jnp.int32))
 
 
-def _loop(body, steps: int):
-    """`steps` steps that write the past where it is."""
+def loop(step, steps: int):
+    """`carry, tokens = step(params, carry, tokens)` several times, jitted.
 
-    def loop(params, carry, tokens):
-        once = functools.partial(body, params)
+    The past is written where it is.
+    """
+
+    def call(params, carry, tokens):
+        once = functools.partial(step, params)
         return jax.lax.fori_loop(0, steps, lambda _, now: once(*now), (carry, tokens))
 
-    return jax.jit(loop, donate_argnums=1)
+    return jax.jit(call, donate_argnums=1)
 
 
-def _keep(loop, params, carry, batch: int, nodes: int):
+def _keep(step, params, carry, batch: int, nodes: int):
     """A call that goes on from where the last one stopped."""
     now = [carry, jnp.zeros((batch, nodes), jnp.int32)]
 
     def call():
-        now[:] = loop(params, *now)
+        now[:] = step(params, *now)
         return now[1]
 
     return call
@@ -212,8 +215,12 @@ def _autoregressive(model, params, carry, tokens):
     return carry, jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
 
 
-def _speculative(model, parents, path, params, carry, tokens):
-    batch = tokens.shape[0]
+def speculative_step(
+    model, nodes: int, max_path: int, accepted: int, params, carry, tokens
+):
+    """One step over a random tree, of which `accepted` nodes are kept."""
+    parents = _parents(nodes, max_path)
+    path, batch = _path(parents, accepted, max_path), tokens.shape[0]
     tree = TokenTree(tokens, jnp.broadcast_to(parents, (batch, len(parents))))
     carry, tape, hidden = model.scan_tree(params, carry, tree)
     logits = model.logits(params, hidden)
