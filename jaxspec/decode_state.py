@@ -113,7 +113,8 @@ def init_state(
     if max_length is None:
         _require(_known(max_new_tokens), "Give max_length: max_new_tokens is traced.")
         max_length = size + int(np.max(max_new_tokens))
-    longest = int(np.max(lengths)) if _known(lengths) and lengths is not None else size
+    is_known = lengths is not None and _known(lengths)
+    longest = int(np.asarray(lengths).max()) if is_known else size
     _require(
         longest <= max_length,
         f"The prompt has {longest} tokens and the cache holds {max_length}; raise "
@@ -206,8 +207,12 @@ def _per_row(value: Any, batch: int, dtype: Any) -> Array:
 
 
 def _known(*arrays: Any) -> bool:
-    """Whether the values are there to be looked at, and not being traced."""
-    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+    """Whether the values are here: not being traced, nor held by other processes too."""
+    arrays = [array for array in arrays if isinstance(array, jax.Array)]
+    return not any(
+        isinstance(array, jax.core.Tracer) or not array.is_fully_addressable
+        for array in arrays
+    )
 
 
 def _keys(keys: Array | None, batch: int) -> Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec import compilation, rows, sampling
+from jaxspec import compilation, partition, rows, sampling
 from jaxspec.core import (
     Draft,
     Drafter,
@@ -53,13 +53,14 @@ class SpecInfo:
         return jax.tree.map(jnp.add, self, other)
 
 
-@functools.partial(compilation.jit, static_argnames=("target",))
+@functools.partial(compilation.jit, static_argnames=("target", "check_every"))
 def generate(
     params: Params,
     state: DecodeState,
     *,
     target: LanguageModel,
     max_steps: int | Array | None = None,
+    check_every: int = 1,
 ) -> DecodeState:
     """Decodes one token per target call: the baseline, in one `lax.while_loop`.
 
@@ -68,6 +69,9 @@ def generate(
         state: made by `init_state` without a drafter.
         target: the model.
         max_steps: stop after as many steps, if not all rows are done before.
+        check_every: steps between two looks at whether all rows are done. On a mesh a
+            look is an exchange between all devices; steps after the end are wasted, and
+            change nothing.
 
     Returns:
         The state after; call again to go on. In a row that is done the carry is dead.
@@ -77,15 +81,21 @@ def generate(
         steps, state = loop
         carry, hidden = target.step(params.target, state.carry, state.root)
         logits = target.logits(params.target, hidden)
-        needs = sampling.needs(state.sampling)
-        emit = jax.vmap(sampling.emit, (0, 0, 0, None))
-        token = emit(state.keys, logits, state.sampling, needs)
-        logprob = rows.take_one(logits, token) - jax.nn.logsumexp(logits, axis=-1)
+        args = state.keys, logits, state.sampling
+        token, logprob = partition.by_rows(_emit, *args, over=partition.AXES)
         count = 1 - state.done.astype(jnp.int32)
         state = _append(state, token[:, None], logprob[:, None], count)
         return steps + 1, state.replace(carry=carry)
 
-    return _loop(body, (jnp.int32(0), state), max_steps)[1]
+    return _loop(body, (jnp.int32(0), state), max_steps, check_every)[1]
+
+
+def _emit(keys: Array, logits: Array, settings: sampling.Sampling):
+    """One token per row, and its log-probability."""
+    needs = sampling.needs(settings)
+    emit = jax.vmap(sampling.emit, (0, 0, 0, None))
+    token = emit(keys, logits, settings, needs)
+    return token, rows.take_one(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def speculative_step(
@@ -111,7 +121,7 @@ def speculative_step(
     draft = _silence(draft, state.done)
     carry, tape, hidden = target.scan_tree(params.target, state.carry, draft.tree)
     logits = target.logits(params.target, hidden)
-    whole = verifier.verify(state.keys, draft, logits, state.sampling)
+    whole = _verify(verifier, state, draft, logits)
     verdict = _cut(state, draft.tree, whole)
     tokens, count = emitted_tokens(draft.tree, verdict)
     info = _report(state, draft, whole, count)
@@ -124,7 +134,23 @@ def speculative_step(
     return state, info
 
 
-@functools.partial(compilation.jit, static_argnames=("target", "drafter", "verifier"))
+def _verify(
+    verifier: Verifier, state: DecodeState, draft: Draft, logits: Array
+) -> Verdict:
+    """Has every device walk trees of its own."""
+
+    def verify(keys, draft, logits, settings, vocab_ids):
+        draft = draft.replace(vocab_ids=vocab_ids)
+        return verifier.verify(keys, draft, logits, settings)
+
+    args = state.keys, draft.replace(vocab_ids=None), logits, state.sampling
+    shared = (draft.vocab_ids,)
+    return partition.by_rows(verify, *args, shared=shared, over=partition.AXES)
+
+
+@functools.partial(
+    compilation.jit, static_argnames=("target", "drafter", "verifier", "check_every")
+)
 def speculative_generate(
     params: Params,
     state: DecodeState,
@@ -133,6 +159,7 @@ def speculative_generate(
     drafter: Drafter,
     verifier: Verifier | None = None,
     max_steps: int | Array | None = None,
+    check_every: int = 1,
 ) -> tuple[DecodeState, SpecInfo]:
     """Decodes speculatively until all rows are done: one `lax.while_loop`.
 
@@ -144,6 +171,8 @@ def speculative_generate(
         verifier: what decides; `sample_and_match` by default.
         max_steps: stop after as many steps, if not all rows are done before. To stream,
             call again and again with a few.
+        check_every: steps between two looks at whether all rows are done, as in
+            `generate`.
 
     Returns:
         The state after, and the report of the steps of this call.
@@ -171,12 +200,22 @@ def speculative_generate(
         kept=jnp.zeros((batch, drafter.max_path), jnp.int32),
         from_draft=jnp.zeros((batch, width), jnp.int8),
     )
-    loop = _loop(body, (jnp.int32(0), state, report), max_steps)
+    loop = _loop(body, (jnp.int32(0), state, report), max_steps, check_every)
     return loop[1], loop[2]
 
 
-def _loop(body, loop: tuple, max_steps: int | Array | None) -> tuple:
-    """Runs `body` on `(steps, state, ...)`."""
+def _loop(body, loop: tuple, max_steps: int | Array | None, check_every: int) -> tuple:
+    """Runs `body` on `(steps, state, ...)`, and looks who is done every few steps."""
+    if check_every < 1:
+        raise ValueError(f"check_every must be positive, got {check_every}.")
+
+    def advance(loop):
+        if check_every == 1:
+            return body(loop)
+        count = jnp.int32(check_every)
+        if max_steps is not None:
+            count = jnp.minimum(count, max_steps - loop[0])
+        return jax.lax.fori_loop(0, count, lambda _, loop: body(loop), loop)
 
     def keep_going(loop):
         going = ~jnp.all(loop[1].done)  # some row has a token to go
@@ -184,7 +223,7 @@ def _loop(body, loop: tuple, max_steps: int | Array | None) -> tuple:
             going &= loop[0] < max_steps  # the caller wants to look in between
         return going
 
-    return jax.lax.while_loop(keep_going, body, loop)
+    return jax.lax.while_loop(keep_going, advance, loop)
 
 
 def _silence(draft: Draft, done: Array) -> Draft:

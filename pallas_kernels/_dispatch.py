@@ -107,7 +107,7 @@ def dispatch(
     it is traced: it is right under `jax.export` and inside loops.
 
     Under a mesh (`jax.set_mesh`) with an axis `data` or `tensor`, every device is given
-    its own rows and heads, where the sizes allow it.
+    its own rows and heads, where the sizes allow it, and all of them where they do not.
 
     Args:
         op: what to call.
@@ -131,14 +131,15 @@ def dispatch(
         return _by_platform(op, static, *args)
 
     mesh = jax.sharding.get_abstract_mesh()
-    axes = _shardable(mesh, op, parts, args)
-    if not axes:
+    free = _free(mesh)
+    if not free:
         return local(*args)
+    axes = _shardable(free, op, parts, args)
     sharded = jax.shard_map(
         local,
         in_specs=tuple(map(functools.partial(_specs, axes), op.layouts, args)),
         out_specs=_specs(axes, op.out),
-        axis_names=axes,
+        axis_names=set(free),  # the compiler could not cut a kernel over the others
         check_vma=False,
     )
     return sharded(*args)
@@ -201,17 +202,21 @@ def _axes_of(name: str, layouts: Any) -> Any:
     return tuple(_axes_of(name, layout) for layout in layouts)
 
 
-def _shardable(mesh: Any, op: Op, parts: int, args: tuple) -> set[str]:
-    """The axes of a mesh over which a call can be cut evenly."""
+def _free(mesh: Any) -> dict[str, int]:
+    """Sizes of the axes of a mesh that are the compiler's to use."""
+    kinds = mesh.axis_types or ()
+    axes = zip(mesh.axis_names, mesh.axis_sizes, kinds, strict=True)
+    return {name: size for name, size, kind in axes if kind is AxisType.Auto}
+
+
+def _shardable(free: dict[str, int], op: Op, parts: int, args: tuple) -> set[str]:
+    """The axes over which a call can be cut evenly; over others it is repeated."""
     axes = set()
-    for name, size, kind in zip(
-        mesh.axis_names, mesh.axis_sizes, mesh.axis_types or (), strict=True
-    ):
-        if kind is AxisType.Auto:
-            if name == HEADS and parts % size == 0:
-                axes.add(name)
-            if name == ROWS and _num_rows(op, args) % size == 0:
-                axes.add(name)
+    for name, size in free.items():
+        if name == HEADS and parts % size == 0:
+            axes.add(name)
+        if name == ROWS and _num_rows(op, args) % size == 0:
+            axes.add(name)
     return axes
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import rows, trees
+from jaxspec import partition, rows, trees
 from jaxspec.core import Draft, Drafter, LanguageModel, Verdict, deterministic_draft
 from jaxspec.trees import TokenTree
 
@@ -77,7 +77,11 @@ def _draft_model(model: LanguageModel, branching: tuple[int, ...]) -> Drafter:
         for width, (start, stop) in zip(branching, levels, strict=False):
             tape, hidden = model.extend_tree(params, carry, tape, tree, start, stop)
             logits = model.logits(params, hidden)
-            _, best = jax.lax.top_k(logits, width)  # [B, stop - start, width]
+            best = partition.by_rows(  # [B, stop - start, width]
+                lambda logits, k=width: jax.lax.top_k(logits, k)[1],
+                logits,
+                over=partition.AXES,
+            )
             tokens = jax.lax.dynamic_update_slice_in_dim(
                 tree.tokens, best.reshape(batch, -1), stop, axis=1
             )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import rows, trees
+from jaxspec import partition, rows, trees
 from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft, emitted_tokens
 
 Array = jax.Array
@@ -85,7 +85,8 @@ def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
 
     def propose(params, keys: Array, state: State, root: Array) -> tuple[State, Draft]:
         del params, keys
-        places, agreed = _find(state, num_matches, min_match, max_match)
+        find = functools.partial(_find, sizes=(num_matches, min_match, max_match))
+        places, agreed = partition.by_rows(find, state)
         # A continuation that reaches the end of the text goes on by copying itself: at
         # place `i` the text is taken to have the period `length - 1 - i`.
         period = jnp.maximum(state.lengths[:, None] - 1 - places, 1)
@@ -111,10 +112,12 @@ def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
     return Drafter(init, propose, observe, max_path, None)
 
 
-def _find(
-    state: State, num_matches: int, min_match: int, max_match: int
-) -> tuple[Array, Array]:
-    """The best places `[B, M]`, and in how many tokens each agrees, 0 if in too few."""
+def _find(state: State, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+    """The best places `[B, M]`, and in how many tokens each agrees, 0 if in too few.
+
+    The sizes are `num_matches`, `min_match` and `max_match`.
+    """
+    num_matches, min_match, max_match = sizes
     tokens, lengths = state
     size = tokens.shape[1]
     place = jnp.arange(size)[None]

@@ -34,25 +34,44 @@ class Tape(NamedTuple):
 
 
 def init_carry(
-    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int
+    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
 ) -> Carry:
     """An empty cache of `max_rows` rows; attention needs no ring."""
     return Carry(*_zeros(config, batch_size, max_rows))
 
 
-def init_tape(config: ModelConfig, batch_size: int, num_nodes: int, kind: str) -> Tape:
+def init_tape(
+    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
+) -> Tape:
     """An empty tape, the same for every rollback `kind`."""
     return Tape(*_zeros(config, batch_size, num_nodes))
 
 
-def commit(carry: Carry, tape: Tape, path: layers.Path) -> Carry:
+def commit(config: ModelConfig, carry: Carry, tape: Tape, path: layers.Path) -> Carry:
     """Appends the keys and values of the accepted path."""
+    heads = config.attention.num_kv_heads
     return Carry(
         *(
-            rows.write(cache, layers.take_path(nodes, path), path.position)
+            rows.write(cache, layers.take_path(nodes, path, heads), path.position)
             for cache, nodes in zip(carry, tape, strict=True)
         )
     )
+
+
+def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """Stores the projection in parts: queries, keys and values."""
+
+    def parts(fused):
+        return dict(zip("qkv", _split_columns(config, fused), strict=True))
+
+    return {**params, "qkv_proj": layers.split_leaves(params["qkv_proj"], parts)}
+
+
+def _split_columns(config: ModelConfig, fused: jax.Array) -> list[jax.Array]:
+    """Takes `[..., q k v]` apart."""
+    c = config.attention
+    first, width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    return jnp.split(fused, [first, first + width], axis=-1)
 
 
 def _zeros(config: ModelConfig, batch_size: int, rows: int):
@@ -151,8 +170,11 @@ class Mixer(nn.Module):
         """Queries `[B, T, H d]`, keys and values `[B, T, K d]`, rotated."""
         c = self.config.attention
         h = self.qkv_proj(layers.scale_by(x, c.in_multiplier))
-        widths = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim]
-        q, keys, values = jnp.split(h, [widths[0], sum(widths)], axis=-1)
+        is_split = isinstance(h, dict)
+        parts = (
+            [h[name] for name in "qkv"] if is_split else _split_columns(self.config, h)
+        )
+        q, keys, values = parts
 
         def rotate(x):
             heads = x.reshape(*x.shape[:-1], -1, c.head_dim)

@@ -3,8 +3,10 @@
     x + m * sum over mixers of mixer(norm(x))
 
 where most blocks have one mixer, and Falcon-H1's have two side by side. A new mixer joins
-as a module with `init_carry`, `init_tape`, `commit` and a `Mixer`.
+as a module with `init_carry`, `init_tape`, `commit`, `split` and a `Mixer`.
 """
+
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -15,25 +17,30 @@ from jaxspec.models.config import BLOCKS, ModelConfig
 MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "attention": attention, "mlp": mlp}
 
 
-def init_carry(config: ModelConfig, kind: str, *sizes: int) -> tuple:
-    """Empty pasts of a block's mixers; `sizes` as in a mixer's `init_carry`."""
-    return tuple(MIXERS[name].init_carry(config, *sizes) for name in BLOCKS[kind])
+def init_carry(config: ModelConfig, kind: str, *settings: int) -> tuple:
+    """Empty pasts of a block's mixers; `settings` as in a mixer's `init_carry`."""
+    return tuple(MIXERS[name].init_carry(config, *settings) for name in BLOCKS[kind])
 
 
-def init_tape(
-    config: ModelConfig, kind: str, batch_size: int, num_nodes: int, rollback: str
+def init_tape(config: ModelConfig, kind: str, *settings: Any) -> tuple:
+    """Empty tapes of a block's mixers; `settings` as in a mixer's `init_tape`."""
+    return tuple(MIXERS[name].init_tape(config, *settings) for name in BLOCKS[kind])
+
+
+def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """Stores the fused projections of a block's mixers in parts."""
+    return {
+        name: MIXERS[name].split(config, own) if name in MIXERS else own
+        for name, own in params.items()
+    }
+
+
+def commit(
+    config: ModelConfig, kind: str, carry: tuple, tape: tuple, path: layers.Path
 ) -> tuple:
-    """Empty tapes of a block's mixers."""
-    return tuple(
-        MIXERS[name].init_tape(config, batch_size, num_nodes, rollback)
-        for name in BLOCKS[kind]
-    )
-
-
-def commit(kind: str, carry: tuple, tape: tuple, path: layers.Path) -> tuple:
     """Keeps the accepted path."""
     return tuple(
-        MIXERS[name].commit(own, left, path)
+        MIXERS[name].commit(config, own, left, path)
         for name, own, left in zip(BLOCKS[kind], carry, tape, strict=True)
     )
 

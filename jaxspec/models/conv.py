@@ -4,15 +4,21 @@
 
 The tail is the last `K - 1` inputs. On a tree, "last" means along a node's own path, and
 the tail only moves when a path is committed: drafts that are rejected leave no trace.
+
+Filters, tails and inputs are arrays of all channels, or dicts of several channels each
+where the params are stored in parts (`hybrid.split_projections`).
 """
 
+from typing import Any
+
+import flax.core
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxspec import rows
-from jaxspec.models import layers
-from pallas_kernels import tree_conv
+from jaxspec.models import layers, layout
+from pallas_kernels import tree_conv, tree_path
 
 
 class CausalConv(nn.Module):
@@ -23,59 +29,102 @@ class CausalConv(nn.Module):
         width: `K` taps.
         use_bias: whether there is a bias.
         dtype: of the computation.
+        parts: into how many a mesh can cut the channels.
     """
 
     channels: int
     width: int
     use_bias: bool
     dtype: jnp.dtype
+    parts: layout.Parts
 
     def setup(self):
         def uniform(key, shape, dtype):
             bound = self.width**-0.5
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        shape = (self.width, self.channels)
-        self.kernel = self.param("kernel", uniform, shape, jnp.float32)
+        zeros = nn.initializers.zeros
+        self.kernel = layers.param(self, "kernel", uniform, (self.width, self.channels))
         if self.use_bias:
-            zeros = nn.initializers.zeros
-            self.bias = self.param("bias", zeros, (self.channels,), jnp.float32)
+            self.bias = layers.param(self, "bias", zeros, (self.channels,))
 
-    def _filter(self) -> tuple[jax.Array, jax.Array]:
-        bias = self.bias if self.use_bias else jnp.zeros((self.channels,))
-        return self.kernel.astype(self.dtype), bias.astype(self.dtype)
+    def _filter(self) -> tuple[Any, Any]:
+        kernel = flax.core.unfreeze(self.kernel)  # linen freezes dicts of a module
+        if self.use_bias:
+            bias = flax.core.unfreeze(self.bias)
+        else:
+            bias = jax.tree.map(lambda kernel: jnp.zeros_like(kernel[0]), kernel)
+        return jax.tree.map(lambda leaf: leaf.astype(self.dtype), (kernel, bias))
 
-    def step(self, tail: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(self, tail: Any, u: Any) -> tuple[Any, Any]:
         """One token: tail `[B, K - 1, E]`, u `[B, E]` -> tail, y `[B, E]`."""
         weight, bias = self._filter()
-        window = jnp.concatenate([tail, u[:, None]], axis=1)
-        y = jnp.sum(window * weight[None], axis=1) + bias[None]
-        return window[:, 1:], y
+        window = jax.tree.map(_append, tail, u)
+        y = jax.tree.map(
+            lambda window, weight, bias: (
+                jnp.sum(window * weight[None], axis=1) + bias[None]
+            ),
+            window,
+            weight,
+            bias,
+        )
+        return jax.tree.map(lambda window: window[:, 1:], window), y
 
-    def scan(
-        self, tail: jax.Array, u: jax.Array, lengths: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def scan(self, tail: Any, u: Any, lengths: jax.Array) -> tuple[Any, Any]:
         """Many tokens, of which row `b` has `lengths[b]`: u `[B, T, E]` -> tail, y."""
-        weight, bias = self._filter()
-        tokens = jnp.concatenate([tail, u], axis=1)
-        length = u.shape[1]
-        y = bias[None, None]
+        tokens = jax.tree.map(
+            lambda tail, u: jnp.concatenate([tail, u], axis=1), tail, u
+        )
+        y = jax.tree.map(self._slide, tokens, *self._filter())
+        last = lengths[:, None] + jnp.arange(self.width - 1)[None]
+        return jax.tree.map(lambda tokens: rows.take(tokens, last), tokens), y
+
+    def _slide(
+        self, tokens: jax.Array, weight: jax.Array, bias: jax.Array
+    ) -> jax.Array:
+        """Every window of `K` tokens `[B, K - 1 + T, E]`."""
+        length, y = tokens.shape[1] - self.width + 1, bias[None, None]
         for k in range(self.width):
             y = y + tokens[:, k : k + length] * weight[k][None, None]
-        last = lengths[:, None] + jnp.arange(self.width - 1)[None]
-        return rows.take(tokens, last), y
+        return y
 
-    def tree(self, tail: jax.Array, u: jax.Array, window: jax.Array) -> jax.Array:
+    def tree(self, tail: Any, u: Any, window: jax.Array) -> Any:
         """Nodes of a tree: u `[B, N, E]`, window `[B, n, K]` -> y `[B, n, E]`."""
-        return tree_conv.convolve(window, u, tail, *self._filter())
+
+        def convolve(u, tail, weight, bias, parts):
+            return tree_conv.convolve(window, u, tail, weight, bias, parts=parts)
+
+        return jax.tree.map(
+            convolve, u, tail, *self._filter(), _cuts(u, layout.Parts(*self.parts))
+        )
 
 
-def advance(tail: jax.Array, inputs: jax.Array, path: layers.Path) -> jax.Array:
+def _append(tail: jax.Array, u: jax.Array) -> jax.Array:
+    return jnp.concatenate([tail, u[:, None]], axis=1)
+
+
+def _cuts(channels: Any, parts: layout.Parts) -> Any:
+    """Into how many parts each array can be cut."""
+    if isinstance(channels, dict):
+        return {"x": parts.heads, "BC": parts.keys}
+    return parts.channels
+
+
+def advance(tail: Any, inputs: Any, path: layers.Path, parts: layout.Parts) -> Any:
     """The last `K - 1` inputs of a tail `[B, K - 1, E]` followed by the path's nodes."""
+    return jax.tree.map(
+        lambda *args: _advance(path, *args), tail, inputs, _cuts(tail, parts)
+    )
+
+
+def _advance(
+    path: layers.Path, tail: jax.Array, inputs: jax.Array, parts: int
+) -> jax.Array:
     width = tail.shape[1]
     tokens = jnp.concatenate([tail, inputs], axis=1)
     nodes = jnp.pad(path.nodes, ((0, 0), (width, 0))) + width
     slots = jnp.arange(nodes.shape[1])[None]
     nodes = jnp.where(slots < width, slots, nodes)  # tail, then path, as rows of tokens
     last = path.count[:, None] + jnp.arange(width)[None]
-    return rows.take(tokens, jnp.take_along_axis(nodes, last, axis=1))
+    index = jnp.take_along_axis(nodes, last, axis=1)
+    return tree_path.take(tokens, index, parts=parts)

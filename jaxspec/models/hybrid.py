@@ -5,6 +5,7 @@ import functools
 import jax
 
 from jaxspec.core import LanguageModel
+from jaxspec.models import block, layers
 from jaxspec.models import rollback as rollbacks
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.network import Network, Params
@@ -67,6 +68,25 @@ def stack_params(config: ModelConfig, params: Params) -> Params:
     """Stacks the params of an unrolled model for a scanned one."""
     blocks = Stack(config.layers, False).spread(params["layers"])
     return {**params, "layers": Stack(config.layers, True).collect(blocks)}
+
+
+def split_projections(config: ModelConfig, params: Params) -> Params:
+    """Stores fused projections in parts, each of which can be cut over devices by heads.
+
+    The same function as several narrower products, which the model recognises: `in_proj`
+    as z, x, BC and dt and the convolution as x and BC (Mamba-2), as x and z (Mamba-1),
+    `qkv_proj` as q, k and v, SwiGLU's `up_proj` as gate and up. The columns of a fused
+    one, cut evenly, are cut within its parts, and devices would have to exchange them.
+    """
+    if layers.is_split(params):
+        return params
+    stack = params["layers"]
+    if isinstance(stack, dict):
+        return {
+            **params,
+            "layers": {kind: block.split(config, own) for kind, own in stack.items()},
+        }
+    return {**params, "layers": tuple(block.split(config, own) for own in stack)}
 
 
 def separate_head(params: Params) -> Params:

@@ -1,15 +1,15 @@
 """The small pieces that all mixers share."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec import rows
 from jaxspec.models.config import AttentionConfig, ModelConfig
-from pallas_kernels import Topology, stacked
+from pallas_kernels import Topology, stacked, tree_path
 
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 """For products with a state, which is float32 whatever the activations are."""
@@ -69,6 +69,11 @@ class Path(NamedTuple):
     position: jax.Array  # [B]
     ring_length: jax.Array | None
 
+    @property
+    def slots(self) -> jax.Array:
+        """`[B, D]` int32, the nodes, -1 where nothing is kept."""
+        return jnp.where(self.kept, self.nodes, -1)
+
 
 def positions(config: AttentionConfig | None, index: jax.Array) -> Positions:
     """Computes RoPE's turns (Su et al. 2021) at positions `[B, T]`."""
@@ -91,11 +96,12 @@ def rotate(x: jax.Array, positions: Positions) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def take_path(array: jax.Array, path: Path) -> jax.Array:
-    """Gathers the nodes of a path from `[B, N, ...]`, zeros where nothing is kept."""
-    nodes = rows.take(array, path.nodes)
-    kept = path.kept.reshape(*path.kept.shape, *[1] * (nodes.ndim - 2))
-    return jnp.where(kept, nodes, jnp.zeros((), nodes.dtype))
+def take_path(array: jax.Array, path: Path, parts: int) -> jax.Array:
+    """Gathers the nodes of a path from `[B, N, E]`, zeros where nothing is kept.
+
+    A mesh can cut the channels into so many equal `parts`.
+    """
+    return tree_path.take(array, path.slots, parts=parts)
 
 
 def at(arrays: Any, layer: jax.Array | None) -> Any:
@@ -158,11 +164,59 @@ class RMSNorm(nn.Module):
         return y.astype(x.dtype)
 
 
+class Projection(nn.Dense):
+    """A projection of an input onto one thing, or onto several at once.
+
+    Several are one product, of which the caller takes the columns apart. Where the kernel
+    is stored in parts (`hybrid.split_projections`) it is one product for each, and what
+    is returned is a dict as well.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array | dict[str, jax.Array]:
+        kernel = self.get_variable("params", "kernel")
+        if not isinstance(kernel, Mapping):
+            return super().__call__(x)
+        bias = self.get_variable("params", "bias")
+        out = {}
+        for name, part in kernel.items():
+            y = jnp.matmul(x.astype(self.dtype), part.astype(self.dtype))
+            if bias is not None:
+                shape = *[1] * (x.ndim - 1), -1
+                y = y + bias[name].astype(self.dtype).reshape(shape)
+            out[name] = y
+        return out
+
+
+def param(
+    module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple
+) -> Any:
+    """A float32 parameter, or a dict of them where it is stored in parts."""
+    stored = module.get_variable("params", name)
+    if isinstance(stored, Mapping):
+        return stored
+    return module.param(name, init, shape, jnp.float32)
+
+
+def split_leaves(params: Any, split: Any) -> Any:
+    """Stores a kernel and its bias in parts; `split` takes the last axis apart."""
+    return {name: split(leaf) for name, leaf in params.items()}
+
+
+def is_split(params: Any) -> bool:
+    """Whether there are kernels in parts; params may be None."""
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    return any(
+        len(path) > 1 and getattr(path[-2], "key", None) == "kernel"
+        for path, _ in paths
+    )
+
+
 def dense(
     config: ModelConfig, features: int, *, bias: bool = False, scale: float = 1.0
-) -> nn.Dense:
+) -> Projection:
     """A projection in the model's dtype; `scale` shrinks its initial weights."""
-    return nn.Dense(
+    return Projection(
         features,
         use_bias=bias,
         dtype=jnp.dtype(config.dtype),

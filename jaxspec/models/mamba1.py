@@ -8,19 +8,20 @@ Falcon-Mamba and Jamba put RMS norms on dt_low, B and C.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, layers, rollback
+from jaxspec.models import conv, layers, layout, rollback
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.mamba2 import init_dt_bias
 from pallas_kernels import Inputs, tree_scan
 
 
 def init_carry(
-    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int
+    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
 ) -> rollback.Carry:
     """An empty past; `max_rows` does not matter to a recurrence."""
     c, width = config.mamba1, _d_inner(config)
@@ -32,7 +33,7 @@ def init_carry(
 
 
 def init_tape(
-    config: ModelConfig, batch_size: int, num_nodes: int, kind: str
+    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
 ) -> rollback.Tape:
     """An empty tape of a rollback `kind`."""
     c, width, shape = config.mamba1, _d_inner(config), (batch_size, num_nodes)
@@ -46,10 +47,22 @@ def init_tape(
 
 
 def commit(
-    carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
+    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
 ) -> rollback.Carry:
     """Keeps the accepted path."""
-    return rollback.commit(carry, tape, path, tree_scan.fold)
+    parts = layout.parts(config, "mamba1")
+    return rollback.commit(carry, tape, path, tree_scan.fold, parts)
+
+
+def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """Stores the projection in parts: the channels' inputs and their gates."""
+    del config
+
+    def halves(fused):
+        x, z = jnp.split(fused, 2, axis=-1)
+        return {"x": x, "z": z}
+
+    return {**params, "in_proj": layers.split_leaves(params["in_proj"], halves)}
 
 
 def _d_inner(config: ModelConfig) -> int:
@@ -75,7 +88,8 @@ class Mixer(nn.Module):
         width, dtype = _d_inner(config), jnp.dtype(config.dtype)
         self.dt_rank = c.dt_rank or math.ceil(config.d_model / 16)
         self.in_proj = layers.dense(config, 2 * width, bias=c.proj_bias)
-        self.conv = conv.CausalConv(width, c.d_conv, c.conv_bias, dtype)
+        parts = layout.parts(config, "mamba1")
+        self.conv = conv.CausalConv(width, c.d_conv, c.conv_bias, dtype, parts)
         self.x_proj = layers.dense(config, self.dt_rank + 2 * c.d_state)
         self.dt_proj = layers.dense(config, width)
         self.dt_bias = self.param("dt_bias", init_dt_bias, (width,))
@@ -99,7 +113,7 @@ class Mixer(nn.Module):
     ):
         """One token, the plain recurrence; a ring must be empty."""
         tail, state = layers.at((carry.tail, carry.state), layer)
-        u, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        u, z = self._project(x)
         tail, u = self.conv.step(tail, u)
         inputs, C = self._inputs(u)
         update = (inputs.dt * inputs.x.astype(jnp.float32))[:, None]
@@ -119,7 +133,7 @@ class Mixer(nn.Module):
     ):
         """Many tokens in chunks, each in parallel."""
         tail, state = layers.at((carry.tail, carry.state), layer)
-        u, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        u, z = self._project(x)
         tail, u = self.conv.scan(tail, u, lengths)
         inputs, C = self._inputs(u)
         length = x.shape[1]
@@ -147,7 +161,7 @@ class Mixer(nn.Module):
         layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape."""
-        u, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        u, z = self._project(x)
         record, slots = layers.put_slots(tape.conv, u, context.start, layer)
         tape = tape._replace(conv=record)
         tail = layers.at(carry.tail, layer)
@@ -177,6 +191,13 @@ class Mixer(nn.Module):
     ) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
         return rollback.fold_ring(carry, chosen, length, self._A(), tree_scan.fold)
+
+    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The inputs and the gates of the channels."""
+        h = self.in_proj(x)
+        if isinstance(h, dict):
+            return h["x"], h["z"]
+        return tuple(jnp.split(h, 2, axis=-1))
 
     def _A(self) -> jax.Array:
         return -jnp.exp(self.A_log.astype(jnp.float32))

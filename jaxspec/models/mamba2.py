@@ -5,38 +5,40 @@ S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T
 y_t = S_t C_t + D x_t                out = out_proj(norm(y silu(z)))
 """
 
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, layers, rollback
+from jaxspec.models import conv, layers, layout, rollback
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import Inputs, topology, tree_ssd
 
 
 def init_carry(
-    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int
+    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
 ) -> rollback.Carry:
     """An empty past; `max_rows` does not matter to a recurrence."""
-    c, dtype = config.mamba2, jnp.dtype(config.dtype)
+    c = config.mamba2
     return rollback.Carry(
-        tail=jnp.zeros((batch_size, c.d_conv - 1, c.conv_dim), dtype),
+        tail=_empty_channels(config, split, batch_size, c.d_conv - 1),
         state=jnp.zeros((batch_size, c.nheads, c.headdim, c.d_state), jnp.float32),
         ring=_empty_inputs(config, batch_size, ring_size) if ring_size else None,
     )
 
 
 def init_tape(
-    config: ModelConfig, batch_size: int, num_nodes: int, kind: str
+    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
 ) -> rollback.Tape:
     """An empty tape of a rollback `kind`."""
     c, shape = config.mamba2, (batch_size, num_nodes)
     state = (*shape, c.nheads, c.headdim, c.d_state)
     snapshot = kind == "snapshot"
     return rollback.Tape(
-        conv=jnp.zeros((*shape, c.conv_dim), jnp.dtype(config.dtype)),
+        conv=_empty_channels(config, split, *shape),
         inputs=None if snapshot else _empty_inputs(config, *shape),
         states=jnp.zeros(state, jnp.float32) if snapshot else None,
         A=jnp.zeros((c.nheads,), jnp.float32) if kind in ("replay", "joint") else None,
@@ -44,10 +46,46 @@ def init_tape(
 
 
 def commit(
-    carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
+    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
 ) -> rollback.Carry:
     """Keeps the accepted path."""
-    return rollback.commit(carry, tape, path, tree_ssd.fold)
+    parts = layout.parts(config, "mamba2")
+    return rollback.commit(carry, tape, path, tree_ssd.fold, parts)
+
+
+def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """Stores what is fused in parts: z, x, dt by heads, and BC by groups of heads."""
+    in_proj = layers.split_leaves(
+        params["in_proj"], functools.partial(_split_columns, config)
+    )
+    filters = layers.split_leaves(
+        params["conv"], functools.partial(_split_channels, config)
+    )
+    return {**params, "in_proj": in_proj, "conv": filters}
+
+
+def _split_columns(config: ModelConfig, fused: jax.Array) -> dict[str, jax.Array]:
+    """Takes `[..., z x B C dt]` apart."""
+    c = config.mamba2
+    z, xBC, dt = jnp.split(fused, [c.d_inner, c.d_inner + c.conv_dim], axis=-1)
+    return {"z": z, **_split_channels(config, xBC), "dt": dt}
+
+
+def _split_channels(config: ModelConfig, xBC: jax.Array) -> dict[str, jax.Array]:
+    """Takes `[..., x B C]` apart; in BC, a group's B is followed by its C."""
+    c = config.mamba2
+    x, BC = jnp.split(xBC, [c.d_inner], axis=-1)
+    by_group = BC.reshape(*BC.shape[:-1], 2, c.ngroups, c.d_state)
+    return {"x": x, "BC": jnp.swapaxes(by_group, -3, -2).reshape(BC.shape)}
+
+
+def _empty_channels(config: ModelConfig, split: bool, *leading: int) -> Any:
+    """Inputs of the convolution, in parts or not."""
+    c, dtype = config.mamba2, jnp.dtype(config.dtype)
+    if not split:
+        return jnp.zeros((*leading, c.conv_dim), dtype)
+    widths = {"x": c.d_inner, "BC": c.conv_dim - c.d_inner}
+    return {name: jnp.zeros((*leading, w), dtype) for name, w in widths.items()}
 
 
 def _empty_inputs(config: ModelConfig, batch_size: int, length: int) -> Inputs:
@@ -68,7 +106,8 @@ class Mixer(nn.Module):
         c, dtype = self.config.mamba2, jnp.dtype(self.config.dtype)
         width = c.d_inner + c.conv_dim + c.nheads
         self.in_proj = layers.dense(self.config, width, bias=c.proj_bias)
-        self.conv = conv.CausalConv(c.conv_dim, c.d_conv, c.conv_bias, dtype)
+        parts = layout.parts(self.config, "mamba2")
+        self.conv = conv.CausalConv(c.conv_dim, c.d_conv, c.conv_bias, dtype, parts)
         self.A_log = self.param("A_log", _init_A_log, (c.nheads,))
         self.dt_bias = self.param("dt_bias", init_dt_bias, (c.nheads,))
         shape = (c.nheads, c.headdim) if c.D_per_channel else (c.nheads,)
@@ -185,23 +224,38 @@ class Mixer(nn.Module):
         repeats = 1 if c.D_per_channel else c.headdim
         return jnp.repeat(self.D.astype(jnp.float32).reshape(-1), repeats)
 
-    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Splits the projection into the gate z, the conv's xBC, and dt before softplus."""
+    def _project(self, x: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
+        """Splits the projection into the gate z, the conv's xBC, and dt before softplus.
+
+        Where it is stored in parts, so is xBC: x, and BC.
+        """
         c = self.config.mamba2
         h = self.in_proj(layers.scale_by(x, c.in_multiplier))
         if any(m != 1.0 for m in c.projection_multipliers):
             groups = c.ngroups * c.d_state
             widths = (c.d_inner, c.d_inner, groups, groups, c.nheads)
             factors = zip(c.projection_multipliers, widths, strict=True)
-            factor = jnp.concatenate([jnp.full(w, m, h.dtype) for m, w in factors])
-            h = h * factor.reshape(*[1] * (h.ndim - 1), -1)
+            dtype = jnp.dtype(self.config.dtype)
+            factor = jnp.concatenate([jnp.full(w, m, dtype) for m, w in factors])
+            if isinstance(h, dict):
+                factor = _split_columns(self.config, factor)
+            h = jax.tree.map(
+                lambda h, f: h * f.reshape(*[1] * (h.ndim - 1), -1), h, factor
+            )
+        if isinstance(h, dict):
+            return h["z"], {"x": h["x"], "BC": h["BC"]}, h["dt"]
         return tuple(jnp.split(h, [c.d_inner, c.d_inner + c.conv_dim], axis=-1))
 
-    def _inputs(self, xBC: jax.Array, dt: jax.Array) -> tuple[Inputs, jax.Array]:
+    def _inputs(self, xBC: Any, dt: jax.Array) -> tuple[Inputs, jax.Array]:
         """What the tokens do to the state, and their queries C `[..., G S]`."""
-        c, shape = self.config.mamba2, xBC.shape[:-1]
+        c, shape = self.config.mamba2, dt.shape[:-1]
         groups = c.ngroups * c.d_state
-        x, B, C = jnp.split(nn.silu(xBC), [c.d_inner, c.d_inner + groups], axis=-1)
+        xBC = jax.tree.map(nn.silu, xBC)
+        if isinstance(xBC, dict):
+            x, BC = xBC["x"], xBC["BC"].reshape(*shape, c.ngroups, 2, c.d_state)
+            B, C = (BC[..., i, :].reshape(*shape, groups) for i in range(2))
+        else:
+            x, B, C = jnp.split(xBC, [c.d_inner, c.d_inner + groups], axis=-1)
         bias = self.dt_bias.astype(jnp.float32).reshape(*[1] * len(shape), -1)
         dt = nn.softplus(dt.astype(jnp.float32) + bias)
         if c.dt_limits != (0.0, math.inf):

@@ -3,6 +3,8 @@
 It has no past: its carry and its tape are empty.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,19 +13,35 @@ from jaxspec.models import layers
 from jaxspec.models.config import ModelConfig
 
 
-def init_carry(config: ModelConfig, batch_size: int, max_rows: int, ring_size: int):
+def init_carry(
+    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
+):
     """Nothing."""
     return ()
 
 
-def init_tape(config: ModelConfig, batch_size: int, num_nodes: int, kind: str):
+def init_tape(
+    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
+):
     """Nothing."""
     return ()
 
 
-def commit(carry: tuple, tape: tuple, path: layers.Path) -> tuple:
+def commit(config: ModelConfig, carry: tuple, tape: tuple, path: layers.Path) -> tuple:
     """Nothing to keep."""
     return carry
+
+
+def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """Stores SwiGLU's projection in parts: the gate, and what it gates."""
+    if config.mlp.activation != "swiglu":
+        return params
+
+    def halves(fused):
+        gate, up = jnp.split(fused, 2, axis=-1)
+        return {"gate": gate, "up": up}
+
+    return {**params, "up_proj": layers.split_leaves(params["up_proj"], halves)}
 
 
 class Mixer(nn.Module):
@@ -77,7 +95,8 @@ class Mixer(nn.Module):
     def _apply(self, x: jax.Array) -> jax.Array:
         c, h = self.config.mlp, self.up_proj(x)
         if c.activation == "swiglu":
-            gate, h = jnp.split(h, 2, axis=-1)
+            is_split = isinstance(h, dict)
+            gate, h = (h["gate"], h["up"]) if is_split else jnp.split(h, 2, axis=-1)
             h = nn.silu(layers.scale_by(gate, c.gate_multiplier)) * h
         elif c.activation == "relu2":
             h = jnp.square(nn.relu(h))

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec import rows, trees
-from jaxspec.models import block, layers
+from jaxspec import partition, rows, trees
+from jaxspec.models import block, layers, layout
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.stack import Stack, Storage
 from jaxspec.trees import TokenTree
@@ -93,7 +93,7 @@ class Network:
 
     def _init_block(self, kind: str, key: jax.Array) -> Params:
         x = jnp.zeros((1, 1, self.config.d_model), jnp.dtype(self.config.dtype))
-        carry = block.init_carry(self.config, kind, 1, 1, 0)
+        carry = block.init_carry(self.config, kind, 1, 1, 0, False)
         positions = self._positions(jnp.zeros((1, 1), jnp.int32))
         one = jnp.ones((1,), jnp.int32)
         module = block.Block(self.config, kind)
@@ -118,16 +118,19 @@ class Network:
                 batch_size,
                 max_length + self.max_path,
                 self.ring_size if lazy else 0,
+                layers.is_split(params),
             )
             for kind in self.config.layers
         ]
         pending = jnp.zeros((batch_size, self.max_path), jnp.int32)
-        return Carry(
-            position=zeros,
-            blocks=self.stack.collect(blocks),
-            ring_length=zeros if lazy else None,
-            pending=pending if joint else None,
-            num_pending=zeros if joint else None,
+        return self._place(
+            Carry(
+                position=zeros,
+                blocks=self.stack.collect(blocks),
+                ring_length=zeros if lazy else None,
+                pending=pending if joint else None,
+                num_pending=zeros if joint else None,
+            )
         )
 
     def step(self, params: Params, carry: Carry, token: jax.Array):
@@ -161,13 +164,14 @@ class Network:
         return self._absorb_pending(params, carry)
 
     def init_tape(self, params: Params, batch_size: int, num_nodes: int) -> Tape:
+        settings = batch_size, num_nodes, self.rollback, layers.is_split(params)
         blocks = [
-            block.init_tape(self.config, kind, batch_size, num_nodes, self.rollback)
-            for kind in self.config.layers
+            block.init_tape(self.config, kind, *settings) for kind in self.config.layers
         ]
         tokens = jnp.zeros((batch_size, num_nodes), jnp.int32)
         joint = self.rollback == "joint"
-        return Tape(self.stack.collect(blocks), tokens if joint else None)
+        tape = Tape(self.stack.collect(blocks), tokens if joint else None)
+        return self._place(tape)
 
     def extend_tree(
         self,
@@ -295,6 +299,7 @@ class Network:
             kernel = params["embed"]["embedding"].T
         kernel = kernel.astype(hidden.dtype)
         logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        logits = partition.constrain_columns(logits)
         return layers.scale_by(logits, self.config.logits_multiplier)
 
     def _keep(self, carry, tape, nodes, kept, count) -> Carry:
@@ -302,16 +307,17 @@ class Network:
         path = layers.Path(nodes, kept, count, carry.position, carry.ring_length)
 
         blocks = self.stack.map(
-            lambda kind, own, left: block.commit(kind, own, left, path),
+            lambda kind, *own: block.commit(self.config, kind, *own, path),
             carry.blocks,
             tape.blocks,
         )
         ring_length = carry.ring_length
-        return carry._replace(
+        carry = carry._replace(
             position=carry.position + count,
             blocks=blocks,
             ring_length=None if ring_length is None else ring_length + count,
         )
+        return self._place(carry)
 
     def _settle(self, params: Params, carry: Carry) -> Carry:
         """The same past without ring entries or pending tokens."""
@@ -377,12 +383,18 @@ class Network:
         )
         return carry, Tape(blocks, tree.tokens), hidden[:, first:]
 
+    def _place(self, past: Any) -> Any:
+        """Cuts a carry or a tape over the ambient mesh."""
+        axes = partition.sizes()
+        return partition.constrain(past, layout.past_specs(self.config, past, axes))
+
     def _apply(self, method: str, kind: str, params: Params, *args):
         module = block.Block(self.config, kind)
         return module.apply({"params": params}, *args, method=method)
 
     def _embed(self, params: Params, tokens: jax.Array) -> jax.Array:
         x = params["embed"]["embedding"][tokens].astype(jnp.dtype(self.config.dtype))
+        x = partition.constrain_rows(x)
         return layers.scale_by(x, self.config.embedding_multiplier)
 
     def _norm(self, params: Params, x: jax.Array) -> jax.Array:

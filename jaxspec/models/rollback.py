@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import rows
-from jaxspec.models import conv, layers
-from pallas_kernels import Inputs, Ring
+from jaxspec.models import conv, layers, layout
+from pallas_kernels import Inputs, Ring, tree_path
 
 Rollback = Literal["auto", "snapshot", "replay", "lazy", "joint"]
 ROLLBACKS = ("snapshot", "replay", "lazy", "joint")
@@ -30,13 +30,13 @@ class Carry(NamedTuple):
     """The past of a recurrent layer.
 
     Attributes:
-        tail: `[B, K - 1, E]` last inputs of the convolution.
+        tail: `[B, K - 1, E]` last inputs of the convolution, perhaps in parts.
         state: `[B, ...]` float32.
         ring: records of the tokens that came after `state`, `[B, W, ...]`, or None. The
             model knows how many; the rest is left over from before.
     """
 
-    tail: jax.Array
+    tail: Any
     state: jax.Array
     ring: Any
 
@@ -45,13 +45,13 @@ class Tape(NamedTuple):
     """What the nodes of a tree leave behind for `commit`.
 
     Attributes:
-        conv: `[B, N, E]` inputs of the convolution.
+        conv: `[B, N, E]` inputs of the convolution, perhaps in parts.
         inputs: records of the nodes, `[B, N, ...]`, or None under snapshot.
         states: `[B, N, ...]` float32 state after each node under snapshot, else None.
         A: decay rates, so that replay needs no params to fold, else None.
     """
 
-    conv: jax.Array
+    conv: Any
     inputs: Any
     states: jax.Array | None
     A: jax.Array | None
@@ -78,9 +78,7 @@ def resolve(rollback: Rollback) -> str:
     return rollback
 
 
-def put(
-    carry: Carry, tail: jax.Array, state: jax.Array, layer: jax.Array | None
-) -> Carry:
+def put(carry: Carry, tail: Any, state: jax.Array, layer: jax.Array | None) -> Carry:
     """Replaces a layer's past; the ring is empty and stays so."""
     return carry._replace(
         tail=layers.put(carry.tail, tail, layer),
@@ -132,23 +130,41 @@ def read(
 
 
 def commit(
-    carry: Carry, tape: Tape, path: layers.Path, fold: Callable[..., jax.Array]
+    carry: Carry,
+    tape: Tape,
+    path: layers.Path,
+    fold: Callable[..., jax.Array],
+    parts: layout.Parts,
 ) -> Carry:
-    """Keeps a path; `fold(state, A, inputs)` advances a state over a chain."""
-    tail = conv.advance(carry.tail, tape.conv, path)
+    """Keeps a path.
+
+    Args:
+        carry, tape: of the layer.
+        path: what is kept.
+        fold: `state, A, inputs -> state`, advances a state over a chain.
+        parts: into how many a mesh can cut the records.
+    """
+    tail = conv.advance(carry.tail, tape.conv, path, parts)
     if tape.states is not None:
         last = rows.take_one(path.nodes, jnp.maximum(path.count - 1, 0))
         state = rows.take_one(tape.states, last)
         state = rows.select(path.count > 0, state, carry.state)
         return Carry(tail, state, carry.ring)
-    inputs = jax.tree.map(lambda leaf: layers.take_path(leaf, path), tape.inputs)
     if carry.ring is not None:
         ring = jax.tree.map(
-            lambda ring, new: rows.write(ring, new, path.ring_length),
+            lambda ring, new, parts: tree_path.append(
+                ring, new, path.slots, path.ring_length, parts=parts
+            ),
             carry.ring,
-            inputs,
+            tape.inputs,
+            Inputs(x=parts.heads, dt=parts.heads, B=parts.keys),
         )
         return Carry(tail, carry.state, ring)
+    inputs = jax.tree.map(
+        lambda leaf, parts: layers.take_path(leaf, path, parts),
+        tape.inputs,
+        Inputs(x=parts.heads, dt=parts.heads, B=parts.keys),
+    )
     return Carry(tail, fold(carry.state, tape.A, inputs), None)
 
 

@@ -25,6 +25,7 @@ def convolve(
     weight: jax.Array,
     bias: jax.Array,
     *,
+    parts: int | None = None,
     implementation: _dispatch.Implementation | None = None,
 ) -> jax.Array:
     """Convolves every node with the last tokens of its own path.
@@ -36,6 +37,7 @@ def convolve(
         tail: `[B, K - 1, E]` inputs before the root, oldest first.
         weight: `[K, E]`, one filter per channel, the last tap on the node itself.
         bias: `[E]`.
+        parts: how many equal parts a mesh can cut the channels into; `E` by default.
         implementation: `None` picks the fastest for the platform.
 
     Returns:
@@ -52,7 +54,7 @@ def convolve(
         bias=(bias, (channels,)),
     )
     args = window, inputs, tail, weight, bias
-    return _dispatch.dispatch(_CONVOLVE, implementation, channels, *args)
+    return _dispatch.dispatch(_CONVOLVE, implementation, parts or channels, *args)
 
 
 def implementations() -> list[str]:

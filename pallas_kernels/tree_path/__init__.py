@@ -20,6 +20,7 @@ def take(
     nodes: jax.Array,
     path: jax.Array,
     *,
+    parts: int | None = None,
     implementation: _dispatch.Implementation | None = None,
 ) -> jax.Array:
     """Gathers the nodes of a path.
@@ -27,6 +28,7 @@ def take(
     Args:
         nodes: `[B, N, E]`.
         path: `[B, D]` int32, slots of `nodes`, or -1.
+        parts: how many equal parts a mesh can cut the channels into; `E` by default.
         implementation: `None` picks the fastest for the platform.
 
     Returns:
@@ -37,7 +39,7 @@ def take(
     """
     batch, _, channels = nodes.shape
     check_shapes(path=(path, (batch, path.shape[1])))
-    return _dispatch.dispatch(_TAKE, implementation, channels, nodes, path)
+    return _dispatch.dispatch(_TAKE, implementation, parts or channels, nodes, path)
 
 
 def append(
@@ -46,6 +48,7 @@ def append(
     path: jax.Array,
     length: jax.Array,
     *,
+    parts: int | None = None,
     implementation: _dispatch.Implementation | None = None,
 ) -> jax.Array:
     """Appends the nodes of a path to the first `length` slots of a buffer.
@@ -55,6 +58,7 @@ def append(
         nodes: `[B, N, E]`.
         path: `[B, D]` int32, slots of `nodes`, or -1.
         length: `[B]` int32, `length + D` must not exceed `W`.
+        parts: how many equal parts a mesh can cut the channels into; `E` by default.
         implementation: `None` picks the fastest for the platform.
 
     Returns:
@@ -70,7 +74,7 @@ def append(
         length=(length, (batch,)),
     )
     args = buffer, nodes, path, length
-    return _dispatch.dispatch(_APPEND, implementation, channels, *args)
+    return _dispatch.dispatch(_APPEND, implementation, parts or channels, *args)
 
 
 def implementations() -> list[str]:

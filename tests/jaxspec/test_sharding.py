@@ -1,0 +1,245 @@
+"""On a mesh, and in several processes, the loop writes what one device writes."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import jaxspec
+import meshes
+import tiny
+from jaxspec import checkpointing, sharding
+from jaxspec.models import hybrid, layout
+
+CASES = {  # model, drafter, rollback, scanned
+    "one-group-ngram-replay": ("one-group", "ngram", "replay", False),
+    "groups-model-lazy": ("groups", "model", "lazy", False),
+    "mamba1-ngram-lazy-scanned": ("mamba1", "ngram", "lazy", True),
+    "one-group-model-replay-scanned": ("one-group", "model", "replay", True),
+    "falcon-h1-ngram-replay": ("falcon-h1", "ngram", "replay", False),
+}
+BATCH = len(meshes.PROMPTS)
+ROW, WHOLE = PartitionSpec("data"), PartitionSpec()
+
+
+def sharded(setup, mesh, **settings):
+    params = setup.shard(mesh)
+    return params, setup.shard_state(setup.start(params, **settings), mesh)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mesh_writes_the_text_of_one_device(case):
+    setup = meshes.Setup(*CASES[case])
+    settings = {"temperature": jnp.linspace(0.0, 1.4, BATCH), "top_k": 20}
+    expected = setup.decode(setup.params, setup.start(setup.params, **settings))
+    with sharding.mesh(data=2, tensor=4) as mesh:
+        params, state = sharded(setup, mesh, **settings)
+        where = setup.shardings(state, mesh)
+        state = setup.decode(params, state, check_every=3)
+        same = jax.tree.map(
+            lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), state, where
+        )
+    assert all(jax.tree.leaves(same))
+    assert state.done.all()
+    setup.check_text(state, expected)
+    np.testing.assert_array_equal(state.lengths, expected.lengths)
+
+
+def test_the_baseline_writes_the_same_text():
+    setup = meshes.Setup("groups")
+    expected = setup.decode(setup.params, setup.start(setup.params))
+    with sharding.mesh(data=2, tensor=4) as mesh:
+        params = setup.shard(mesh)
+        tokens, lengths = jaxspec.pad_prompts(meshes.PROMPTS, multiple=8)
+        state = jaxspec.init_state(
+            params, tokens, lengths, target=setup.target, **meshes.SETTINGS
+        )
+        state = jaxspec.generate(params, state, target=setup.target, check_every=5)
+    setup.check_text(state, expected)
+
+
+def test_looking_less_often_changes_nothing():
+    setup = meshes.Setup("one-group", rollback="lazy")
+    start = setup.start(setup.params, max_new_tokens=jnp.arange(BATCH) + 1)
+    records = {"target": setup.target, "drafter": setup.drafter}
+
+    def run(state, **options):
+        return jaxspec.speculative_generate(setup.params, state, **records, **options)
+
+    expected, report = run(start)
+    state, same = run(start, check_every=7)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (meshes.texts(state).replace(keys=None), same),
+        (meshes.texts(expected).replace(keys=None), report),
+    )
+    steps = report.target_calls.max()
+    state, part = run(start, check_every=7, max_steps=steps - 1)
+    assert part.target_calls.max() == steps - 1
+    state, rest = run(state, check_every=7, max_steps=100)
+    jax.tree.map(np.testing.assert_array_equal, part + rest, report)
+    np.testing.assert_array_equal(state.tokens, expected.tokens)
+    with pytest.raises(ValueError, match="check_every must be positive, got 0"):
+        run(start, check_every=0)
+
+
+def test_a_text_goes_on_on_another_mesh(tmp_path):
+    setup = meshes.Setup("one-group", "model", "lazy")
+    expected = setup.decode(setup.params, setup.start(setup.params))
+    with sharding.mesh(data=2, tensor=4) as mesh:
+        params, state = sharded(setup, mesh)
+        state = setup.decode(params, state, max_steps=3)
+        assert not state.done.any()
+        checkpointing.save(tmp_path, 3, state)
+    with sharding.mesh(data=4, tensor=2) as mesh:
+        params, like = sharded(setup, mesh)
+        state = checkpointing.restore(tmp_path, like)
+        assert state.tokens.sharding == like.tokens.sharding
+        state = setup.decode(params, state)
+    setup.check_text(state, expected)
+
+
+def compiled_step(name, **options):
+    setup = meshes.Setup(name, **options)
+    with sharding.mesh(data=2, tensor=4) as mesh:
+        params = setup.shard(mesh)
+        state = jax.eval_shape(setup.start, params)
+        state = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=where
+            ),
+            state,
+            setup.shardings(state, mesh),
+        )
+
+        def step(params, state):
+            return jaxspec.speculative_step(
+                params,
+                state,
+                target=setup.target,
+                drafter=setup.drafter,
+                verifier=jaxspec.sample_and_match(),
+            )
+
+        return jax.jit(step).lower(params, state).compile().as_text()
+
+
+@pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
+def test_a_step_exchanges_no_more_than_it_must(scanned):
+    """M*-M: a sum per mixer, one per norm over all heads, one for the embedding."""
+    found = sharding.collectives(compiled_step("one-group", scanned=scanned))
+    count = {}
+    for one in found:
+        key = one.kind, one.devices
+        count[key] = count.get(key, 0) + one.count
+    assert count == {
+        ("all-reduce", 4): 1 + 4 + 2,  # [2 rows, 4 nodes, d_model], but the norms'
+        ("all-reduce", 2): 1,  # whether any row has a draft
+        ("all-to-all", 4): 1,  # logits: columns of many rows for rows of all columns
+        ("all-gather", 4): 4,  # the verdict
+    }
+    largest = max(found, key=lambda one: one.num_bytes)
+    rows, nodes = BATCH // 2, 4
+    assert largest.num_bytes == 4 * rows * nodes * tiny.config("M").d_model
+
+
+def test_loops_and_branches_are_counted():
+    with sharding.mesh(data=2, tensor=4) as mesh:
+        columns = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "tensor"))
+        x = jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=columns)
+
+        def total(x):
+            return x * jnp.sum(x, axis=1, keepdims=True)
+
+        def loop(x):
+            return jax.lax.fori_loop(0, 5, lambda _, x: total(x), total(x))
+
+        program = jax.jit(loop).lower(x).compile().as_text()
+    (one,) = sharding.collectives(program)
+    assert one.kind == "all-reduce" and one.devices == 4
+    assert one.count == 6 and one.num_bytes == 16
+
+
+@pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("name", ["one-group", "groups", "mamba1", "falcon-h1"])
+def test_what_can_be_cut_is_cut(name, scanned):
+    config = meshes.CONFIGS[name]
+    params = meshes.make_params(name)
+    if scanned:
+        params = hybrid.stack_params(config, params)
+    params = hybrid.split_projections(config, params)
+    assert hybrid.split_projections(config, params) is params
+    axes = {"data": 2, "tensor": 4}
+    specs = layout.param_specs(config, params, axes)
+    cut = {
+        jax.tree_util.keystr(path[-3:], simple=True, separator="/")
+        for path, spec in jax.tree_util.tree_flatten_with_path(specs["layers"])[0]
+        if "tensor" in tuple(spec)
+    }
+    wanted = {"one-group": "x z dt q k v gate up", "groups": "x z dt BC q k v gate up"}
+    wanted |= {"mamba1": "x z", "falcon-h1": ""}
+    for part in wanted[name].split():
+        assert any(path.endswith(f"kernel/{part}") for path in cut), part
+    assert any(path.endswith("kernel/BC") for path in cut) == (name == "groups")
+    assert specs["embed"]["embedding"] == PartitionSpec("tensor")
+
+
+def test_a_batch_that_cannot_be_cut_is_refused():
+    setup = meshes.Setup("groups")
+    with sharding.mesh(data=8, tensor=1) as mesh:
+        tokens, lengths = jaxspec.pad_prompts(meshes.PROMPTS[:3], multiple=8)
+        state = jax.eval_shape(
+            lambda params: setup.start(params, (tokens, lengths)), setup.params
+        )
+        with pytest.raises(ValueError, match="3 rows cannot be cut over 8 parts"):
+            setup.shardings(state, mesh)
+    with pytest.raises(ValueError, match="3 x 2 takes 6 devices, and there are 8"):
+        with sharding.mesh(data=3, tensor=2):
+            pass
+
+
+def test_a_draft_model_is_cut_as_its_config_says():
+    setup = meshes.Setup("groups", "model")
+    state = jax.eval_shape(setup.start, setup.params)
+    with sharding.mesh(data=2, tensor=4) as mesh:
+        with pytest.raises(ValueError, match="has a draft model; give its config"):
+            sharding.state_shardings(setup.config, state, mesh)
+
+
+def test_two_processes_write_the_text_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    script = pathlib.Path(meshes.__file__)
+    environment = os.environ | {
+        "PYTHONPATH": f"{script.parents[2]}{os.pathsep}{script.parent}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    children = [
+        subprocess.Popen(
+            [sys.executable, str(script), address, "2", str(index), str(tmp_path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [child.communicate(timeout=400)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    for index, (child, output) in enumerate(zip(children, outputs, strict=True)):
+        assert child.returncode == 0, output
+        assert f"process {index}: " in output
