@@ -1,5 +1,6 @@
 # make demo   continues a prompt with the shipped model, speculatively
 # make test   installs jaxspec and runs its tests
+# make test-aot   installs compilers for TPUs and GPUs that are not here, and uses them
 # make lint   checks the style
 #
 # PYTHON chooses the interpreter, VENV where to install, TESTS which tests to run.
@@ -8,13 +9,16 @@ VENV ?= .venv
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-aot lint clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/jaxspec generate --compare
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup $(TESTS)
+
+test-aot: $(VENV)/.installed-aot
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) tests/aot
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -31,6 +35,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-aot: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,tpu-aot,gpu-aot]'
+	touch $(VENV)/.installed $(VENV)/.installed-dev $@
 
 clean:
 	rm -rf $(VENV) .jax_cache build jaxspec.egg-info
