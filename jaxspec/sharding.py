@@ -1,9 +1,10 @@
 """The whole loop on many devices: a mesh, where everything goes, and what is exchanged.
 
     with sharding.mesh(data=2, tensor=4) as mesh:
-        params = sharding.shard_params(config, params, mesh)
+        params = jaxspec.Params(sharding.shard_params(config, params, mesh))
         state = jaxspec.init_state(params, prompt, ...)
-        state, info = jaxspec.speculative_generate(params, state, ...)
+        state = sharding.shard_state(config, state, mesh)
+        state, info = jaxspec.speculative_generate(params, state, ..., check_every=8)
 
 Rows of the batch are cut over `data`; heads, channels, feed-forward and vocabulary over
 `tensor`. The ops run on every device's own rows and heads (`shard_map`), the products
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxspec import partition
 from jaxspec.decode_state import DecodeState
@@ -127,12 +128,6 @@ def shard_state(
 ) -> DecodeState:
     """Puts a state where it goes; the arguments are those of `state_shardings`."""
     return put(state, state_shardings(config, state, mesh, draft))
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts all of a pytree on every device: a draft model's params, say."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    return put(tree, jax.tree.map(lambda _: whole, tree))
 
 
 def put(tree: Any, shardings: Any) -> Any:

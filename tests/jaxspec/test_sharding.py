@@ -26,7 +26,6 @@ CASES = {  # model, drafter, rollback, scanned
     "falcon-h1-ngram-replay": ("falcon-h1", "ngram", "replay", False),
 }
 BATCH = len(meshes.PROMPTS)
-ROW, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
 def sharded(setup, mesh, **settings):

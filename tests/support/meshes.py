@@ -95,7 +95,7 @@ class Setup:
         return sharding.state_shardings(self.config, state, mesh, self.draft_config)
 
     def shard_state(self, state, mesh):
-        return sharding.put(state, self.shardings(state, mesh))
+        return sharding.shard_state(self.config, state, mesh, self.draft_config)
 
     def decode(self, params, state, **options):
         records = {"target": self.target, "drafter": self.drafter}
