@@ -116,8 +116,8 @@ class Network:
                 self.config,
                 kind,
                 batch_size,
-                max_length + self.max_path,
-                self.ring_size if lazy else 0,
+                _whole_tiles(max_length + self.max_path),
+                _whole_tiles(self.ring_size) if lazy else 0,
                 layers.is_split(params),
             )
             for kind in self.config.layers
@@ -407,6 +407,11 @@ class Network:
     def _conv_width(self) -> int:
         mixer = self.config.mamba2 or self.config.mamba1
         return mixer.d_conv if mixer else 1
+
+
+def _whole_tiles(rows: int) -> int:
+    """Rounds up to what kernels read as it lies; else XLA copies all layers for them."""
+    return -(-rows // 8) * 8
 
 
 def _require(condition: bool, message: str) -> None:

@@ -129,5 +129,7 @@ def test_the_loop_copies_no_state(rollback):
     )
     options = compilation.compiler_options()
     program = run.lower(params, state).compile(compiler_options=options).as_text()
-    assert "f32[2,4,8,128]" in program
-    assert [m for m in hlo.moves(program, 4 * 2 * 4 * 8 * 128) if m.is_looped] == []
+    state = "f32[2,4,8,128]"
+    assert state in program
+    copies = [m for m in hlo.moves(program) if m.is_looped and "copy" in m.opcode]
+    assert not [copy for copy in copies if copy.shape.startswith(state)]

@@ -7,7 +7,11 @@ import sys
 import pytest
 
 import folder
+import tiny
+from jaxspec.bench import published
+from jaxspec.bench.command import BENCHMARKS
 from jaxspec.cli.__main__ import COMMANDS, main, parser
+from jaxspec.models.rollback import ROLLBACKS
 
 PROMPT = "def add(a, b):\n"
 FEW = ["--max-tokens", "12"]
@@ -175,7 +179,9 @@ def test_unknown_names_are_refused(capsys):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "bench decode", "bench rollback"])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *(f"bench {name}" for name in BENCHMARKS)]
+)
 def test_help_teaches(capsys, command):
     with pytest.raises(SystemExit) as stop:
         parser().parse_args([*command.split(), "--help"])
@@ -187,7 +193,9 @@ def test_help_teaches(capsys, command):
 def test_info_prints_one_object(capsys):
     assert main(["info", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["kernels"]["tree_ssd"] == ["xla", "reference"]
+    serving = {"cpu": "xla", "tpu": "pallas_tpu", "cuda": "pallas_gpu"}
+    assert record["kernels"]["tree_ssd"] == serving
+    assert "reference" in record["implementations"]["tree_ssd"]
     assert record["rollbacks"]["auto is"] == "replay"
     assert main(["info"]) == 0
     assert "tree_scan" in capsys.readouterr().out
@@ -227,6 +235,48 @@ def test_bench_rollback_prints_one_object(capsys):
     assert names[:3] == ["AR", "products", "products"]
     assert set(names[3:]) == {"snapshot", "replay", "lazy", "joint"}
     assert all(row["milliseconds"] > 0 for row in rows)
+
+
+@pytest.fixture
+def tiny_shape(monkeypatch):
+    """A published model that is not."""
+    monkeypatch.setitem(published.MODELS, "tiny", tiny.config("MM*"))
+
+
+def test_bench_verify_prints_one_object(capsys, tiny_shape):
+    arguments = ["bench", "verify", "--model", "tiny", "--json", "--batch", "2"]
+    arguments += ["--nodes", "1", "6", "--steps", "2", "--repeats", "1"]
+    assert main([*arguments, "--context", "16", "--rollback", "lazy", "joint"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    found = [(row["rollback"], row["nodes"]) for row in record["rows"]]
+    trees = [(name, nodes) for name in ("lazy", "joint") for nodes in (1, 6)]
+    assert found == [("AR", 1), *trees]
+    assert all(row["milliseconds"] > 0 for row in record["rows"])
+    assert 0 < record["rows"][0]["of_copy"]
+
+
+def test_bench_kernels_prints_one_object(capsys, tiny_shape):
+    arguments = ["bench", "kernels", "--model", "tiny", "--json", "--batch", "1", "2"]
+    arguments += ["--layers", "2", "--nodes", "6", "--max-path", "4", "--ring", "8"]
+    arguments += ["--cycles", "1", "--repeats", "1", "--dtype", "float32"]
+    assert main(arguments) == 0
+    record = json.loads(capsys.readouterr().out)
+    names = [(row["rollback"], row["batch"]) for row in record["rows"]]
+    assert names == [(name, batch) for batch in (1, 2) for name in ROLLBACKS]
+    assert all(row["error"] < 2e-5 for row in record["rows"])
+    assert record["lazy_ahead_from_batch"] in (None, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (("verify", "--accepted", "9"), "--accepted must not exceed --max-path"),
+        (("kernels", "--nodes", "4"), "Expected --accepted <= --max-path"),
+        (("compile", "--tensor", "0"), "--tensor must be positive"),
+    ],
+)
+def test_bad_benchmarks_of_shapes_are_one_line(capsys, bad, message):
+    assert message in error_of(capsys, "bench", *bad)
 
 
 @pytest.mark.parametrize(
