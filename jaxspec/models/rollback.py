@@ -104,11 +104,14 @@ def read(
     Args:
         op: `tree_ssd` or `tree_scan`.
         read_states: `states, x, C -> y`, for states that are there already.
-        carry, tape: of the layer, or of all and the layer's index.
+        carry: of the layer, or of all.
+        tape: likewise.
         new: records of the nodes.
-        A, C, D: as `op` takes them.
+        A: as `op` takes it.
+        C: as `op` takes it.
+        D: as `op` takes it.
         context: of the tree.
-        layer: index of the layer, or None.
+        layer: index of the layer, None if there is one.
         **settings: of `op.read` and `op.verify`.
     """
     start, topology = context.start, context.topology
@@ -139,7 +142,8 @@ def commit(
     """Keeps a path.
 
     Args:
-        carry, tape: of the layer.
+        carry: of the layer.
+        tape: of the layer.
         path: what is kept.
         fold: `state, A, inputs -> state`, advances a state over a chain.
         parts: into how many a mesh can cut the records.

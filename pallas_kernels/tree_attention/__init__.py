@@ -105,7 +105,11 @@ def attend_cache(
         keys: `[B, M, K d]`, row `r` at position `r`; or of `L` layers.
         values: like `keys`.
         index: `[B]` int32 position of the first query.
-        head_dim, window, scale, layer, implementation: as in `attend`.
+        head_dim: as in `attend`.
+        window: as in `attend`.
+        scale: as in `attend`.
+        layer: as in `attend`.
+        implementation: as in `attend`.
 
     Returns:
         `[B, T, H d]` float32.

@@ -80,9 +80,16 @@ def verify(
     state that is used again afterwards costs a copy.
 
     Args:
-        tree, inputs, A, D, state, ring, layer, implementation: as in `read`.
+        tree: as in `read`.
+        inputs: as in `read`.
+        A: as in `read`.
         C: `[B, N, G S]` queries of all nodes.
+        D: as in `read`.
+        state: as in `read`.
+        ring: as in `read`.
         fold: `[B]` bool, the rows whose ring is to be folded.
+        layer: as in `read`.
+        implementation: as in `read`.
 
     Returns:
         `[B, N, E]` float32 outputs, and the state in the shape that it came in.

@@ -49,7 +49,9 @@ def _block_shape(inputs, state, queries) -> BlockShape:
         aligned = count == heads or count * dim % LANES == 0
         nested = per_group % count == 0 or count % per_group == 0
         keys = count // per_group * width % LANES == 0 or count == heads
-        return heads % count == 0 and aligned and nested and (keys or count <= per_group)
+        return (
+            heads % count == 0 and aligned and nested and (keys or count <= per_group)
+        )
 
     limit = max(1, _STATE_BLOCK_BYTES // (dim * width * 4))
     counts = [count for count in range(1, heads + 1) if fits(count)]
