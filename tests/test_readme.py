@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+import folder
 from jaxspec.cli.__main__ import parser
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -15,11 +16,31 @@ COMMANDS = sorted(
 )
 
 
+def examples():
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
 def test_the_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, _ = examples()
     assert example.count("\n") <= 20
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.count("calls of the target") == 2
+
+
+def test_the_recipe_for_a_pod_runs_on_eight_devices(tmp_path):
+    _, recipe = examples()
+    for pod, here in (
+        ("jax.distributed.initialize()", "pass"),
+        ("data=32, tensor=8", "data=2, tensor=4"),
+        ("max_new_tokens=512", "max_new_tokens=6"),
+        ("max_steps=64", "max_steps=2"),
+    ):
+        assert pod in recipe
+        recipe = recipe.replace(pod, here)
+    names = {"folder": folder.make(), "own": [[1, 2], [3]], "shared_folder": tmp_path}
+    exec(compile(recipe, "README.md", "exec"), names)
+    assert names["state"].lengths.tolist() == [8, 7]
+    assert any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
