@@ -7,9 +7,9 @@ Random states of a published Mamba-2 shape, several layers of them so that no ca
 them, go through steps of N nodes of which some are kept: for each rollback what a step does
 to the states, their rings and records, without projections. `lazy` runs whole cycles, from
 an empty ring to the fold that empties it. GB/s is what a step has to move, by the formula
-of `jaxspec bench rollback`, over its time. `error` is that of the outputs against the
-definition in float64, relative to the largest, in the dtype of the activations. The last
-line names the batch from which `lazy` is ahead of `replay`.
+of `jaxspec bench rollback`, over its time. Then the errors of all kernels, at published
+shapes, against float64, relative to the largest output. The last line names the batch from
+which `lazy` is ahead of `replay`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from rich import progress
 from rich import table as tables
 
 from jaxspec import rows
-from jaxspec.bench import published, timing
+from jaxspec.bench import errors, published, timing
 from jaxspec.bench.verify import copy_bandwidth
 from jaxspec.cli import options
 from jaxspec.models.config import ModelConfig
@@ -63,7 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rollback", nargs="+", choices=ROLLBACKS, default=list(ROLLBACKS)
     )
     parser.add_argument(
-        "--dtype", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16"]
+        "--dtype",
+        nargs="+",
+        choices=("bfloat16", "float32"),
+        default=["bfloat16", "float32"],
     )
     parser.add_argument(
         "--implementation",
@@ -115,6 +118,12 @@ def run(args: argparse.Namespace) -> None:
         "settings": {key: getattr(args, key) for key in settings},
         "copy_gigabytes_per_second": copy / 1e9,
         "rows": found,
+        "errors": [
+            {"implementation": name, "dtype": dtype, "op": op, "error": error}
+            for name in args.implementation
+            for dtype in args.dtype
+            for op, error in errors.measure(args.nodes, dtype, _chosen(name)).items()
+        ],
         "lazy_ahead_from_batch": _lazy_ahead(found),
     }
     if args.json:
@@ -127,10 +136,9 @@ def measure(args, batch: int, dtype: str, copy: float) -> list[dict[str, Any]]:
     """The rows of a batch size."""
     config = published.MODELS[args.model]
     steps = args.cycles * steps_of_a_cycle(args)
-    calls, errors = {}, {}
+    calls = {}
     for name in args.implementation:
-        chosen = None if name == "default" else name
-        errors[name] = _error(config, args, dtype, chosen)
+        chosen = _chosen(name)
         for kind in args.rollback:
             step = _STEPS[kind](config, args, batch, dtype, chosen)
             calls[kind, name] = _looped(step, steps)
@@ -149,10 +157,13 @@ def measure(args, batch: int, dtype: str, copy: float) -> list[dict[str, Any]]:
             / seconds
             / 1e9,
             "of_copy": moved * steps / seconds / copy,
-            "error": errors[name],
         }
         for (kind, name), seconds in times.items()
     ]
+
+
+def _chosen(name: str) -> str | None:
+    return None if name == "default" else name
 
 
 def steps_of_a_cycle(args) -> int:
@@ -313,28 +324,6 @@ def _total(problem: Problem) -> jax.Array:
     return jnp.zeros(problem.inputs.x.shape, jnp.float32)
 
 
-def _error(config: ModelConfig, args, dtype: str, implementation) -> float:
-    """Of `verify`, against the definition in float64 on a CPU."""
-    problem = _problem(config, args.nodes, 2, dtype)
-    ring, _ = _records(config, (2, args.ring), dtype, jax.random.key(3))
-    length = jnp.array([args.ring - 1, args.ring // 2], jnp.int32)
-    fold = jnp.array([True, False])
-    whole = *problem, _states(config, 1, 2)[0], Ring(ring, length), fold
-    verify = functools.partial(tree_ssd.verify, implementation=implementation)
-    y, state = jax.device_get(jax.jit(verify)(*whole))
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        exact = jax.tree.map(_widen, jax.device_get(whole))
-        verify = functools.partial(tree_ssd.verify, implementation="xla")
-        expected = jax.device_get(jax.jit(verify)(*exact))
-    pairs = zip((y, state), expected, strict=True)
-    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
-
-
-def _widen(array: np.ndarray) -> np.ndarray:
-    kind = jnp.issubdtype(array.dtype, jnp.floating)
-    return array.astype(np.float64) if kind else array
-
-
 def _lazy_ahead(found: list[dict[str, Any]]) -> int | None:
     """The least batch from which on lazy is ahead of replay, None if there is none."""
     times: dict[int, dict[str, float]] = {}
@@ -356,16 +345,7 @@ def _print_table(record: dict[str, Any]) -> None:
         f"{settings['nodes']} nodes; {where['device']}, copy {copy:.0f} GB/s, "
         f"jax {where['jax']}, {where['date']}"
     )
-    headings = (
-        "",
-        "implementation",
-        "dtype",
-        "batch",
-        "ms",
-        "GB/s",
-        "of copy",
-        "error",
-    )
+    headings = ("", "implementation", "dtype", "batch", "ms", "GB/s", "of copy")
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i < 3 else "right")
     for row in record["rows"]:
@@ -377,9 +357,15 @@ def _print_table(record: dict[str, Any]) -> None:
             f"{row['milliseconds']:.3f}",
             f"{row['gigabytes_per_second']:.0f}",
             f"{100 * row['of_copy']:.0f} %",
-            f"{row['error']:.1e}",
         )
     console = consoles.Console()
+    console.print(table)
+    table = tables.Table(title="errors against float64")
+    for heading in ("", "implementation", "dtype", "error"):
+        table.add_column(heading)
+    for row in record["errors"]:
+        error = f"{row['error']:.1e}"
+        table.add_row(row["op"], row["implementation"], row["dtype"], error)
     console.print(table)
     ahead = record["lazy_ahead_from_batch"]
     found = "at no batch size" if ahead is None else f"from batch {ahead} on"
