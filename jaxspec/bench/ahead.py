@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
     options.check_positive(args, "tensor", "batch", "nodes", "max_path", "context")
     if reason := targets.missing(args.target):
         raise ModuleNotFoundError(reason)
+    # Compilers are loaded without their machines; JAX gives up a plugin that finds none.
+    jax.config.update("jax_platforms", "cpu")
     record = measure(args)
     if args.json:
         print(json.dumps(record))
