@@ -32,7 +32,7 @@ COLUMNS = plgpu.Layout.TILED(  # of right operands: every warp has all of them
 
 def split(value: jax.Array, parts: int) -> list[jax.Array]:
     """Bfloat16 parts of a float32 array, the largest first; their sum is the array."""
-    if value.dtype == jnp.bfloat16:
+    if value.dtype != jnp.float32:
         return [value]
     out = []
     for _ in range(parts):

@@ -20,6 +20,8 @@ from jax.experimental.mosaic.gpu.mma import MMALayouts
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.mlir.dialects import vector
 
+from pallas_kernels._mma import split
+
 QUERIES = plgpu.Layout.WGMMA  # [64, d] queries, [64, m] weights and [64, d] outputs
 PER_QUERY = QUERIES.reduce(1)
 
@@ -94,23 +96,12 @@ def _sum_of_parts(total, left, right, layout, arrange):
         left = _fragments(left.registers, layouts.lhs, left.shape)
         return mgpu.mma(total, left, arrange(right, layouts.rhs))
 
-    left, right = _parts(left), _parts(right)
+    left, right = split(left, 3), split(right, 3)
     for i, a in reversed(list(enumerate(left))):
         for j, b in reversed(list(enumerate(right))):
             if i + j < len(left):
                 total = multiply(total, a, b)
     return total
-
-
-def _parts(x):
-    """Arrays of 16 bits that sum to `x`."""
-    if x.dtype != jnp.float32:
-        return [x]
-    parts = []
-    for _ in range(3):
-        parts.append(x.astype(jnp.bfloat16))
-        x = x - parts[-1].astype(jnp.float32)
-    return parts
 
 
 def _transpose_keys(keys, layout):

@@ -32,8 +32,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.inputs import Inputs
 from pallas_kernels.topology import Topology
-from pallas_kernels.tree_ssd import _tpu_kernels
-from pallas_kernels.tree_ssd._tpu_kernels import LANES, QUERY_ROWS, BlockShape
+from pallas_kernels.tree_ssd import tpu_kernels
+from pallas_kernels.tree_ssd.tpu_kernels import LANES, QUERY_ROWS, BlockShape
 
 _STATE_BLOCK_BYTES = 512 * 1024
 _SEMANTICS = ("parallel", "arbitrary")  # a row's first block computes for the others
@@ -152,7 +152,7 @@ def _verify(tree, inputs, A, C, D, state, ring, fold, layer, interpret):
     read_once = [*operands[:5], *(a[0] for a in (ring.inputs if ring else ()))]
     y, *new_state = pl.pallas_call(
         functools.partial(
-            _tpu_kernels.verify_kernel, shape, ring is not None, fold is not None
+            tpu_kernels.verify_kernel, shape, ring is not None, fold is not None
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetch),
@@ -274,7 +274,7 @@ def fold(
     state_spec = pl.BlockSpec((None, lanes, width), lambda row, block: (row, block, 0))
     flat = state.reshape(rows, inner, width)
     out = pl.pallas_call(
-        functools.partial(_tpu_kernels.fold_kernel, shape),
+        functools.partial(tpu_kernels.fold_kernel, shape),
         grid=(rows, shape.blocks),
         in_specs=[
             pl.BlockSpec(
