@@ -83,6 +83,8 @@ class Draft:
         law_row: `[B, N]` int32, row of `law` that holds a node's law as a parent.
         vocab_ids: `[V']` int32, tokens that a trimmed law speaks of; None for all.
         max_path: nodes on the longest path there can be, the root included.
+        coupled: whether tokens were drawn with the noise that emits. Then they know more
+            than their laws say, and only a verifier that uses no law may judge them.
     """
 
     tree: TokenTree
@@ -91,6 +93,7 @@ class Draft:
     law_row: Array  # [B, N]
     vocab_ids: Array | None
     max_path: int = struct.field(pytree_node=False)
+    coupled: bool = struct.field(pytree_node=False, default=False)
 
     DETERMINISTIC: ClassVar[int] = 0
     IID: ClassVar[int] = 1
@@ -146,7 +149,9 @@ class Drafter(NamedTuple):
 
     Attributes:
         init: `params, prompt [B, T], lengths [B], max_length -> state`.
-        propose: `params, keys [B], state, root [B] -> state, Draft`.
+        propose: `params, keys [B], state, root [B], Sampling -> state, Draft`; the
+            settings say how the target is sampled, which a drafter may imitate, and the
+            position of the root.
         observe: `params, state, draft, verdict, hidden [B, N, C], logits [B, N, V] ->
             state`: what became of the draft, after stops and budgets. A row that is done
             has an empty path, and its state must not change.

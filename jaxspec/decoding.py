@@ -116,7 +116,7 @@ def speculative_step(
         verifier: what decides.
     """
     drafting, draft = drafter.propose(
-        params.drafter, state.keys, state.drafter, state.root
+        params.drafter, state.keys, state.drafter, state.root, state.sampling
     )
     draft = _silence(draft, state.done)
     carry, tape, hidden = target.scan_tree(params.target, state.carry, draft.tree)

@@ -5,7 +5,8 @@ position of the token that it emits: whoever emits position `t`, with speculatio
 without, from whatever tree, does it with the same noise, so that texts agree. *All other
 noise* is keyed by a role and by the position of the root. No noise is used twice.
 
-`draw` is the only place where chance enters; tests replace it by an enumerator.
+Chance enters in four places, each written for one row, which tests replace by an
+enumerator: `draw`, `draw_without_replacement`, `perturb` and `accept`.
 """
 
 import enum
@@ -63,8 +64,50 @@ def noise_key(key: Array, role: Role, position: Array) -> Array:
 
 def draw(key: Array, logits: Array) -> Array:
     """Draws a token of the law `softmax(logits)` `[V]` by the largest of logit + Gumbel."""
-    noise = jax.random.gumbel(key, logits.shape, jnp.float32)
+    noise = jax.random.gumbel(key, logits.shape, logits.dtype)
     return jnp.argmax(logits + noise).astype(jnp.int32)
+
+
+def draw_without_replacement(
+    key: Array, logits: Array, count: int
+) -> tuple[Array, Array]:
+    """Draws distinct tokens, one after the other, each of the law of those that are left.
+
+    The largest of logit + Gumbel, in descending order (Plackett-Luce).
+
+    Returns:
+        `[count]` int32 tokens, and `[count]` bool: false where no token was left.
+    """
+    noise = jax.random.gumbel(key, logits.shape, logits.dtype)
+    return largest(logits + noise, count)
+
+
+def perturb(key: Array, logits: Array, top: Array) -> Array:
+    """Logits + Gumbel `[V]`, given that the largest of them is `top` `[]`.
+
+    From free ones `g` of largest `z`, in a form that keeps its digits,
+    `-log(exp(-top) - exp(-z) + exp(-g))` (Kool, van Hoof and Welling 2019, appendix B).
+    """
+    free = logits + jax.random.gumbel(key, logits.shape, logits.dtype)
+    v = top - free + jnp.log1p(-jnp.exp(free - jnp.max(free)))
+    return top - jnp.maximum(v, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(v)))
+
+
+def accept(key: Array, wanted: Array, proposed: Array) -> Array:
+    """`[]` bool, true with probability `min(1, wanted / proposed)`; never if none wanted.
+
+    Args:
+        key: used for this once.
+        wanted: `[]`, a token's probability under the law to be kept.
+        proposed: `[]`, its probability under the law that it was drawn from.
+    """
+    return jax.random.uniform(key, (), wanted.dtype) * proposed < wanted
+
+
+def largest(scores: Array, count: int) -> tuple[Array, Array]:
+    """Tokens `[count]` of the largest scores, and whether each is above minus infinity."""
+    scores, tokens = jax.lax.top_k(scores, count)
+    return tokens.astype(jnp.int32), scores > -jnp.inf
 
 
 def emit(key: Array, logits: Array, sampling: Sampling, needs: Needs) -> Array:
@@ -79,14 +122,43 @@ def emit(key: Array, logits: Array, sampling: Sampling, needs: Needs) -> Array:
     greedy = jnp.argmax(logits).astype(jnp.int32)
 
     def sample():
-        law = jax.lax.cond(
-            needs.filters, filter_logits, lambda logits, _: logits, logits, sampling
-        )
-        scale = jnp.where(sampling.temperature > 0.0, sampling.temperature, 1.0)
         noise = noise_key(key, Role.EMIT, sampling.position + 1)
-        return jnp.where(sampling.temperature > 0.0, draw(noise, law / scale), greedy)
+        token = draw(noise, law_logits(logits, sampling, needs))
+        return jnp.where(sampling.temperature > 0.0, token, greedy)
 
     return jax.lax.cond(needs.noise, sample, lambda: greedy)
+
+
+def emission_noise(key: Array, position: Array, vocab_size: int) -> Array:
+    """`[V]`, what `emit` adds to the logits of the token at `position`."""
+    key = noise_key(key, Role.EMIT, position)
+    return jax.random.gumbel(key, (vocab_size,), jnp.float32)
+
+
+def law_logits(logits: Array, sampling: Sampling, needs: Needs) -> Array:
+    """Filtered logits `[V]` over the temperature, or over 1 in a greedy row."""
+    kept = jax.lax.cond(
+        needs.filters, filter_logits, lambda logits, _: logits, logits, sampling
+    )
+    return kept / jnp.where(sampling.temperature > 0.0, sampling.temperature, 1.0)
+
+
+def law(logits: Array, sampling: Sampling, needs: Needs) -> Array:
+    """Probabilities `[V]` of the next token; all at the argmax in a greedy row."""
+    sampled = jax.nn.softmax(law_logits(logits, sampling, needs))
+    greedy = jax.nn.one_hot(jnp.argmax(logits), logits.shape[0], dtype=logits.dtype)
+    return jnp.where(sampling.temperature > 0.0, sampled, greedy)
+
+
+def residual(wanted: Array, proposed: Array) -> Array:
+    """The law to go on with after a token of `proposed` was refused, both `[V]`.
+
+    What is wanted beyond what was proposed, `norm(max(wanted - proposed, 0))`. Where
+    rounding leaves nothing (a token is refused only if something is left), `wanted`.
+    """
+    beyond = jnp.maximum(wanted - proposed, 0.0)
+    mass = jnp.sum(beyond)
+    return jnp.where(mass > 0.0, beyond / jnp.where(mass > 0.0, mass, 1.0), wanted)
 
 
 def filter_logits(logits: Array, sampling: Sampling) -> Array:

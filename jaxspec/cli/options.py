@@ -112,10 +112,10 @@ def parse_tree(drafter: str, text: str | None) -> dict[str, Any]:
     if len(sizes) == 1 and is_chain and sizes[0] >= 1:
         length = sizes[0]
         if drafter == "model":
-            return {"branching": (1,) * length}
+            return {"builder": (1,) * length}
         return {"num_nodes": length + 1, "max_path": length + 1, "num_matches": 1}
     if drafter == "model" and sizes and not is_chain and min(sizes) >= 1:
-        return {"branching": sizes}
+        return {"builder": sizes}
     if drafter == "ngram" and len(sizes) == 1 and not is_chain and sizes[0] >= 2:
         path = min(sizes[0], 8)
         matches = max(4, -(-(sizes[0] - 1) // (path - 1)))
@@ -131,7 +131,7 @@ def load(
 ) -> Setup:
     """Loads the models that `add_model`'s options name, and makes the drafter."""
     shape = parse_tree(drafter, tree)
-    max_path = shape.get("max_path") or len(shape["branching"]) + 1
+    max_path = shape.get("max_path") or len(shape["builder"]) + 1
     target = pretrained.load(args.model, rollback=rollback, max_path=max_path)
     if drafter == "ngram":
         return Setup(target, ngram(**shape), Params(target.params))

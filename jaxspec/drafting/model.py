@@ -1,8 +1,8 @@
-"""A draft model: a small language model that proposes its likeliest continuations.
+"""A draft model: a small language model, and a builder that grows trees by it.
 
-A node's children are its law's top tokens, in a topology fixed beforehand: a chain, or a
-static tree (SpecInfer 2023, EAGLE 2024). The levels are run through `extend_tree`, so no
-state is copied per branch, and the drafter's own carry is rolled back like the target's.
+The nodes are read through `extend_tree`, so no state is copied per branch, and the
+drafter's own carry is rolled back like the target's. Which trees there are is the
+builder's: `static`, `beam`, `dyspec`, `best_first`.
 """
 
 import functools
@@ -11,100 +11,161 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxspec import partition, rows, trees
-from jaxspec.core import Draft, Drafter, LanguageModel, Verdict, deterministic_draft
+from jaxspec import rows
+from jaxspec.core import Draft, Drafter, LanguageModel, Verdict
+from jaxspec.drafting.builder import Builder, Reader
+from jaxspec.drafting.static import static_tree
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
 
 
+class Trimmed(NamedTuple):
+    """Params of a draft model with a head of fewer tokens (see `drafting.vocabulary`).
+
+    Attributes:
+        params: the model's; its `logits` are of `V'` tokens.
+        vocab_ids: `[V']` int32, the tokens, ascending.
+    """
+
+    params: Any
+    vocab_ids: Array
+
+
 class State(NamedTuple):
-    """The draft model's past; its tape between `propose` and `observe`, else None."""
+    """The draft model's past; what is between `propose` and `observe`, else None."""
 
     carry: Any
     tape: Any
+    slots: Array | None  # [B, N] of the draft's nodes on the tape, -1 if not read
 
 
-def draft_model(model: LanguageModel, branching: Sequence[int] = (1,) * 4) -> Drafter:
+def draft_model(
+    model: LanguageModel,
+    builder: Builder | Sequence[int] = (1,) * 4,
+    temperature: float | None = None,
+) -> Drafter:
     """Makes a drafter of a language model.
 
     Args:
-        model: any `LanguageModel` of the target's vocabulary.
-        branching: children of each node, level by level: `(1, 1, 1, 1)` is a chain of
-            four, `(3, 2, 1)` a tree of 15 nodes besides the root.
+        model: any `LanguageModel` of the target's vocabulary; its params may be `Trimmed`.
+        builder: grows the trees; or children of each node, level by level, the model's
+            likeliest: `(1, 1, 1, 1)` is a chain of four, `(3, 2, 1)` a tree of 15 nodes
+            besides the root.
+        temperature: what the model is sampled at; the target's by default. Greedy rows are
+            drafted greedily, their laws at this temperature, or 1.
 
     Raises:
         ValueError: if the model cannot keep paths as long, or has fewer tokens than a
             node has children.
     """
-    branching = tuple(int(children) for children in branching)
-    max_path = len(branching) + 1
-    if not branching or max(branching) > model.vocab_size:
+    if not isinstance(builder, Builder):
+        builder = static_tree(builder)
+    if temperature is not None and not temperature > 0.0:
+        raise ValueError(f"The draft's temperature is positive, got {temperature}.")
+    if builder.max_children > model.vocab_size:
         raise ValueError(
-            f"Expected a branching of 1 to {model.vocab_size} children, got {branching}."
+            f"The builder draws {builder.max_children} children at a node, and the model "
+            f"has {model.vocab_size} tokens."
         )
-    if model.max_path < max_path:
+    if model.max_path < builder.max_path:
         raise ValueError(
-            f"The draft model keeps paths of {model.max_path} nodes, and the branching "
-            f"{branching} makes paths of {max_path}; raise its max_path."
+            f"The draft model keeps paths of {model.max_path} nodes, and the builder "
+            f"makes paths of {builder.max_path}; raise the model's max_path."
         )
-    return _draft_model(model, branching)
+    return _draft_model(model, builder, temperature)
 
 
 @functools.cache
-def _draft_model(model: LanguageModel, branching: tuple[int, ...]) -> Drafter:
-    parents = trees.from_branching(branching)
-    max_path = len(branching) + 1
-    ends = np.cumsum([1, *np.cumprod(branching)])  # of the levels
-    levels = [(int(a), int(b)) for a, b in zip([0, *ends], ends, strict=False)]
-    leaves = levels[-1][0]
-
+def _draft_model(
+    model: LanguageModel, builder: Builder, temperature: float | None
+) -> Drafter:
     def init(params, prompt: Array, lengths: Array, max_length: int) -> State:
+        params = _whole(params).params
         carry = model.init_carry(params, len(prompt), max_length)
         carry, _ = model.scan(params, carry, prompt, lengths - 1)
-        return State(carry, None)
+        return State(carry, None, None)
 
-    def propose(params, keys: Array, state: State, root: Array) -> tuple[State, Draft]:
-        del keys
-        batch = len(root)
+    def propose(
+        params, keys: Array, state: State, root: Array, settings
+    ) -> tuple[State, Draft]:
+        params, vocab_ids = _whole(params)
         carry = model.prepare(params, state.carry)
-        tape = model.init_tape(params, batch, len(parents))
-        shape = (batch, len(parents))
-        tokens = jnp.zeros(shape, jnp.int32).at[:, 0].set(root)
-        tree = TokenTree(tokens, jnp.broadcast_to(parents[None], shape))
-        for width, (start, stop) in zip(branching, levels, strict=False):
-            tape, hidden = model.extend_tree(params, carry, tape, tree, start, stop)
-            logits = model.logits(params, hidden)
-            best = partition.by_rows(  # [B, stop - start, width]
-                lambda logits, k=width: jax.lax.top_k(logits, k)[1],
-                logits,
-                over=partition.AXES,
-            )
-            tokens = jax.lax.dynamic_update_slice_in_dim(
-                tree.tokens, best.reshape(batch, -1), stop, axis=1
-            )
-            tree = tree.replace(tokens=tokens)
-        return State(carry, tape), deterministic_draft(tree, max_path)
+        tape = model.init_tape(params, len(root), builder.num_read)
+        reader = Reader(
+            functools.partial(read, model, params, carry, builder.num_read),
+            vocab_ids,
+            model.vocab_size,
+        )
+        if temperature is not None:
+            own = jnp.where(settings.temperature > 0.0, temperature, 0.0)
+            settings = settings._replace(temperature=own)
+        built = builder.build(reader, tape, keys, root, settings)
+        return State(carry, built.tape, built.slots), built.draft
 
     def observe(
         params, state: State, draft: Draft, verdict: Verdict, hidden, logits
     ) -> State:
         del hidden, logits
-        # The model has not read the leaves: an accepted one is absorbed by itself.
-        path = verdict.path
-        read = path < leaves
-        carry = model.commit(state.carry, state.tape, jnp.where(read, path, -1))
-        leaf = jnp.max(jnp.where(read, 0, path), axis=1)
-        token = rows.take_one(draft.tree.tokens, leaf)
-        unread = (leaf > 0).astype(jnp.int32)
-        carry = jax.lax.cond(
-            jnp.any(unread > 0),
-            lambda carry: model.scan(params, carry, token[:, None], unread)[0],
-            lambda carry: carry,
-            carry,
-        )
-        return State(carry, None)
+        carry = absorb(model, _whole(params).params, state, draft, verdict, most=1)
+        return State(carry, None, None)
 
-    return Drafter(init, propose, observe, max_path, model.vocab_size)
+    return Drafter(init, propose, observe, builder.max_path, model.vocab_size)
+
+
+def read(
+    model: LanguageModel,
+    params,
+    carry,
+    num_read: int,
+    tape,
+    tree: TokenTree,
+    start: int,
+    stop: int,
+) -> tuple[Any, Array]:
+    """Reads slots of a tree: the tape after, and logits `[B, stop - start, V']`."""
+    tree = TokenTree(tree.tokens[:, :num_read], tree.parents[:, :num_read])
+    tape, hidden = model.extend_tree(params, carry, tape, tree, start, stop)
+    return tape, model.logits(params, hidden)
+
+
+def absorb(
+    model: LanguageModel,
+    params,
+    state: State,
+    draft: Draft,
+    verdict: Verdict,
+    most: int,
+):
+    """The carry after the accepted path, of which the last nodes may not have been read.
+
+    Args:
+        model: the draft model.
+        params: its params.
+        state: between `propose` and `observe`.
+        draft: what was proposed.
+        verdict: what became of it.
+        most: nodes at the end of a path that may not have been read.
+    """
+    path = verdict.path
+    on_path = path >= 0
+    slots = rows.take(state.slots, jnp.maximum(path, 0))
+    known = on_path & (slots >= 0)
+    carry = model.commit(state.carry, state.tape, jnp.where(known, slots, -1))
+    unread = on_path & ~known
+    count = jnp.sum(unread, axis=1, dtype=jnp.int32)
+    first = jnp.sum(known, axis=1, dtype=jnp.int32)[:, None]
+    places = jnp.minimum(first + jnp.arange(most)[None], path.shape[1] - 1)
+    nodes = jnp.maximum(rows.take(path, places), 0)
+    tokens = rows.take(draft.tree.tokens, nodes)
+    return jax.lax.cond(
+        jnp.any(count > 0),
+        lambda carry: model.scan(params, carry, tokens, count)[0],
+        lambda carry: carry,
+        carry,
+    )
+
+
+def _whole(params) -> Trimmed:
+    return params if isinstance(params, Trimmed) else Trimmed(params, None)

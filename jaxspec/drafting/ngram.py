@@ -83,8 +83,10 @@ def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
         text = jnp.pad(jnp.where(live, prompt, 0), ((0, 0), (0, room)))
         return State(text, lengths)
 
-    def propose(params, keys: Array, state: State, root: Array) -> tuple[State, Draft]:
-        del params, keys
+    def propose(
+        params, keys: Array, state: State, root: Array, settings
+    ) -> tuple[State, Draft]:
+        del params, keys, settings
         find = functools.partial(_find, sizes=(num_matches, min_match, max_match))
         places, agreed = partition.by_rows(find, state)
         # A continuation that reaches the end of the text goes on by copying itself: at

@@ -34,7 +34,7 @@ def scripted(max_path, vocab_size):
         text = jnp.pad(text, ((0, 0), (0, max(room, 0))))
         return State(text, script, lengths, jnp.int32(0))
 
-    def propose(params, keys, state, root):
+    def propose(params, keys, state, root, settings):
         batch = len(root)
         row, depth = jnp.arange(batch)[:, None], jnp.arange(1, max_path)[None]
         mixed = (7 * state.steps + 3 * row) % max_path

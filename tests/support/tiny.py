@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import oracle
+from jaxspec import sampling
 from jaxspec.models import hybrid
 from jaxspec.models.config import (
     AttentionConfig,
@@ -145,6 +146,17 @@ def oracle_logits(name, tokens):
 @functools.cache  # tests ask for the same texts under every rollback
 def _oracle_logits(name, tokens):
     return oracle.logits(CONFIGS[name], _float64_params(name), tokens)
+
+
+def settings(batch, temperature=1.0, top_k=0, top_p=1.0, position=0):
+    """How every row is sampled, one value for all or one for each."""
+    values = temperature, top_k, top_p, position
+    dtypes = jnp.float32, jnp.int32, jnp.float32, jnp.int32
+    each = (
+        jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))
+        for value, dtype in zip(values, dtypes, strict=True)
+    )
+    return sampling.Sampling(*each)
 
 
 def relative_error(value, expected):

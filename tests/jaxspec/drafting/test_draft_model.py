@@ -14,6 +14,8 @@ from jaxspec.models.rollback import ROLLBACKS
 
 NAME, MAX_PATH = "small-hybrid", 4
 PROMPTS = [[3, 1, 4, 1, 5], [9]]
+KEYS = jax.random.split(jax.random.key(0), 2)
+SETTINGS = tiny.settings(2, temperature=0.0)
 
 
 def setup(branching, rollback="replay"):
@@ -37,7 +39,7 @@ def likeliest(text, count):
 def test_children_are_the_likeliest_tokens(branching):
     drafter, params, state = setup(branching)
     root = jnp.array([5, 9])
-    _, draft = jax.jit(drafter.propose)(params, None, state, root)
+    _, draft = jax.jit(drafter.propose)(params, KEYS, state, root, SETTINGS)
     assert draft.max_path == len(branching) + 1
     tree = draft.tree
     for row, prompt in enumerate(PROMPTS):
@@ -55,7 +57,7 @@ def compiled(branching, rollback):
 
     @jax.jit
     def turn(params, state, root, path, next_token):
-        state, draft = drafter.propose(params, None, state, root)
+        state, draft = drafter.propose(params, KEYS, state, root, SETTINGS)
         count = jnp.sum(path >= 0, axis=1)
         nothing = jnp.zeros(path.shape)
         verdict = Verdict(path, jnp.maximum(count - 1, 0), next_token, nothing)
@@ -91,9 +93,9 @@ def test_its_past_follows_what_was_accepted(rollback):
 @pytest.mark.parametrize(
     "branching, message",
     [
-        ((), "Expected a branching"),
+        ((), "at least one level"),
         ((0, 1), "at least 1"),
-        ((tiny.VOCAB + 1,), "1 to 48 children"),
+        ((tiny.VOCAB + 1,), "draws 49 children.*has 48 tokens"),
         ((1, 1, 1, 1), "paths of 4 nodes.*paths of 5"),
     ],
 )
@@ -104,5 +106,5 @@ def test_bad_branchings_are_refused(branching, message):
 
 def test_equal_settings_give_equal_drafters():
     model = tiny.model("mamba2", max_path=4)
-    assert draft_model(model, [2, 1]) == draft_model(model, branching=(2, 1))
+    assert draft_model(model, [2, 1]) == draft_model(model, builder=(2, 1))
     assert draft_model(model, [2, 1]) != draft_model(model, (1, 2))

@@ -81,7 +81,7 @@ def begin(texts, max_length=24, **settings):
 
 
 def propose(drafter, state, roots):
-    return jax.jit(drafter.propose)(None, None, state, jnp.array(roots))[1]
+    return jax.jit(drafter.propose)(None, None, state, jnp.array(roots), None)[1]
 
 
 def draft_after(texts, **settings):

@@ -1,0 +1,106 @@
+"""What grows a tree by a draft model: the contract between the two.
+
+A builder decides which nodes there are; it reads some of them through the model and draws
+their children from what the model says. Slots are numbered in the order in which they are
+made, so that a model reads a run of them at a time, their parents on its tape. A tree may
+depend on anything that was known before a token was drawn, and on nothing that is known
+only after: that is what keeps the target's law (see `verification`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec import sampling
+from jaxspec.core import Draft
+from jaxspec.trees import TokenTree
+
+Array = jax.Array
+
+
+class Reader(NamedTuple):
+    """A draft model in front of one tree.
+
+    Attributes:
+        read: `tape, tree, start, stop -> tape, logits [B, stop - start, V']` float32; the
+            parents of these slots are on the tape, `start` and `stop` are static.
+        vocab_ids: `[V']` int32, the tokens of a trimmed head; None for all.
+        vocab_size: `V`.
+    """
+
+    read: Callable[..., tuple[Any, Array]]
+    vocab_ids: Array | None
+    vocab_size: int
+
+
+class Built(NamedTuple):
+    """A draft, and where its nodes are on the draft model's tape.
+
+    Attributes:
+        tape: of the model.
+        draft: the tree and its laws.
+        slots: `[B, N]` int32 slot of each node on the tape, -1 if it was not read.
+    """
+
+    tape: Any
+    draft: Draft
+    slots: Array
+
+
+class Builder(NamedTuple):
+    """Grows trees of draft tokens.
+
+    Attributes:
+        build: `reader, tape, keys [B], root [B], Sampling -> Built`.
+        num_nodes: `N`, slots of the draft.
+        num_read: slots of the tape.
+        max_path: nodes on the longest path, the root included.
+        max_children: most children drawn at one node.
+    """
+
+    build: Callable[..., Built]
+    num_nodes: int
+    num_read: int
+    max_path: int
+    max_children: int
+
+
+def start(root: Array, num_nodes: int) -> TokenTree:
+    """A tree of the root alone, with free slots."""
+    shape = (len(root), num_nodes)
+    tokens = jnp.zeros(shape, jnp.int32).at[:, 0].set(root)
+    return TokenTree(tokens, jnp.full(shape, TokenTree.NO_PARENT, jnp.int32))
+
+
+def grow(tree: TokenTree, at: int, tokens: Array, parents: Array) -> TokenTree:
+    """Fills slots from `at` on with tokens and parents `[B, n]`, -1 for no node."""
+    put = jax.lax.dynamic_update_slice_in_dim
+    parents = parents.astype(jnp.int32)
+    return TokenTree(
+        put(tree.tokens, jnp.where(parents >= 0, tokens, 0), at, axis=1),
+        put(tree.parents, parents, at, axis=1),
+    )
+
+
+def token_ids(tokens: Array, vocab_ids: Array | None) -> Array:
+    """From columns of a trimmed head to tokens."""
+    return tokens if vocab_ids is None else vocab_ids[tokens]
+
+
+def law_logits(logits: Array, settings: sampling.Sampling) -> Array:
+    """Filtered logits `[B, n, V]` over the temperature, row by row; over 1 if greedy."""
+    needs = sampling.needs(settings)
+    nodes = jax.vmap(sampling.law_logits, (0, None, None))
+    return jax.vmap(nodes, (0, 0, None))(logits, settings, needs)
+
+
+def node_keys(keys: Array, settings: sampling.Sampling, slots: Array) -> Array:
+    """Keys `[B, n]` of the draws at some slots `[n]`, used in this step only."""
+
+    def row(key, position):
+        key = sampling.noise_key(key, sampling.Role.DRAFT, position)
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, slots)
+
+    return jax.vmap(row)(keys, settings.position)

@@ -1,0 +1,208 @@
+"""Static trees: a topology fixed beforehand, and a law to draw children from.
+
+    chain + iid                      Leviathan 2023, Chen 2023
+    branching + iid                  SpecInfer 2023
+    branching + without_replacement  RSD-C (Jeon et al. 2024)
+    measured + without_replacement   Sequoia 2024 (the topology: `drafting.sequoia`)
+    any + top_k                      the static trees of EAGLE and Medusa 2024
+
+In a greedy row every law takes the likeliest tokens.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec import partition, sampling, trees
+from jaxspec.core import Draft
+from jaxspec.drafting import builder
+from jaxspec.drafting.builder import Builder, Built, Reader
+
+Array = jax.Array
+
+KINDS = {
+    "top_k": Draft.DETERMINISTIC,
+    "iid": Draft.IID,
+    "without_replacement": Draft.WITHOUT_REPLACEMENT,
+}
+NOISES = ("own", "shared")
+
+
+class _Level(NamedTuple):
+    """Nodes that are read together, and the children that are drawn from them."""
+
+    start: int
+    stop: int
+    children: tuple[int, ...]  # slots, one after the other
+    parent: tuple[int, ...]  # of each child, counted from `start`
+    rank: tuple[int, ...]  # of each child among its siblings
+
+
+def static_tree(
+    topology: Sequence[int], law: str = "top_k", noise: str = "own"
+) -> Builder:
+    """Makes a builder of trees of one shape.
+
+    Args:
+        topology: children of each node, level by level, as `(3, 2, 1)`; or the parent of
+            every slot, -1 first, level by level, as `trees.from_branching` makes them.
+        law: how children are chosen: `"top_k"`, the likeliest; `"iid"`, each drawn from
+            the model's law; `"without_replacement"`, drawn from what is left of it.
+        noise: `"own"`; or `"shared"`, which draws with the noise that the target will emit
+            with, so that `sample_and_match` accepts more (for laws without replacement
+            and chains; verifiers that use laws refuse it).
+
+    Raises:
+        ValueError: if the topology is no tree, level by level, or a choice is unknown.
+    """
+    if law not in KINDS or noise not in NOISES:
+        raise ValueError(
+            f"Expected a law of {tuple(KINDS)} and a noise of {NOISES}, got {law!r} and "
+            f"{noise!r}."
+        )
+    topology = tuple(int(number) for number in topology)
+    if topology[:1] != (trees.TokenTree.NO_PARENT,):
+        if not topology:
+            raise ValueError("Expected a topology of at least one level, got ().")
+        topology = tuple(trees.from_branching(topology).tolist())
+    levels = _levels(topology)
+    counts = [max(level.rank) + 1 for level in levels]
+    if noise == "shared" and (law == "top_k" or (law == "iid" and max(counts) > 1)):
+        raise ValueError(
+            f"Shared noise orders the children of a draw; the law {law!r} of topology "
+            f"{topology} has none. Use 'without_replacement'."
+        )
+    return _static_tree(topology, law, noise)
+
+
+def chain(length: int, law: str = "iid", noise: str = "own") -> Builder:
+    """A chain of `length` drafts."""
+    return static_tree((1,) * length, law, noise)
+
+
+@functools.cache
+def _static_tree(topology: tuple[int, ...], law: str, noise: str) -> Builder:
+    levels = _levels(topology)
+    num_nodes, num_read = len(topology), levels[-1].stop
+    read = np.concatenate([np.arange(level.start, level.stop) for level in levels])
+    is_read = np.isin(np.arange(num_nodes), read)[None]
+    law_row = np.zeros(num_nodes, np.int32)
+    law_row[read] = np.arange(len(read)) * (law != "top_k" and noise == "own")
+
+    def build(reader: Reader, tape, keys, root, settings) -> Built:
+        tree = builder.start(root, num_nodes)
+        draw = functools.partial(
+            _children, law=law, noise=noise, vocab_size=reader.vocab_size
+        )
+        laws = []
+        for depth, level in enumerate(levels):
+            tape, logits = reader.read(tape, tree, level.start, level.stop)
+            pick = functools.partial(draw, level=level, depth=depth)
+            args = logits, keys, settings
+            shared = (reader.vocab_ids,)
+            tokens, exists, law_ = partition.by_rows(
+                pick, *args, shared=shared, over=partition.AXES
+            )
+            parents = jnp.array(level.parent) + level.start
+            exists &= (tree.parents[:, parents] >= 0) | (parents == 0)[None]
+            parents = jnp.where(exists, parents[None], -1)
+            tree = builder.grow(tree, level.children[0], tokens, parents)
+            laws.append(law_)
+        laws = jnp.concatenate(laws, axis=1)  # [B, num_read, V'], or no rows
+        shape = tree.parents.shape
+        kind = Draft.DETERMINISTIC if noise == "shared" else KINDS[law]
+        draft = Draft(
+            tree,
+            jnp.full(shape, kind, jnp.int32),
+            laws,
+            jnp.broadcast_to(jnp.asarray(law_row)[None], shape),
+            reader.vocab_ids,
+            len(levels) + 1,
+            coupled=noise == "shared",
+        )
+        slots = jnp.where(tree.is_node & is_read, jnp.arange(num_nodes)[None], -1)
+        return Built(tape, draft, slots.astype(jnp.int32))
+
+    most = max(max(level.rank) for level in levels) + 1
+    return Builder(build, num_nodes, num_read, len(levels) + 1, most)
+
+
+def _children(
+    logits: Array,
+    keys: Array,
+    settings: sampling.Sampling,
+    vocab_ids: Array | None,
+    *,
+    level: _Level,
+    depth: int,
+    law: str,
+    noise: str,
+    vocab_size: int,
+) -> tuple[Array, Array, Array]:
+    """Draws a level: tokens `[B, n]`, whether each exists, and the laws `[B, m, V']`."""
+    most = max(level.rank) + 1
+    scaled = builder.law_logits(logits, settings)
+    nodes = jax.vmap(jax.vmap(functools.partial(sampling.largest, count=most)))
+    tokens, exists = nodes(scaled)
+    laws = jnp.zeros((len(logits), 0, logits.shape[2]), logits.dtype)
+    if law != "top_k":
+        if noise == "shared":
+            emission = jax.vmap(sampling.emission_noise, (0, 0, None))
+            gumbel = emission(keys, settings.position + depth + 1, vocab_size)
+            gumbel = gumbel if vocab_ids is None else gumbel[:, vocab_ids]
+            drawn = nodes(scaled + gumbel[:, None])
+        else:
+            slots = jnp.arange(level.start, level.stop)
+            draw = functools.partial(_draws, law=law, count=most)
+            each = builder.node_keys(keys, settings, slots)
+            drawn = jax.vmap(jax.vmap(draw))(each, scaled)
+            laws = jax.nn.softmax(scaled)
+        greedy = (settings.temperature == 0.0)[:, None, None]
+        tokens = jnp.where(greedy, tokens, drawn[0])
+        exists = jnp.where(greedy, exists, drawn[1])
+    here = np.array(level.parent), np.array(level.rank)
+    tokens = builder.token_ids(tokens, vocab_ids)
+    return tokens[:, *here], exists[:, *here], laws
+
+
+def _draws(key: Array, logits: Array, law: str, count: int) -> tuple[Array, Array]:
+    """Draws `count` children of one node."""
+    if law == "without_replacement":
+        return sampling.draw_without_replacement(key, logits, count)
+    draw = jax.vmap(sampling.draw, (0, None))
+    return draw(jax.random.split(key, count), logits), jnp.ones((count,), bool)
+
+
+@functools.cache
+def _levels(topology: tuple[int, ...]) -> list[_Level]:
+    """Cuts a topology into levels.
+
+    Raises:
+        ValueError: if it is no tree, or not level by level.
+    """
+    depth = [0]
+    for slot, parent in enumerate(topology[1:], start=1):
+        if not 0 <= parent < slot:
+            raise ValueError(
+                f"Slot {slot} of the topology has parent {parent}; expected one of the "
+                f"slots before it. Parents: {topology}."
+            )
+        depth.append(depth[parent] + 1)
+    if depth != sorted(depth) or len(depth) < 2:
+        raise ValueError(
+            f"Expected parents of at least two slots, level by level, got {topology}."
+        )
+    levels = []
+    for d in range(depth[-1]):
+        start = depth.index(d)
+        children = [slot for slot, own in enumerate(depth) if own == d + 1]
+        above = [topology[slot] for slot in children]
+        rank = [above[:i].count(parent) for i, parent in enumerate(above)]
+        stop = max(above) + 1
+        parent = tuple(slot - start for slot in above)
+        levels.append(_Level(start, stop, tuple(children), parent, tuple(rank)))
+    return levels
