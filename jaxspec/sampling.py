@@ -167,7 +167,7 @@ def filter_logits(logits: Array, sampling: Sampling) -> Array:
     Tokens that tie with the last one kept are kept. Neither filter sorts: each searches
     the float32 numbers for the threshold, a bit at a time.
     """
-    order = _ordered(logits)
+    order = _ordered(logits.astype(jnp.float32))
     size = logits.shape[0]
     k = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, size), size)
     ones = jnp.ones(logits.shape, jnp.float32)

@@ -57,7 +57,7 @@ def verify_row(
 
     root, true = jnp.int32(0), jnp.bool_(True)
     path = jnp.full((max_path,), -1, jnp.int32).at[0].set(0)
-    walk = _Walk(root, root, path, jnp.zeros((max_path,), jnp.float32), root, true)
+    walk = _Walk(root, root, path, jnp.zeros((max_path,), logits.dtype), root, true)
     walk = jax.lax.while_loop(lambda walk: walk.going, step, walk)
     return Verdict(walk.path, walk.depth - 1, walk.token, walk.logprobs)
 

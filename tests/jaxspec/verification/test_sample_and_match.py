@@ -52,14 +52,15 @@ def emitted(tree, verdict):
 
 
 def shipped_law(tree, logits, setting, monkeypatch):
-    def program():
+    def verify(tree, logits, setting):
         needs = sampling.needs(jax.tree.map(lambda x: x[None], setting))
-        verdict = sample_and_match.verify_row(
-            jax.random.key(0), tree, logits, setting, needs, MAX_PATH
-        )
-        return emitted(tree, verdict)
+        key = enumeration.keys(1)[0]
+        return sample_and_match.verify_row(key, tree, logits, setting, needs, MAX_PATH)
 
-    return enumeration.law(program, monkeypatch)
+    program = enumeration.Program(verify, monkeypatch)
+    return program.law(
+        lambda verdict: emitted(tree, verdict), tree, np.float64(logits), setting
+    )
 
 
 def target_law(tree, laws, node=0, depth=1):
@@ -96,19 +97,20 @@ def test_the_law_is_the_filtered_targets(name, monkeypatch):
 
 
 def drafted(tree):
-    """Tokens of the root's children."""
-    tokens, parents = np.asarray(tree.tokens), np.asarray(tree.parents)
-    return sorted(set(tokens[parents == 0].tolist()))
+    """`[V]` bool, the tokens of the root's children."""
+    here = jnp.where(tree.parents == 0, tree.tokens, VOCAB)
+    return jnp.any(here[:, None] == jnp.arange(VOCAB)[None], axis=0)
 
 
-def second_chance(tree, *args):
+def second_chance(tree, key, *args):
     """The fault of sampling once per path: what was drafted may be drawn twice."""
-    token = emit(*args)
-    return token if int(token) in drafted(tree) else emit(*args)
+    token = emit(key, *args)
+    again = functools.partial(emit, jax.random.fold_in(key, 1), *args)
+    return jax.lax.cond(drafted(tree)[token], lambda: token, again)
 
 
 def leaning_to_the_drafts(tree, key, logits, setting, needs):
-    leaning = logits.at[jnp.array(drafted(tree))].add(1.0)
+    leaning = logits + drafted(tree)
     return emit(key, leaning, setting, needs)
 
 
