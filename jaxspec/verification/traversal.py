@@ -50,71 +50,60 @@ def verify_row(
     """Verifies one tree (no batch axis), logits `[N, V]`."""
     places, size = jnp.arange(draft.max_path), logits.shape[1]
     key = sampling.noise_key(key, sampling.Role.VERIFY, settings.position)
-
-    def arrive(walk: _Walk, depth: Array, node: Array, weight: Array) -> _Walk:
-        wanted = sampling.law(logits[node], settings, needs)
-        return _Walk(
-            depth,
-            walk.path.at[depth].set(node),
-            walk.after.at[depth].set(0),
-            walk.weight.at[depth].set(weight),
-            walk.wanted.at[depth].set(wanted),
-            walk.tested.at[depth].set(jnp.zeros((size,), bool)),
-            walk.kept,
-        )
-
-    def descend(walk: _Walk, child: Array) -> _Walk:
-        here = walk.depth
-        token = draft.tree.tokens[child]
-        law = proposals.child_law(draft, child, walk.tested[here])
-        share = walk.weight[here] * walk.wanted[here, token]
-        proposed = jnp.where(share < law[token], law[token], share)
-        weight = jnp.where(share > 0.0, share / proposed, 0.0)
-        return arrive(walk, here + 1, child, weight)
-
-    def test(walk: _Walk) -> _Walk:
-        leaf, above = walk.path[walk.depth], walk.depth - 1
-        one = jnp.ones((), logits.dtype)
-        chance = sampling.accept(
-            jax.random.fold_in(key, leaf), walk.weight[walk.depth], one
-        )
-        law = proposals.child_law(draft, leaf, walk.tested[above])
-        share = walk.weight[above] * walk.wanted[above]
-        left = jnp.sum(jnp.maximum(share - law, 0.0))
-        rest = left + (1.0 - walk.weight[above])
-        # With nothing left to want and nothing to lose, only rounding refused the leaf.
-        weight = jnp.where(rest > 0.0, left / jnp.where(rest > 0.0, rest, 1.0), 1.0)
-        wanted = jnp.where(
-            left > 0.0, sampling.residual(share, law), walk.wanted[above]
-        )
-        token = draft.tree.tokens[leaf]
-        without = walk._replace(
-            depth=above,
-            after=walk.after.at[above].set(leaf),
-            weight=walk.weight.at[above].set(weight),
-            wanted=walk.wanted.at[above].set(wanted),
-            tested=walk.tested.at[above, token].set(True),
-        )
-        kept = walk._replace(kept=jnp.bool_(True))
-        return jax.tree.map(functools.partial(jnp.where, chance), kept, without)
+    one, false = jnp.ones((), logits.dtype), jnp.bool_(False)
 
     def step(walk: _Walk) -> _Walk:
-        node, after = walk.path[walk.depth], walk.after[walk.depth]
-        child, some = proposals.next_child(draft.tree.parents, node, after)
-        some &= walk.depth + 1 < draft.max_path
+        """Goes down to a child, or tests the leaf and goes up if it is refused."""
+        node, above = walk.path[walk.depth], jnp.maximum(walk.depth - 1, 0)
+        child, down = proposals.next_child(
+            draft.tree.parents, node, walk.after[walk.depth]
+        )
+        down &= walk.depth + 1 < draft.max_path
+        is_leaf = ~down & (walk.depth > 0)
+        chance = jax.random.fold_in(key, node), walk.weight[walk.depth], one
+        accepted = jax.lax.cond(is_leaf, sampling.accept, lambda *_: false, *chance)
+        kept = accepted | (~down & ~is_leaf)  # an empty path is always kept
 
-        def at_leaf(walk, _):  # an empty path is always kept
-            kept = walk._replace(kept=jnp.bool_(True))
-            return jax.lax.cond(walk.depth == 0, lambda _: kept, test, walk)
+        # The token in question is the child's, or the leaf's, below the node at `at`.
+        at = jnp.where(down, walk.depth, above)
+        slot = jnp.where(down, child, node)
+        token = draft.tree.tokens[slot]
+        law = proposals.child_law(draft, slot, walk.tested[at])
+        share = walk.weight[at] * walk.wanted[at]
 
-        return jax.lax.cond(some, descend, at_leaf, walk, child)
+        # Down: the child's weight.
+        proposed = jnp.maximum(share[token], law[token])
+        reach = jnp.where(share[token] > 0.0, share[token] / proposed, 0.0)
+        # Up: what is left at the parent. With nothing left to want and nothing to lose,
+        # only rounding refused the leaf.
+        left = jnp.sum(jnp.maximum(share - law, 0.0))
+        rest = left + (1.0 - walk.weight[at])
+        weight = jnp.where(rest > 0.0, left / jnp.where(rest > 0.0, rest, 1.0), 1.0)
+        wanted = jnp.where(left > 0.0, sampling.residual(share, law), walk.wanted[at])
 
-    zero = jnp.int32(0)
+        to = jnp.where(down, walk.depth + 1, above)
+
+        def put(table: Array, if_down: Array, if_up: Array) -> Array:
+            new = jnp.where(down, if_down, jnp.where(kept, table[to], if_up))
+            return table.at[to].set(new)
+
+        return _Walk(
+            depth=jnp.where(kept, walk.depth, to),
+            path=put(walk.path, child, walk.path[to]),
+            after=put(walk.after, jnp.int32(0), node),
+            weight=put(walk.weight, reach, weight),
+            wanted=put(
+                walk.wanted, sampling.law(logits[child], settings, needs), wanted
+            ),
+            tested=put(walk.tested, false, walk.tested[at].at[token].set(True)),
+            kept=kept,
+        )
+
     none = jnp.zeros((draft.max_path,), jnp.int32)
     table = jnp.zeros((draft.max_path, size), logits.dtype)
-    false = jnp.bool_(False)
-    walk = _Walk(zero, none, none, table[:, 0], table, table > 0.0, false)
-    walk = arrive(walk, zero, zero, jnp.ones((), logits.dtype))
+    wanted = table.at[0].set(sampling.law(logits[0], settings, needs))
+    weight = jnp.ones((draft.max_path,), logits.dtype)
+    walk = _Walk(jnp.int32(0), none, none, weight, wanted, table > 0.0, false)
     walk = jax.lax.while_loop(lambda walk: ~walk.kept, step, walk)
 
     path = jnp.where(places <= walk.depth, walk.path, -1)
