@@ -7,17 +7,20 @@ depend on anything that was known before a token was drawn, and on nothing that 
 only after: that is what keeps the target's law (see `verification`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxspec import sampling
+from jaxspec import rows, sampling
 from jaxspec.core import Draft
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
+
+NOISES = ("own", "shared")
 
 
 class Reader(NamedTuple):
@@ -89,6 +92,12 @@ def token_ids(tokens: Array, vocab_ids: Array | None) -> Array:
     return tokens if vocab_ids is None else vocab_ids[tokens]
 
 
+def read_slots(tree: TokenTree, num_read: int) -> Array:
+    """Slots `[B, N]` on a tape of the first `num_read` slots, -1 where there is no node."""
+    slots = jnp.arange(tree.num_nodes, dtype=jnp.int32)[None]
+    return jnp.where(tree.is_node & (slots < num_read), slots, -1)
+
+
 def law_logits(logits: Array, settings: sampling.Sampling) -> Array:
     """Filtered logits `[B, n, V]` over the temperature, row by row; over 1 if greedy."""
     needs = sampling.needs(settings)
@@ -104,3 +113,30 @@ def node_keys(keys: Array, settings: sampling.Sampling, slots: Array) -> Array:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, slots)
 
     return jax.vmap(row)(keys, settings.position)
+
+
+def emission_noise(
+    key: Array, position: Array, vocab_ids: Array | None, vocab_size: int
+) -> Array:
+    """What emission adds at a position to the columns of a head, `[V']`, in one row."""
+    noise = sampling.emission_noise(key, position, vocab_size)
+    return noise if vocab_ids is None else noise[vocab_ids]
+
+
+def by_temperature(
+    settings: sampling.Sampling,
+    drawn: Callable[[], Any],
+    likeliest: Callable[[], Any],
+) -> Any:
+    """`drawn()` in rows that sample, `likeliest()` in greedy ones, both `[B, ...]`.
+
+    What no row asks for is not computed.
+    """
+    sampled = settings.temperature > 0.0
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(likeliest))
+    greedy = jax.lax.cond(jnp.all(sampled), lambda: nothing, likeliest)
+
+    def choose():
+        return jax.tree.map(functools.partial(rows.select, sampled), drawn(), greedy)
+
+    return jax.lax.cond(jnp.any(sampled), choose, lambda: greedy)

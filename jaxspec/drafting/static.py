@@ -29,7 +29,6 @@ KINDS = {
     "iid": Draft.IID,
     "without_replacement": Draft.WITHOUT_REPLACEMENT,
 }
-NOISES = ("own", "shared")
 
 
 class _Level(NamedTuple):
@@ -59,10 +58,10 @@ def static_tree(
     Raises:
         ValueError: if the topology is no tree, level by level, or a choice is unknown.
     """
-    if law not in KINDS or noise not in NOISES:
+    if law not in KINDS or noise not in builder.NOISES:
         raise ValueError(
-            f"Expected a law of {tuple(KINDS)} and a noise of {NOISES}, got {law!r} and "
-            f"{noise!r}."
+            f"Expected a law of {tuple(KINDS)} and a noise of {builder.NOISES}, got "
+            f"{law!r} and {noise!r}."
         )
     topology = tuple(int(number) for number in topology)
     if topology[:1] != (trees.TokenTree.NO_PARENT,):
@@ -147,23 +146,28 @@ def _children(
     most = max(level.rank) + 1
     scaled = builder.law_logits(logits, settings)
     nodes = jax.vmap(jax.vmap(functools.partial(sampling.largest, count=most)))
-    tokens, exists = nodes(scaled)
+    likeliest = functools.partial(nodes, scaled)
     laws = jnp.zeros((len(logits), 0, logits.shape[2]), logits.dtype)
-    if law != "top_k":
-        if noise == "shared":
-            emission = jax.vmap(sampling.emission_noise, (0, 0, None))
-            gumbel = emission(keys, settings.position + depth + 1, vocab_size)
-            gumbel = gumbel if vocab_ids is None else gumbel[:, vocab_ids]
-            drawn = nodes(scaled + gumbel[:, None])
-        else:
-            slots = jnp.arange(level.start, level.stop)
-            draw = functools.partial(_draws, law=law, count=most)
-            each = builder.node_keys(keys, settings, slots)
-            drawn = jax.vmap(jax.vmap(draw))(each, scaled)
-            laws = jax.nn.softmax(scaled)
-        greedy = (settings.temperature == 0.0)[:, None, None]
-        tokens = jnp.where(greedy, tokens, drawn[0])
-        exists = jnp.where(greedy, exists, drawn[1])
+
+    def drawn():
+        slots = jnp.arange(level.start, level.stop)
+        draw = functools.partial(_draws, law=law, count=most)
+        return jax.vmap(jax.vmap(draw))(
+            builder.node_keys(keys, settings, slots), scaled
+        )
+
+    def drawn_as_emitted():
+        emission = jax.vmap(builder.emission_noise, (0, 0, None, None))
+        position = settings.position + depth + 1
+        return nodes(scaled + emission(keys, position, vocab_ids, vocab_size)[:, None])
+
+    if law == "top_k":
+        tokens, exists = likeliest()
+    elif noise == "shared":
+        tokens, exists = builder.by_temperature(settings, drawn_as_emitted, likeliest)
+    else:
+        tokens, exists = builder.by_temperature(settings, drawn, likeliest)
+        laws = jax.nn.softmax(scaled)
     here = np.array(level.parent), np.array(level.rank)
     tokens = builder.token_ids(tokens, vocab_ids)
     return tokens[:, *here], exists[:, *here], laws

@@ -1,0 +1,129 @@
+"""Stochastic beam search: whole paths are drawn without replacement, level by level.
+
+Every node of a level has `phi`, the log-probability of its path, and `G`, the same with
+noise; both are 0 at the root. Its children have
+
+    phi_y = phi + log q(y),    G_y = phi_y + Gumbel, given that max_y G_y = G,
+
+and the `width` largest `G_y` of the whole level make the next one (Kool, van Hoof and
+Welling 2019; the trees of RSD-S, Jeon et al. 2024).
+
+Siblings descend in `G`, which is the order of a draw without replacement. Given all values
+and the earlier siblings, which token has the next value is a draw from what is left of `q`:
+whether a child is kept is known before its token is, and the target's law is kept.
+
+A greedy row is a beam search without noise.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec import partition, sampling
+from jaxspec.core import Draft
+from jaxspec.drafting import builder
+from jaxspec.drafting.builder import Builder, Built, Reader
+
+Array = jax.Array
+
+
+class _Beams(NamedTuple):
+    """The nodes of a level."""
+
+    phi: Array  # [B, w]
+    value: Array  # [B, w] `G`; minus infinity where there is no node
+
+
+def stochastic_beam(width: int, length: int) -> Builder:
+    """Makes a builder of trees of `length` levels of `width` nodes.
+
+    A level is narrower where there are not as many children.
+
+    Args:
+        width: nodes of a level.
+        length: drafts on the longest path.
+
+    Raises:
+        ValueError: if either is not positive.
+    """
+    if width < 1 or length < 1:
+        raise ValueError(
+            f"Expected a beam of positive width and length, got {width} and {length}."
+        )
+    return _stochastic_beam(width, length)
+
+
+@functools.cache
+def _stochastic_beam(width: int, length: int) -> Builder:
+    num_nodes = 1 + width * length
+
+    def build(reader: Reader, tape, keys, root, settings) -> Built:
+        tree = builder.start(root, num_nodes)
+        start, stop, beams, laws = 0, 1, None, []
+        for _ in range(length):
+            tape, logits = reader.read(tape, tree, start, stop)
+            if beams is None:
+                zeros = jnp.zeros(logits.shape[:2], logits.dtype)
+                beams = _Beams(zeros, zeros)
+            descend = functools.partial(_descend, width=width, start=start)
+            args, shared = (logits, keys, settings, beams), (reader.vocab_ids,)
+            tokens, above, beams, law = partition.by_rows(
+                descend, *args, shared=shared, over=partition.AXES
+            )
+            parents = jnp.where(beams.value > -jnp.inf, start + above, -1)
+            tree = builder.grow(tree, stop, tokens, parents)
+            laws.append(law)
+            start, stop = stop, stop + tokens.shape[1]
+        slots = builder.read_slots(tree, start)
+        draft = Draft(
+            tree,
+            jnp.full(slots.shape, Draft.WITHOUT_REPLACEMENT, jnp.int32),
+            jnp.concatenate(laws, axis=1),
+            jnp.maximum(slots, 0),
+            reader.vocab_ids,
+            length + 1,
+        )
+        return Built(tape, draft, slots)
+
+    return Builder(build, num_nodes, num_nodes - width, length + 1, width)
+
+
+def _descend(
+    logits: Array,
+    keys: Array,
+    settings: sampling.Sampling,
+    beams: _Beams,
+    vocab_ids: Array | None,
+    *,
+    width: int,
+    start: int,
+) -> tuple[Array, Array, _Beams, Array]:
+    """Chooses a level: tokens, the beam above each, both `[B, n]`, values, and the laws.
+
+    Args:
+        logits: `[B, w, V']` of the level above.
+        keys: `[B]`.
+        settings: the rows'.
+        beams: the level above.
+        vocab_ids: `[V']` of a trimmed head.
+        width: of the beam.
+        start: first slot of the level above.
+    """
+    batch, count, size = logits.shape
+    scaled = builder.law_logits(logits, settings)
+    alive = beams.value > -jnp.inf
+    phi = jnp.where(alive, beams.phi, 0.0)[:, :, None] + jax.nn.log_softmax(scaled)
+
+    def perturbed():
+        each = builder.node_keys(keys, settings, jnp.arange(start, start + count))
+        top = jnp.where(alive, beams.value, 0.0)  # no noise has a largest of -inf
+        return jax.vmap(jax.vmap(sampling.perturb))(each, phi, top)
+
+    values = builder.by_temperature(settings, perturbed, lambda: phi)
+    values = jnp.where(alive[:, :, None], values, -jnp.inf).reshape(batch, -1)
+    value, place = jax.lax.top_k(values, min(width, count * size))
+    below = _Beams(jnp.take_along_axis(phi.reshape(batch, -1), place, axis=1), value)
+    tokens = builder.token_ids(place % size, vocab_ids)
+    return tokens, place // size, below, jax.nn.softmax(scaled)

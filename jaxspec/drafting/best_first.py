@@ -1,0 +1,135 @@
+"""Trees of the likeliest paths, found by a beam and cut to size (EAGLE-2, Li et al. 2024).
+
+A node's score is the log-probability of its path. The root is expanded, and then `depth`
+times the `width` best of the nodes found last:
+
+    score(y) = score(parent) + log q(y),    y one of the `width` likeliest children.
+
+All nodes that were found make a pool, and the best `num_nodes - 1` of it the tree. A child
+scores no more than its parent and comes after it; ties go to what comes first, so that
+what is kept is a tree. Nothing is drawn: it has no laws.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec import partition, rows, sampling
+from jaxspec.core import deterministic_draft
+from jaxspec.drafting import builder
+from jaxspec.drafting.builder import Builder, Built, Reader
+
+Array = jax.Array
+
+
+def best_first(num_nodes: int, width: int = 4, depth: int = 3) -> Builder:
+    """Makes a builder of trees of the draft model's likeliest paths.
+
+    Args:
+        num_nodes: slots of the tree, the root included.
+        width: nodes that are expanded together, and children that each of them gets.
+        depth: how often that is done after the root.
+
+    Raises:
+        ValueError: on sizes out of range, or if fewer nodes are found than kept.
+    """
+    if num_nodes < 2 or width < 1 or depth < 0:
+        raise ValueError(
+            "Expected num_nodes >= 2, width >= 1 and depth >= 0, got "
+            f"{num_nodes}, {width} and {depth}."
+        )
+    found = width + depth * width**2
+    if found < num_nodes - 1:
+        raise ValueError(
+            f"A tree of {num_nodes} nodes needs {num_nodes - 1} drafts, and a width of "
+            f"{width} and a depth of {depth} find {found}."
+        )
+    return _best_first(num_nodes, width, depth)
+
+
+@functools.cache
+def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
+    num_read = 1 + depth * width
+    max_path = min(depth + 2, num_nodes)
+
+    def build(reader: Reader, tape, keys, root, settings) -> Built:
+        read = builder.start(root, num_read)  # the nodes that are expanded
+        start, stop, score = 0, 1, None
+        pool, scores, places = [], [], [jnp.full((len(root), 1), -1, jnp.int32)]
+        for level in range(depth + 1):
+            tape, logits = reader.read(tape, read, start, stop)
+            expand = functools.partial(_expand, width=width)
+            shared = (reader.vocab_ids,)
+            tokens, score, best = partition.by_rows(
+                expand, logits, score, settings, shared=shared, over=partition.AXES
+            )
+            each = tokens.shape[1] // (
+                stop - start
+            )  # children of slot i: from i * each on
+            pool.append(tokens)
+            scores.append(score)
+            if level < depth:
+                places.append(start * each + best)
+                score = rows.take(score, best)
+                parents = jnp.where(score > -jnp.inf, start + best // each, -1)
+                read = builder.grow(read, stop, rows.take(tokens, best), parents)
+                start, stop = stop, stop + best.shape[1]
+        args = (jnp.concatenate(parts, axis=1) for parts in (pool, scores, places))
+        keep = functools.partial(_keep, num_nodes=num_nodes)
+        tokens, parents, slots = partition.by_rows(jax.vmap(keep), *args)
+        tree = builder.grow(builder.start(root, num_nodes), 1, tokens, parents)
+        free = num_nodes - 1 - slots.shape[1]
+        slots = jnp.pad(slots, ((0, 0), (1, free)), constant_values=((0, 0), (0, -1)))
+        return Built(tape, deterministic_draft(tree, max_path), slots)
+
+    most = min(width, num_nodes - 1)
+    return Builder(build, num_nodes, num_read, max_path, most)
+
+
+def _expand(
+    logits: Array,
+    score: Array | None,
+    settings: sampling.Sampling,
+    vocab_ids: Array | None,
+    *,
+    width: int,
+) -> tuple[Array, Array, Array]:
+    """Finds the children of a level, their scores, and which of them are the best.
+
+    Args:
+        logits: `[B, n, V']` of the level.
+        score: `[B, n]` of the level, minus infinity where there is no node; None for 0.
+        settings: the rows'.
+        vocab_ids: `[V']` of a trimmed head.
+        width: children of a node, and how many are the best.
+    """
+    law = jax.nn.log_softmax(builder.law_logits(logits, settings))
+    law, columns = jax.lax.top_k(law, min(width, law.shape[2]))
+    law = law if score is None else score[:, :, None] + law
+    law, columns = (array.reshape(len(logits), -1) for array in (law, columns))
+    best = jax.lax.top_k(law, min(width, law.shape[1]))[1]
+    return builder.token_ids(columns, vocab_ids), law, best
+
+
+def _keep(
+    pool: Array, scores: Array, places: Array, *, num_nodes: int
+) -> tuple[Array, Array, Array]:
+    """Cuts a pool to size: tokens, parents, and slots on the tape, all `[n]`.
+
+    Args:
+        pool: `[P]` tokens, as many children of every slot of the tape.
+        scores: `[P]`.
+        places: `[M]` where each slot of the tape is in the pool, -1 for the root.
+        num_nodes: of the tree.
+    """
+    size = len(pool)
+    score, kept = jax.lax.top_k(scores, min(num_nodes - 1, size))
+    kept = jnp.sort(jnp.where(score > -jnp.inf, kept, size))
+    above = jnp.minimum(kept, size - 1) // (size // len(places))  # on the tape
+    is_parent = places[above][:, None] == kept[None]
+    parents = jnp.where(above > 0, 1 + jnp.argmax(is_parent, axis=1), 0)
+    parents = jnp.where(kept < size, parents, -1)
+    is_read = kept[:, None] == places[None]
+    slots = jnp.where(jnp.any(is_read, axis=1), jnp.argmax(is_read, axis=1), -1)
+    return pool[jnp.minimum(kept, size - 1)], parents, slots.astype(jnp.int32)

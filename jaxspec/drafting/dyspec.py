@@ -1,0 +1,211 @@
+"""Trees that grow where a draft is likeliest to be kept (DySpec, Xiong et al. 2024).
+
+Children of a node are drawn without replacement from laws `D_1, D_2, ..`; its `k`-th is
+worth `v_k`, the probability that the target comes to test it if it accepts what the draft
+model draws as often as that draws it. With `v_1 = 1` at the root, a draw `y` from `D_k` has
+
+    v_1 of y = v_k D_k[y]  (its first child),    v_(k+1) = v_k (1 - D_k[y])  (next sibling).
+
+Each draw is made where `v` is largest (Algorithm 1), while that is above a threshold
+(Algorithm 2). A value is known before the token it belongs to, and so is the decision to
+draw it: the target's law is kept.
+
+The draft model reads a round of draws at a time; until then they have no children.
+A greedy row takes the likeliest token left instead of drawing one.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec import partition, sampling
+from jaxspec.core import Draft, deterministic_draft
+from jaxspec.drafting import builder
+from jaxspec.drafting.builder import Builder, Built, Reader
+
+Array = jax.Array
+
+
+class _Rules(NamedTuple):
+    """What a tree may grow to; sizes are in nodes."""
+
+    num_nodes: int
+    nodes_per_call: int
+    threshold: float
+    max_path: int
+    max_children: int
+    noise: str
+
+
+class _Grown(NamedTuple):
+    """The nodes of one tree."""
+
+    columns: Array  # [N] of the head; a node's token
+    parents: Array  # [N]
+    depth: Array  # [N]
+    value: Array  # [N] of the node's next child, 0 if it will have none
+
+
+def dyspec(
+    num_nodes: int,
+    nodes_per_call: int = 1,
+    threshold: float = 0.0,
+    max_path: int | None = None,
+    max_children: int | None = None,
+    noise: str = "own",
+) -> Builder:
+    """Makes a builder of trees that follow the draft model's confidence.
+
+    Args:
+        num_nodes: slots of the tree, the root included.
+        nodes_per_call: draws between two calls of the draft model.
+        threshold: a child worth no more is not drawn, and leaves its slot free.
+        max_path: nodes on the longest path, the root included.
+        max_children: most children of a node.
+        noise: `"own"`; or `"shared"`, which draws with the noise that the target will emit
+            with, so that `sample_and_match` accepts more (verifiers that use laws refuse
+            it).
+
+    Raises:
+        ValueError: on sizes out of range, or an unknown noise.
+    """
+    if num_nodes < 2 or nodes_per_call < 1:
+        raise ValueError(
+            "Expected num_nodes >= 2 and nodes_per_call >= 1, got "
+            f"{num_nodes} and {nodes_per_call}."
+        )
+    if not 0.0 <= threshold < 1.0:
+        raise ValueError(f"Expected a threshold from 0 to below 1, got {threshold}.")
+    if noise not in builder.NOISES:
+        raise ValueError(f"Expected a noise of {builder.NOISES}, got {noise!r}.")
+    drafts = num_nodes - 1
+    nodes_per_call = min(nodes_per_call, drafts)
+    calls = -(-drafts // nodes_per_call)
+    max_path = calls + 1 if max_path is None else min(max_path, calls + 1)
+    max_children = drafts if max_children is None else min(max_children, drafts)
+    if max_path < 2 or max_children < 1:
+        raise ValueError(
+            "Expected max_path >= 2 and max_children >= 1, got "
+            f"{max_path} and {max_children}."
+        )
+    sizes = num_nodes, nodes_per_call, float(threshold), max_path, max_children
+    return _dyspec(_Rules(*sizes, noise))
+
+
+@functools.cache
+def _dyspec(rules: _Rules) -> Builder:
+    num_nodes, per_call = rules.num_nodes, rules.nodes_per_call
+    starts = range(1, num_nodes, per_call)  # of the rounds
+    num_read = starts[-1]
+
+    def build(reader: Reader, tape, keys, root, settings) -> Built:
+        tree, grown, read = builder.start(root, num_nodes), None, 0
+        for start in starts:
+            stop = min(start + per_call, num_nodes)
+            tape, logits = reader.read(tape, tree, read, start)
+            if grown is None:
+                grown, laws = _start(logits, num_nodes), logits[:, :0]
+            draw = functools.partial(
+                _draw, stop=stop, rules=rules, vocab_size=reader.vocab_size
+            )
+            args, shared = (laws, logits, keys, settings, grown), (reader.vocab_ids,)
+            laws, grown = partition.by_rows(draw, *args, shared=shared)
+            tokens = builder.token_ids(grown.columns[:, start:stop], reader.vocab_ids)
+            tree = builder.grow(tree, start, tokens, grown.parents[:, start:stop])
+            read = start
+        slots = builder.read_slots(tree, num_read)
+        if rules.noise == "shared":
+            draft = deterministic_draft(tree, rules.max_path).replace(coupled=True)
+        else:
+            draft = Draft(
+                tree,
+                jnp.full(slots.shape, Draft.WITHOUT_REPLACEMENT, jnp.int32),
+                jax.nn.softmax(laws),
+                jnp.maximum(slots, 0),
+                reader.vocab_ids,
+                rules.max_path,
+            )
+        return Built(tape, draft, slots)
+
+    return Builder(build, num_nodes, num_read, rules.max_path, rules.max_children)
+
+
+def _start(logits: Array, num_nodes: int) -> _Grown:
+    """Roots `[B]`."""
+    shape = len(logits), num_nodes
+    none = jnp.zeros(shape, jnp.int32)
+    value = jnp.zeros(shape, logits.dtype).at[:, 0].set(1.0)
+    return _Grown(none, none - 1, none, value)
+
+
+def _draw(
+    laws: Array,
+    logits: Array,
+    keys: Array,
+    settings: sampling.Sampling,
+    grown: _Grown,
+    vocab_ids: Array | None,
+    *,
+    stop: int,
+    rules: _Rules,
+    vocab_size: int,
+) -> tuple[Array, _Grown]:
+    """A round: takes in the logits of the last one, and fills slots up to `stop`.
+
+    Args:
+        laws: `[B, m, V']` logits over the temperature, of the slots read before.
+        logits: `[B, n, V']` of the next slots.
+        keys: `[B]`.
+        settings: the rows'.
+        grown: the trees.
+        vocab_ids: `[V']` of a trimmed head.
+        stop: the first slot of the next round.
+        rules: of the builder.
+        vocab_size: of the target.
+    """
+    needs = sampling.needs(settings)
+
+    def row(laws: Array, key: Array, own: sampling.Sampling, grown: _Grown) -> _Grown:
+        draft_key = sampling.noise_key(key, sampling.Role.DRAFT, own.position)
+        columns = jnp.arange(laws.shape[1])
+
+        def choose(slot: Array, depth: Array, left: Array) -> Array:
+            if rules.noise == "own":
+                return sampling.draw(jax.random.fold_in(draft_key, slot), left)
+            position = own.position + depth + 1
+            noise = builder.emission_noise(key, position, vocab_ids, vocab_size)
+            return jnp.argmax(left + noise).astype(jnp.int32)
+
+        def draw(slot: Array, grown: _Grown) -> _Grown:
+            node = jnp.argmax(grown.value[: len(laws)]).astype(jnp.int32)
+            value, depth = grown.value[node], grown.depth[node]
+            exists = value > rules.threshold
+            siblings = grown.parents == node
+            taken = jnp.where(siblings, grown.columns, len(columns))
+            left = laws[node].at[taken].set(-jnp.inf, mode="drop")
+            # Where no child is drawn a token is, of a law of one.
+            left = jnp.where(exists | (columns > 0), left, 0.0)
+            left = jnp.where(exists | (columns == 0), left, -jnp.inf)
+            likeliest = jnp.argmax(left).astype(jnp.int32)
+            drawn = jax.lax.cond(
+                needs.noise, lambda: choose(slot, depth, left), lambda: likeliest
+            )
+            column = jnp.where(own.temperature > 0.0, drawn, likeliest)
+            law = jax.nn.softmax(left)
+            rest = jnp.sum(jnp.where(columns == column, 0.0, law))  # none left: 0
+            rest = jnp.where(jnp.sum(siblings) + 1 < rules.max_children, rest, 0.0)
+            first = jnp.where(depth + 2 < rules.max_path, value * law[column], 0.0)
+            after = grown.value.at[node].multiply(jnp.where(exists, rest, 1.0))
+            return _Grown(
+                grown.columns.at[slot].set(column),
+                grown.parents.at[slot].set(jnp.where(exists, node, -1)),
+                grown.depth.at[slot].set(depth + 1),
+                after.at[slot].set(jnp.where(exists, first, 0.0)),
+            )
+
+        return jax.lax.fori_loop(len(laws), stop, draw, grown)
+
+    laws = jnp.concatenate([laws, builder.law_logits(logits, settings)], axis=1)
+    return laws, jax.vmap(row)(laws, keys, settings, grown)
