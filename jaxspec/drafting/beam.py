@@ -87,7 +87,7 @@ def _stochastic_beam(width: int, length: int) -> Builder:
         )
         return Built(tape, draft, slots)
 
-    return Builder(build, num_nodes, num_nodes - width, length + 1, width)
+    return Builder(build, num_nodes, num_nodes - width, length + 1, 1)
 
 
 def _descend(

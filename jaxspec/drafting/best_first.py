@@ -83,8 +83,7 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
         slots = jnp.pad(slots, ((0, 0), (1, free)), constant_values=((0, 0), (0, -1)))
         return Built(tape, deterministic_draft(tree, max_path), slots)
 
-    most = min(width, num_nodes - 1)
-    return Builder(build, num_nodes, num_read, max_path, most)
+    return Builder(build, num_nodes, num_read, max_path, 1)
 
 
 def _expand(

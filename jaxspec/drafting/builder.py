@@ -60,14 +60,15 @@ class Builder(NamedTuple):
         num_nodes: `N`, slots of the draft.
         num_read: slots of the tape.
         max_path: nodes on the longest path, the root included.
-        max_children: most children drawn at one node.
+        min_vocab: columns that a head must have, where nodes have as many children in any
+            case; else 1.
     """
 
     build: Callable[..., Built]
     num_nodes: int
     num_read: int
     max_path: int
-    max_children: int
+    min_vocab: int
 
 
 def start(root: Array, num_nodes: int) -> TokenTree:

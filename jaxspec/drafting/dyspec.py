@@ -129,7 +129,7 @@ def _dyspec(rules: _Rules) -> Builder:
             )
         return Built(tape, draft, slots)
 
-    return Builder(build, num_nodes, num_read, rules.max_path, rules.max_children)
+    return Builder(build, num_nodes, num_read, rules.max_path, 1)
 
 
 def _start(logits: Array, num_nodes: int) -> _Grown:

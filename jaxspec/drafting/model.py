@@ -64,9 +64,9 @@ def draft_model(
         builder = static_tree(builder)
     if temperature is not None and not temperature > 0.0:
         raise ValueError(f"The draft's temperature is positive, got {temperature}.")
-    if builder.max_children > model.vocab_size:
+    if builder.min_vocab > model.vocab_size:
         raise ValueError(
-            f"The builder draws {builder.max_children} children at a node, and the model "
+            f"The builder draws {builder.min_vocab} children at a node, and the model "
             f"has {model.vocab_size} tokens."
         )
     if model.max_path < builder.max_path:
