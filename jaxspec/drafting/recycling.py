@@ -28,7 +28,9 @@ from jaxspec.trees import TokenTree
 Array = jax.Array
 
 UNKNOWN = -1  # not 0, which is a token
-ACCEPTANCE = tuple(0.5 * 0.5**rank for rank in range(8))
+# By rank: the shipped target's own text, mean of temperatures 0 and 0.8 (eight prompts of
+# 200 tokens). Another model's numbers are counted with the topology `(8,)`.
+ACCEPTANCE = (0.54, 0.07, 0.04, 0.03, 0.02, 0.02, 0.02, 0.01)
 
 
 class State(NamedTuple):
@@ -125,7 +127,7 @@ def _learn(known: Array, tokens: Array, live: Array, found: Array) -> Array:
     """
     slots = jnp.arange(tokens.shape[1])
     same = (tokens[:, :, None] == tokens[:, None]) & live[:, None]
-    later = jnp.any(same & (slots > slots[:, None])[None], axis=2)
+    later = jnp.any(same & (slots[None] > slots[:, None])[None], axis=2)
     nowhere = known.shape[1]
     place = jnp.where(live & ~later, tokens, nowhere)
     return jax.vmap(lambda k, at, new: k.at[at].set(new, mode="drop"))(
@@ -135,7 +137,7 @@ def _learn(known: Array, tokens: Array, live: Array, found: Array) -> Array:
 
 @functools.cache
 def ranked_topology(
-    num_nodes: int = 16, max_path: int = 6, acceptance: tuple[float, ...] = ACCEPTANCE
+    num_nodes: int = 16, max_path: int = 8, acceptance: tuple[float, ...] = ACCEPTANCE
 ) -> tuple[int, ...]:
     """Parents of the tree of which most is accepted, if that depends on ranks alone.
 
