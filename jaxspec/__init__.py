@@ -18,8 +18,13 @@ from jaxspec.decoding import speculative_generate as speculative_generate
 from jaxspec.decoding import speculative_step as speculative_step
 
 # What proposes and what decides.
+from jaxspec.drafting.given import given as given
 from jaxspec.drafting.model import draft_model as draft_model
 from jaxspec.drafting.ngram import ngram as ngram
+from jaxspec.drafting.recycling import recycling as recycling
+from jaxspec.drafting.suffix import SuffixDecoder as SuffixDecoder
+from jaxspec.drafting.suffix import SuffixTree as SuffixTree
+from jaxspec.host_decoding import generate_from_host as generate_from_host
 
 # Models.
 from jaxspec.models.config import AttentionConfig as AttentionConfig

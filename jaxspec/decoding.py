@@ -177,13 +177,7 @@ def speculative_generate(
     Returns:
         The state after, and the report of the steps of this call.
     """
-    if drafter.max_path > target.max_path:
-        raise ValueError(
-            f"The drafter proposes paths of {drafter.max_path} nodes and the target keeps "
-            f"paths of {target.max_path}; raise the target's max_path."
-        )
-    if state.drafter is None:
-        raise ValueError("The state was made without a drafter; give it to init_state.")
+    report = empty_report(state, target, drafter)
     verifier = sample_and_match() if verifier is None else verifier
 
     def body(loop):
@@ -193,15 +187,28 @@ def speculative_generate(
         )
         return steps + 1, state, report + info
 
+    loop = _loop(body, (jnp.int32(0), state, report), max_steps, check_every)
+    return loop[1], loop[2]
+
+
+def empty_report(
+    state: DecodeState, target: LanguageModel, drafter: Drafter
+) -> SpecInfo:
+    """The report of no steps; sees that the drafter fits the target and the state."""
+    if drafter.max_path > target.max_path:
+        raise ValueError(
+            f"The drafter proposes paths of {drafter.max_path} nodes and the target keeps "
+            f"paths of {target.max_path}; raise the target's max_path."
+        )
+    if state.drafter is None:
+        raise ValueError("The state was made without a drafter; give it to init_state.")
     batch, width = state.tokens.shape
-    report = SpecInfo(
+    return SpecInfo(
         target_calls=jnp.zeros((batch,), jnp.int32),
         drafted=jnp.zeros((batch,), jnp.int32),
         kept=jnp.zeros((batch, drafter.max_path), jnp.int32),
         from_draft=jnp.zeros((batch, width), jnp.int8),
     )
-    loop = _loop(body, (jnp.int32(0), state, report), max_steps, check_every)
-    return loop[1], loop[2]
 
 
 def _loop(body, loop: tuple, max_steps: int | Array | None, check_every: int) -> tuple:

@@ -14,18 +14,21 @@ LAYERS = [  # lowest first; a module may import from its own layer and from thos
     + ["jaxspec.partition", "jaxspec.rows", "jaxspec.sampling", "jaxspec.trees"],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
-    + ["jaxspec.metrics", "jaxspec.plotting", "jaxspec.pretrained", "jaxspec.sharding"],
+    + ["jaxspec.host_decoding", "jaxspec.metrics", "jaxspec.plotting"]
+    + ["jaxspec.pretrained", "jaxspec.sharding"],
     ["jaxspec.assets", "jaxspec.bench", "jaxspec.cli", "jaxspec.train"],
 ]
 DRAFTS = ["jaxspec.drafting", "jaxspec.verification"]
 NEIGHBOURS = {  # a module, and what it knows nothing of
     "jaxspec.decoding": ["jaxspec.models", *DRAFTS],
     "jaxspec.decode_state": ["jaxspec.models", *DRAFTS],
+    "jaxspec.host_decoding": ["jaxspec.models", *DRAFTS],
     "jaxspec.models": [*DRAFTS, "checkpoints_conv"],
     "checkpoints_conv": ["jaxspec"],
 }
 EXCEPT = {  # what it knows nevertheless
     "jaxspec.decoding": "jaxspec.verification.sample_and_match",  # the default
+    "jaxspec.host_decoding": "jaxspec.verification.sample_and_match",
     "checkpoints_conv": "jaxspec.models.config",  # a record of numbers
 }
 ASKS_FOR_THE_PLATFORM = re.compile(

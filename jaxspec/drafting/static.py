@@ -31,7 +31,7 @@ KINDS = {
 }
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
     """Nodes that are read together, and the children that are drawn from them."""
 
     start: int
@@ -63,12 +63,8 @@ def static_tree(
             f"Expected a law of {tuple(KINDS)} and a noise of {builder.NOISES}, got "
             f"{law!r} and {noise!r}."
         )
-    topology = tuple(int(number) for number in topology)
-    if topology[:1] != (trees.TokenTree.NO_PARENT,):
-        if not topology:
-            raise ValueError("Expected a topology of at least one level, got ().")
-        topology = tuple(trees.from_branching(topology).tolist())
-    levels = _levels(topology)
+    topology = parents_of(topology)
+    levels = levels_of(topology)
     counts = [max(level.rank) + 1 for level in levels]
     if noise == "shared" and (law == "top_k" or (law == "iid" and max(counts) > 1)):
         raise ValueError(
@@ -85,7 +81,7 @@ def chain(length: int, law: str = "iid", noise: str = "own") -> Builder:
 
 @functools.cache
 def _static_tree(topology: tuple[int, ...], law: str, noise: str) -> Builder:
-    levels = _levels(topology)
+    levels = levels_of(topology)
     num_nodes, num_read = len(topology), levels[-1].stop
     read = np.concatenate([np.arange(level.start, level.stop) for level in levels])
     is_read = np.isin(np.arange(num_nodes), read)[None]
@@ -136,7 +132,7 @@ def _children(
     settings: sampling.Sampling,
     vocab_ids: Array | None,
     *,
-    level: _Level,
+    level: Level,
     depth: int,
     law: str,
     noise: str,
@@ -181,8 +177,22 @@ def _draws(key: Array, logits: Array, law: str, count: int) -> tuple[Array, Arra
     return draw(jax.random.split(key, count), logits), jnp.ones((count,), bool)
 
 
+def parents_of(topology: Sequence[int]) -> tuple[int, ...]:
+    """The parent of every slot, of a topology written in either way (`static_tree`).
+
+    Raises:
+        ValueError: if there is nothing, or a branching factor is not positive.
+    """
+    topology = tuple(int(number) for number in topology)
+    if topology[:1] == (trees.TokenTree.NO_PARENT,):
+        return topology
+    if not topology:
+        raise ValueError("Expected a topology of at least one level, got ().")
+    return tuple(trees.from_branching(topology).tolist())
+
+
 @functools.cache
-def _levels(topology: tuple[int, ...]) -> list[_Level]:
+def levels_of(topology: tuple[int, ...]) -> list[Level]:
     """Cuts a topology into levels.
 
     Raises:
@@ -208,5 +218,5 @@ def _levels(topology: tuple[int, ...]) -> list[_Level]:
         rank = [above[:i].count(parent) for i, parent in enumerate(above)]
         stop = max(above) + 1
         parent = tuple(slot - start for slot in above)
-        levels.append(_Level(start, stop, tuple(children), parent, tuple(rank)))
+        levels.append(Level(start, stop, tuple(children), parent, tuple(rank)))
     return levels
