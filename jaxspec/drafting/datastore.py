@@ -82,7 +82,7 @@ def build(documents: Iterable[Sequence[int]]) -> Datastore:
 
 def backwards(store: Datastore, places: Array, length: int) -> Array:
     """The keys of places `[...]`, cut to `[..., length]`."""
-    index = places[..., None] - jnp.arange(length)
+    index = places[..., None] - _steps(places, length)
     return store.tokens[jnp.maximum(index, 0)]
 
 
@@ -92,7 +92,7 @@ def forwards(store: Datastore, places: Array, length: int) -> tuple[Array, Array
     They end with the document.
     """
     last = len(store.tokens) - 1
-    index = places[..., None] + 1 + jnp.arange(length)
+    index = places[..., None] + 1 + _steps(places, length)
     tokens = store.tokens[jnp.minimum(index, last)]
     inside = jnp.cumsum(tokens == SEPARATOR, axis=-1, dtype=jnp.int32) == 0
     return tokens, jnp.sum(inside, axis=-1, dtype=jnp.int32)
@@ -172,6 +172,11 @@ def load(path: str | os.PathLike, tokenizer: tokenizers.Tokenizer) -> Datastore:
     if metadata.get("sha256") != _hash(arrays):
         raise ValueError(f"{path} is damaged: its sha256 is another one.")
     return Datastore(**{name: jnp.asarray(array) for name, array in arrays.items()})
+
+
+def _steps(places: Array, length: int) -> Array:
+    """Counts to `length` on an axis behind those of `places`."""
+    return jnp.arange(length).reshape(*[1] * places.ndim, length)
 
 
 def _metadata(tokenizer: tokenizers.Tokenizer) -> dict[str, str]:

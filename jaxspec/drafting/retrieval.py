@@ -132,7 +132,8 @@ def longest_match(tail: Array, store: Datastore, min_match: int) -> tuple[Array,
     Returns:
         `[B]` and `[B]` int32; there are 0 places where too few tokens agree.
     """
-    key, length = tail[:, ::-1], tail.shape[1]
+    key = jnp.pad(tail[:, ::-1], ((0, 0), (0, 1)), constant_values=NOTHING)
+    length = key.shape[1]
     place = datastore.rank(store, key)[:, None]
     beside = jnp.clip(place + jnp.array([[-1, 0]]), 0, len(store.tokens) - 1)
     found = datastore.backwards(store, store.suffix_array[beside], length)
