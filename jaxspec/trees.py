@@ -121,6 +121,15 @@ def from_branching(branching: Sequence[int]) -> np.ndarray:
     return np.array(parents, np.int32)
 
 
+def join(first: TokenTree, second: TokenTree) -> TokenTree:
+    """Two trees of one root side by side: `second`'s other slots follow `first`'s."""
+    shift = first.num_nodes - 1
+    parents = second.parents[:, 1:]
+    parents = jnp.where(parents > 0, parents + shift, parents)
+    tokens = jnp.concatenate([first.tokens, second.tokens[:, 1:]], axis=1)
+    return TokenTree(tokens, jnp.concatenate([first.parents, parents], axis=1))
+
+
 def merge(
     first: TokenTree, second: TokenTree, num_nodes: int, max_path: int
 ) -> TokenTree:
@@ -129,12 +138,53 @@ def merge(
     Nodes of `first` keep their order and come first; what does not fit into `num_nodes`
     slots is dropped with all that hangs from it. `max_path` bounds the paths, in nodes.
     """
-    shift = first.num_nodes - 1
-    parents = second.parents[:, 1:]
-    parents = jnp.where(parents > 0, parents + shift, parents)
-    tokens = jnp.concatenate([first.tokens, second.tokens[:, 1:]], axis=1)
-    both = TokenTree(tokens, jnp.concatenate([first.parents, parents], axis=1))
-    return deduplicate(both, num_nodes, max_path)
+    return deduplicate(join(first, second), num_nodes, max_path)
+
+
+def graft(
+    first: TokenTree, second: TokenTree, num_nodes: int, max_path: int
+) -> tuple[TokenTree, Array]:
+    """Adds to one tree what another of the same root has beyond it, by longest prefix.
+
+    Slots of `first` stay as they are. Siblings of one token stay apart, and what is new
+    hangs from the first of them. New nodes follow in the order of `second`; what does not
+    fit into `num_nodes` slots, or into paths of `max_path` nodes, is dropped with all that
+    hangs from it.
+
+    Returns:
+        The tree, and `[B, N']` int32 the slot in it of each node of `second`: -1 where it
+        was dropped, and at padding.
+
+    Raises:
+        ValueError: if `first` has more than `num_nodes` slots.
+    """
+    size = first.num_nodes
+    if num_nodes < size:
+        raise ValueError(f"A tree of {size} slots does not fit into {num_nodes}.")
+    again = jnp.any(_siblings_alike(first) & _earlier(size), axis=2)
+    again = jnp.any(ancestor_mask(first) & again[:, None], axis=2)
+    once = first.replace(parents=jnp.where(again, TokenTree.NO_PARENT, first.parents))
+    both = join(once, second)
+    slots = jnp.arange(both.num_nodes)[None]
+    same, alive = _same_paths(both, max_path)
+    stands = jnp.argmax(same, axis=2)  # the node that stands for each
+    new = alive & (stands == slots) & (slots >= size)
+    place = size - 1 + jnp.cumsum(new, axis=1, dtype=jnp.int32)
+    place = jnp.where(slots < size, slots.astype(jnp.int32), place)
+    place = jnp.take_along_axis(place, stands, axis=1)
+    place = jnp.where(alive & (place < num_nodes), place, -1)
+
+    parents = jnp.take_along_axis(place, jnp.maximum(both.parents, 0), axis=1)
+    free = jnp.arange(size, num_nodes)[None, :, None]
+    here = (place[:, None] == free) & new[:, None]  # [B, free, N + N' - 1]
+    tokens = jnp.sum(jnp.where(here, both.tokens[:, None], 0), axis=2, dtype=jnp.int32)
+    parents = jnp.sum(jnp.where(here, parents[:, None], 0), axis=2, dtype=jnp.int32)
+    parents = jnp.where(jnp.any(here, axis=2), parents, TokenTree.NO_PARENT)
+    tree = TokenTree(
+        jnp.concatenate([first.tokens, tokens], axis=1),
+        jnp.concatenate([first.parents, parents], axis=1),
+    )
+    return tree, jnp.concatenate([place[:, :1], place[:, size:]], axis=1)
 
 
 def from_paths(
@@ -186,17 +236,7 @@ def deduplicate(
     """
     batch, size = tree.parents.shape
     slots = jnp.arange(size)
-    node = jnp.broadcast_to(slots[None], (batch, size))
-    words = []  # the tokens along the path of each node, upwards
-    for _ in range(max_path):
-        token = jnp.take_along_axis(tree.tokens, jnp.maximum(node, 0), axis=1)
-        words.append(jnp.where(node >= 0, token, -1))
-        above = jnp.take_along_axis(tree.parents, jnp.maximum(node, 0), axis=1)
-        node = jnp.where(node >= 0, above, -1)
-    alive = tree.is_node & (node < 0)
-    same = alive[:, :, None] & alive[:, None]
-    for word in words:
-        same &= word[:, :, None] == word[:, None]
+    same, alive = _same_paths(tree, max_path)
     first = jnp.argmax(same, axis=2)  # the node that stands for each
     new = alive & (first == slots[None])
 
@@ -206,8 +246,7 @@ def deduplicate(
         score = jnp.sum(jnp.where(same, weights[:, None], 0.0), axis=2)
         score = jnp.where(slots[None] == 0, jnp.inf, score)
     mine, other = score[:, :, None], score[:, None]
-    earlier = (slots[None] < slots[:, None])[None]
-    better = (other > mine) | ((other == mine) & earlier)
+    better = (other > mine) | ((other == mine) & _earlier(size))
     place = jnp.sum(better & new[:, None], axis=2, dtype=jnp.int32)
     place = jnp.where(new, place, max(size, num_nodes))  # beyond all slots if not new
 
@@ -219,3 +258,36 @@ def deduplicate(
     is_child = jnp.any(here, axis=2) & (jnp.arange(num_nodes)[None] > 0)
     parents = jnp.where(is_child, parents, TokenTree.NO_PARENT)
     return TokenTree(tokens.astype(jnp.int32), parents.astype(jnp.int32))
+
+
+def _same_paths(tree: TokenTree, max_path: int) -> tuple[Array, Array]:
+    """Whether the tokens along two nodes' paths are the same, `[B, N, N]`.
+
+    And which nodes there are `[B, N]`: those on paths of at most `max_path` nodes.
+    """
+    node = jnp.broadcast_to(jnp.arange(tree.num_nodes)[None], tree.parents.shape)
+    words = []  # the tokens along the path of each node, upwards
+    for _ in range(max_path):
+        token = jnp.take_along_axis(tree.tokens, jnp.maximum(node, 0), axis=1)
+        words.append(jnp.where(node >= 0, token, -1))
+        above = jnp.take_along_axis(tree.parents, jnp.maximum(node, 0), axis=1)
+        node = jnp.where(node >= 0, above, -1)
+    alive = tree.is_node & (node < 0)
+    same = alive[:, :, None] & alive[:, None]
+    for word in words:
+        same &= word[:, :, None] == word[:, None]
+    return same, alive
+
+
+def _siblings_alike(tree: TokenTree) -> Array:
+    """`[B, N, N]` bool: two children of one node that carry the same token."""
+    child = tree.parents >= 0
+    same = tree.parents[:, :, None] == tree.parents[:, None]
+    same &= tree.tokens[:, :, None] == tree.tokens[:, None]
+    return same & child[:, :, None]
+
+
+def _earlier(size: int) -> Array:
+    """`[1, N, N]` bool: is slot `j` before slot `i`?"""
+    slots = jnp.arange(size)
+    return (slots[None] < slots[:, None])[None]

@@ -82,7 +82,7 @@ def _draft_model(
     model: LanguageModel, builder: Builder, temperature: float | None
 ) -> Drafter:
     def init(params, prompt: Array, lengths: Array, max_length: int) -> State:
-        params = _whole(params).params
+        params = whole(params).params
         carry = model.init_carry(params, len(prompt), max_length)
         carry, _ = model.scan(params, carry, prompt, lengths - 1)
         return State(carry, None, None)
@@ -90,7 +90,7 @@ def _draft_model(
     def propose(
         params, keys: Array, state: State, root: Array, settings
     ) -> tuple[State, Draft]:
-        params, vocab_ids = _whole(params)
+        params, vocab_ids = whole(params)
         carry = model.prepare(params, state.carry)
         tape = model.init_tape(params, len(root), builder.num_read)
         reader = Reader(
@@ -108,7 +108,7 @@ def _draft_model(
         params, state: State, draft: Draft, verdict: Verdict, hidden, logits
     ) -> State:
         del hidden, logits
-        carry = absorb(model, _whole(params).params, state, draft, verdict, most=1)
+        carry = absorb(model, whole(params).params, state, draft, verdict, most=1)
         return State(carry, None, None)
 
     return Drafter(init, propose, observe, builder.max_path, model.vocab_size)
@@ -167,5 +167,6 @@ def absorb(
     )
 
 
-def _whole(params) -> Trimmed:
+def whole(params) -> Trimmed:
+    """Params with the tokens of their head, None for all."""
     return params if isinstance(params, Trimmed) else Trimmed(params, None)

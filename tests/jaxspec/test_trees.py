@@ -258,3 +258,62 @@ def test_merged_trees_are_the_trie_of_both(num_nodes):
         nodes = [*strings(first, row), *strings(second, row)]
         nodes = [s for s in nodes if s is not None]
         assert strings(found, row) == trie(nodes, num_nodes)
+
+
+# --- Grafting a tree on another ---
+
+
+def grafted(first, second, row, num_nodes, max_path):
+    """`second` walked into a trie that starts as `first`: tokens, parents, and places."""
+    tokens, parents = (
+        np.asarray(a)[row].tolist() for a in (first.tokens, first.parents)
+    )
+    children, depth = {}, {0: 1}
+    for slot in np.flatnonzero(np.asarray(parents) >= 0).tolist():
+        children.setdefault((parents[slot], tokens[slot]), slot)
+        depth[slot] = depth[parents[slot]] + 1
+    places = [0] + [-1] * (second.num_nodes - 1)
+    for node in range(1, second.num_nodes):
+        token, above = (int(a[row, node]) for a in (second.tokens, second.parents))
+        above = -1 if above < 0 else places[above]
+        if above < 0 or depth[above] == max_path:
+            continue
+        if (above, token) not in children and len(tokens) < num_nodes:
+            children[above, token] = len(tokens)
+            depth[len(tokens)] = depth[above] + 1
+            tokens.append(token)
+            parents.append(above)
+        places[node] = children.get((above, token), -1)
+    free = num_nodes - len(tokens)
+    return tokens + [0] * free, parents + [PADDING] * free, places
+
+
+@pytest.mark.parametrize("num_nodes, max_path", [(7, 7), (10, 7), (14, 7), (16, 3)])
+def test_grafted_trees_are_the_first_and_what_the_second_has_beyond(
+    num_nodes, max_path
+):
+    first = random_trees(7, 24, 7, alphabet=2)  # siblings repeat
+    second = random_trees(8, 24, 8, alphabet=2)
+    graft = jax.jit(trees.graft, static_argnames=("num_nodes", "max_path"))
+    tree, places = graft(first, second, num_nodes=num_nodes, max_path=max_path)
+    trees.check(tree)
+    for row in range(24):
+        expected = grafted(first, second, row, num_nodes, max_path)
+        assert tree.tokens[row].tolist() == expected[0]
+        assert tree.parents[row].tolist() == expected[1]
+        assert places[row].tolist() == expected[2]
+
+
+def test_repeated_siblings_stay_apart_and_the_first_is_grafted_to():
+    first = TokenTree(jnp.array([[9, 1, 1, 2]]), jnp.array([[-1, 0, 0, 2]]))
+    second = trees.chain(jnp.array([[9, 1, 2, 3]]))
+    tree, places = trees.graft(first, second, 6, 4)
+    assert strings(tree, 0) == [(), (1,), (1,), (1, 2), (1, 2), (1, 2, 3)]
+    assert tree.parents.tolist() == [[-1, 0, 0, 2, 1, 4]]
+    assert places.tolist() == [[0, 1, 4, 5]]
+
+
+def test_a_graft_needs_room_for_the_first_tree():
+    tree = trees.chain(jnp.zeros((1, 4), jnp.int32))
+    with pytest.raises(ValueError, match="4 slots does not fit into 3"):
+        trees.graft(tree, tree, 3, 4)

@@ -1,0 +1,92 @@
+"""Two drafters in one tree: what one proposes, and what the other does beyond it.
+
+The trees are merged by longest prefix: where both propose a token after the same tokens it
+is one node, and their continuations part below it. The first drafter's nodes come first
+and the second's fill what is left, so that the surer one, a look-up in the text before
+one in a datastore, stands first. No chance is involved, hence every verifier keeps the
+target's law.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxspec import trees
+from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft
+
+Array = jax.Array
+
+
+class Pair(NamedTuple):
+    """Params, or states, of two drafters."""
+
+    first: Any
+    second: Any
+
+
+def fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
+    """Makes a drafter of two that draft without chance; its params are a `Pair`.
+
+    Args:
+        first: a drafter that observes what is emitted and nothing else of a verdict, as
+            `ngram` and `retrieval` do.
+        second: likewise.
+        num_nodes: slots of the tree, the root included.
+
+    Raises:
+        ValueError: if there is no slot, or the two have vocabularies of different sizes.
+            While proposing, if one draws by chance.
+    """
+    if num_nodes < 1:
+        raise ValueError(f"Expected num_nodes >= 1, got {num_nodes}.")
+    sizes = {first.vocab_size, second.vocab_size} - {None}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The two drafters have vocabularies of {sorted(sizes)} tokens."
+        )
+    return _fuse(first, second, num_nodes)
+
+
+@functools.cache
+def _fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
+    max_path = max(first.max_path, second.max_path)
+    vocab_size = second.vocab_size if first.vocab_size is None else first.vocab_size
+
+    def init(params: Pair, prompt: Array, lengths: Array, max_length: int) -> Pair:
+        text = prompt, lengths, max_length
+        return Pair(first.init(params.first, *text), second.init(params.second, *text))
+
+    def propose(
+        params: Pair, keys: Array, state: Pair, root: Array, settings
+    ) -> tuple[Pair, Draft]:
+        own, draft = first.propose(params.first, keys, state.first, root, settings)
+        other, more = second.propose(params.second, keys, state.second, root, settings)
+        check_deterministic(draft)
+        check_deterministic(more)
+        tree = trees.merge(draft.tree, more.tree, num_nodes, max_path)
+        return Pair(own, other), deterministic_draft(tree, max_path)
+
+    def observe(
+        params: Pair, state: Pair, draft: Draft, verdict: Verdict, hidden, logits
+    ) -> Pair:
+        told = draft, verdict, hidden, logits
+        return Pair(
+            first.observe(params.first, state.first, *told),
+            second.observe(params.second, state.second, *told),
+        )
+
+    return Drafter(init, propose, observe, max_path, vocab_size)
+
+
+def check_deterministic(draft: Draft) -> None:
+    """Refuses a draft that was drawn.
+
+    Raises:
+        ValueError: if it has laws, or shares its noise with the emission.
+    """
+    if draft.law.shape[1] or draft.coupled:
+        raise ValueError(
+            "Expected a drafter without chance, as `ngram` or `retrieval`; got one with "
+            f"{draft.law.shape[1]} laws{' and shared noise' if draft.coupled else ''}."
+        )

@@ -1,0 +1,88 @@
+"""Two drafters in one tree: what each proposes alone, merged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from jaxspec import trees
+from jaxspec.drafting import datastore
+from jaxspec.drafting.fusion import Pair, fuse
+from jaxspec.drafting.model import draft_model
+from jaxspec.drafting.ngram import ngram
+from jaxspec.drafting.retrieval import retrieval
+from jaxspec.drafting.static import chain
+from texts import SETTINGS, baseline, check_same, settings, speculative
+
+rng = np.random.default_rng(0)
+STORE = datastore.build([rng.integers(0, 3, 40).tolist() for _ in range(5)])
+TEXT = jnp.asarray(rng.integers(0, 3, (6, 12)), jnp.int32)
+LENGTHS = jnp.array([12, 3, 7, 1, 9, 12])
+FIRST, SECOND = ngram(6, 5), retrieval(12, 4)
+PARAMS = Pair(None, STORE)
+
+
+def begin(drafter, params):
+    return drafter.init(params, TEXT, LENGTHS, 40)
+
+
+def propose(drafter, params, state):
+    root = TEXT[jnp.arange(6), LENGTHS - 1]
+    return jax.jit(drafter.propose)(params, None, state, root, None)[1].tree
+
+
+def strings(tree, row):
+    """The tokens from below the root to every node, in order."""
+    tokens = np.asarray(tree.tokens)[row]
+    paths = [tiny.path_of(tree, row, node) for node in tiny.real_nodes(tree, row)]
+    return [tuple(tokens[path[1:]].tolist()) for path in paths]
+
+
+@pytest.mark.parametrize("num_nodes", [1, 8, 17, 20])
+def test_the_first_ones_nodes_come_first_and_the_others_fill_the_rest(num_nodes):
+    drafter = fuse(FIRST, SECOND, num_nodes)
+    assert drafter.max_path == 5
+    tree = trees.check(propose(drafter, PARAMS, begin(drafter, PARAMS)))
+    alone = propose(FIRST, None, begin(FIRST, None))
+    other = propose(SECOND, STORE, begin(SECOND, STORE))
+    assert tree.num_nodes == num_nodes
+    for row in range(6):
+        both = [*strings(alone, row), *strings(other, row)]
+        assert strings(tree, row) == list(dict.fromkeys(both))[:num_nodes]
+
+
+@settings
+def test_text_is_the_same_and_both_are_of_use(setting):
+    """Row 1 is in the datastore; row 0 repeats itself, as greedy texts do."""
+    state = baseline(setting)
+    known = np.asarray(state.tokens[1, : state.lengths[1]]).tolist()
+    drafter = fuse(ngram(6, 5, min_match=1), retrieval(6, 5, min_match=1), 11)
+    params = Pair(None, datastore.build([known]))
+    found, info = speculative(drafter, params, **SETTINGS[setting])
+    check_same(found, state)
+    assert 3 * info.target_calls[1] < info.kept[1].sum()
+    if setting == "greedy":
+        assert info.target_calls[0] < info.kept[0].sum()
+
+
+def test_what_is_drawn_by_chance_is_refused():
+    model = tiny.model("mamba2", max_path=5)
+    drafter = fuse(FIRST, draft_model(model, chain(2)), 8)
+    params = Pair(None, tiny.params("mamba2"))
+    keys, sampling = jax.random.split(jax.random.key(0), 6), tiny.settings(6)
+    state = jax.eval_shape(lambda: begin(drafter, params))
+    with pytest.raises(ValueError, match="without chance.*2 laws"):
+        jax.eval_shape(drafter.propose, params, keys, state, LENGTHS, sampling)
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="num_nodes >= 1, got 0"):
+        fuse(FIRST, SECOND, 0)
+    with pytest.raises(ValueError, match=r"vocabularies of \[7, 8\] tokens"):
+        fuse(FIRST._replace(vocab_size=7), SECOND._replace(vocab_size=8), 4)
+
+
+def test_equal_settings_give_equal_drafters():
+    assert fuse(FIRST, SECOND, 8) == fuse(ngram(6, 5), retrieval(12, 4), num_nodes=8)
+    assert fuse(FIRST, SECOND, 8) != fuse(SECOND, FIRST, 8)
