@@ -89,8 +89,12 @@ def drafts_of_builder(builder, monkeypatch, table=None, beam=None):
     """The same, of a builder on the draft's table."""
     table = tables()[1] if table is None else table
     drafter = draft_model(markov.language_model(table.shape[1]), builder)
-    state = State(np.array([BEFORE], np.int32), None, None)
-    return drafts_of(drafter, table, state, monkeypatch, beam)
+    return drafts_of(drafter, table, past(), monkeypatch, beam)
+
+
+def past():
+    """The state of a draft model that has read the text but for the root."""
+    return State(np.array([BEFORE], np.int32), None, None)
 
 
 def changed(drafts, change):

@@ -66,9 +66,9 @@ def test_generate_prints_one_object(generate):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--drafter", "ngram", "--tree", "chain:3"),
-        ("--drafter", "ngram", "--tree", "6", "--temperature", "0.8", "--top-k", "9"),
-        ("--drafter", "model", "--tree", "2,1", "--temperature", "0.8"),
+        ("--drafter", "ngram:chain:3"),
+        ("--drafter", "ngram:6", "--temperature", "0.8", "--top-k", "9"),
+        ("--drafter", "model:2,1", "--temperature", "0.8"),
         ("--drafter", "model", "--rollback", "lazy", "--batch", "2"),
     ],
 )
@@ -141,9 +141,9 @@ def test_streamed_text_is_the_text(capsys, generate):
         (("--top-p", "0"), "top_p"),
         (("--max-tokens", "0"), "max_new_tokens must be positive"),
         (("--batch", "0"), "--batch must be positive"),
-        (("--tree", "wide"), "no tree for the ngram drafter"),
-        (("--tree", "3,2"), "no tree for the ngram drafter"),
-        (("--drafter", "model", "--tree", "0,1"), "no tree for the model drafter"),
+        (("--drafter", "ngram:wide"), "no shape of ngram"),
+        (("--drafter", "ngram:3,2"), "no shape of ngram"),
+        (("--drafter", "model:0,1"), "no shape of model"),
         (("--drafter", "model", "--draft-model", "nowhere"), "nowhere"),
         (("--top-k", str(2**40)), "top_k must not be negative or huge"),
         (("--seed", str(2**64)), "too large"),

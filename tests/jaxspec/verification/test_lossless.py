@@ -1,10 +1,23 @@
 """Whatever builds the tree, and whatever judges it, the text has the target's law."""
 
+import functools
+
+import numpy as np
 import pytest
 
 import documented
+import enumeration
 import lossless
+import markov
+from jaxspec.drafting.beam import stochastic_beam
+from jaxspec.drafting.best_first import best_first
+from jaxspec.drafting.dyspec import dyspec
+from jaxspec.drafting.fusion import Pair
+from jaxspec.drafting.given import given
+from jaxspec.drafting.model import Trimmed, draft_model
+from jaxspec.drafting.rasd import ORDERS, rasd
 from jaxspec.drafting.static import static_tree
+from jaxspec.trees import TokenTree
 from jaxspec.verification.recursive_rejection import recursive_rejection
 from jaxspec.verification.sample_and_match import sample_and_match
 from jaxspec.verification.traversal import traversal
@@ -16,7 +29,11 @@ BUILDERS = {
     "RSD-C (2, 2)": static_tree((2, 2), "without_replacement"),
     "RSD-C (3, 1)": static_tree((3, 1), "without_replacement"),
     "Sequoia, 4 nodes": static_tree((-1, 0, 0, 1), "without_replacement"),
+    "DySpec, 4 nodes": dyspec(4),
+    "DySpec, 5 nodes, two per call": dyspec(5, 2),
+    "DySpec, worth 0.3": dyspec(5, 2, threshold=0.3),
     "likeliest (2, 1)": static_tree((2, 1), "top_k"),
+    "EAGLE-2, 4 nodes": best_first(4, 2, 1),
 }
 
 
@@ -33,3 +50,50 @@ def check(name, drafts, names, monkeypatch):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_law_is_the_targets(name, monkeypatch):
     check(name, *lossless.drafts_of_builder(BUILDERS[name], monkeypatch), monkeypatch)
+
+
+@pytest.mark.parametrize("width, length", [(2, 2), (3, 1)])
+def test_the_law_of_a_stochastic_beam(width, length, monkeypatch):
+    builder = stochastic_beam(width, length)
+    logits = functools.partial(lossless.follow, lossless.tables()[1])
+    beam = enumeration.Leaves(logits, width, length)
+    drafts = lossless.drafts_of_builder(builder, monkeypatch, beam=beam)
+    check(f"RSD-S {width} x {length}", *drafts, monkeypatch)
+
+
+def test_the_law_of_a_trimmed_head(monkeypatch):
+    """The draft has two of the three tokens."""
+    keep = np.array([0, 2], np.int32)
+    table = Trimmed(lossless.tables()[1][:, keep], keep)
+    builder = static_tree((2, 1), "without_replacement")
+    drafter = draft_model(markov.language_model(lossless.VOCAB), builder)
+    drafts = lossless.drafts_of(drafter, table, lossless.past(), monkeypatch)
+    check("RSD-C (2, 1), two of three tokens", *drafts, monkeypatch)
+
+
+RETRIEVED = TokenTree(
+    np.array([[2, 0, 1, 2]], np.int32), np.array([[-1, 0, 1, 0]], np.int32)
+)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("builder", ["chain", "RSD-C"])
+def test_the_law_of_a_fused_tree(builder, order, monkeypatch):
+    """Retrieved are 0 and 2, and 1 after 0."""
+    build = {
+        "chain": static_tree((1, 1), "without_replacement"),
+        "RSD-C": static_tree((2,), "without_replacement"),
+    }[builder]
+    retriever = given(4, 3)
+    model = markov.language_model(lossless.VOCAB)
+    drafter = rasd(model, build, retriever, keep=2, order=order)
+    state = Pair(lossless.past(), RETRIEVED)
+    params = Pair(lossless.tables()[1], None)
+    drafts = lossless.drafts_of(drafter, params, state, monkeypatch)
+    check(f"RASD, {builder}, {order}", *drafts, monkeypatch)
+
+
+def test_the_law_of_a_tree_that_is_given(monkeypatch):
+    """Whatever is looked up, recycled, or comes from the host."""
+    drafts = lossless.drafts_of(given(4, 3), None, RETRIEVED, monkeypatch)
+    check("looked up", *drafts, monkeypatch)
