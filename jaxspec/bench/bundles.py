@@ -7,8 +7,9 @@ the bundles of every computation to a text file, one per line:
     0x2c LB: >> { %v9_v1 = vadd.f32 1.0, %v8_v0  ;;  %s3_s2 = ... } /* Start region 7 */
     0x2d   : >> { %31 = sbr.rel (!%p4_p6) target = $region7 } /* End region 7 */
 
-A branch back to a region's start is a loop. Its trips stand in the test of its exit, if
-they are known when it is compiled; a grid has a loop of its own, around all others.
+A branch back to a region's start is a loop. Its limit stands in the test of its exit, if
+it is known when it is compiled, and its counter steps by more than one where the loop was
+unrolled; a grid has a loop of its own, around all others.
 """
 
 import math
@@ -21,9 +22,10 @@ _BUNDLE = re.compile(r"^ *(?:0x[0-9a-f]+|0) +(?:[A-Z]{2})? *: [> ]*\{", re.MULTI
 _START, _END = (re.compile(rf"{word} region (\d+)\b") for word in ("Start", "End"))
 _BRANCH = re.compile(r"sbr\.rel(?: \(!?(%p\w+)\))? target = \$region(\d+)")
 _EXIT = re.compile(
-    r"(%p\w+) = scmp\.\w+\.s32\.totalorder (?:\(!?%p\w+\), )?%\w+, (\d+)"
+    r"(%p\w+) = scmp\.\w+\.s32\.totalorder (?:\(!?%p\w+\), )?(%\w+), (\d+)"
     r" /\* loop exit test \*/"
 )
+_STRIDE = re.compile(r"(%\w+) = sadd\.s32 (?:\(!?%p\w+\), )?(\d+), ")
 _SPILL = re.compile(r"\bvst \[vmem:\[#allocation\d+_spill\]")
 _FILE = re.compile(r"\d+-(.+?)(?:\.\d+)?-\d+-final_bundles\.txt")
 
@@ -76,15 +78,18 @@ def parse(text: str) -> Listing:
     bundles = [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
     starts = {int(name): i for i, b in enumerate(bundles) for name in _START.findall(b)}
     ends = {int(name): i for i, b in enumerate(bundles) for name in _END.findall(b)}
-    limits = dict(_EXIT.findall(text))
+    strides = dict(_STRIDE.findall(text))
+    known = {
+        predicate: -(-int(limit) // int(strides.get(counter, 1)))
+        for predicate, counter, limit in _EXIT.findall(text)
+    }
     loops = []
     for i, bundle in enumerate(bundles):
         for predicate, region in _BRANCH.findall(bundle):
             start = starts.get(int(region), i + 1)
             if start <= i:
                 stop = max(ends.get(int(region), i), i) + 1
-                trips = limits.get(predicate)
-                loops.append(Loop(start, stop, None if trips is None else int(trips)))
+                loops.append(Loop(start, stop, known.get(predicate)))
     loops.sort(key=lambda loop: (loop.start, -loop.stop))
     grid = [loop for loop in loops if "iteration index" in bundles[loop.start]]
     rest = tuple(loop for loop in loops if loop not in grid[:1])

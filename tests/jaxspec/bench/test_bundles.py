@@ -5,7 +5,8 @@ import pytest
 from jaxspec.bench import bundles
 
 # A grid of three steps (two more trips fill its pipeline), in each a loop of 64 trips
-# around one of 7, then a branch forwards over a loop that runs as often as memory says.
+# around one to 7 in steps of 2, then a branch forwards over a loop that runs as often as
+# memory says.
 LISTING = """
 = control target key start
 LB: loop body
@@ -15,7 +16,7 @@ LB: loop body
    0x1 LB: > { %s1_s2 = sadd.s32 1, %s1_s2 /* iteration index, stage = 1 */ } /* Start \
 region 1 :: Start region 2 */
    0x2 LB: >> { %v1_v1 = vld [vmem:[#allocation2] sm:$0xff] } /* Start region 3 */
-   0x3 LB: >>> { %s9_s9 = sadd.s32 1, %s9_s9 } /* Start region 4 :: Start region 5 */
+   0x3 LB: >>> { %s9_s9 = sadd.s32 2, %s9_s9 } /* Start region 4 :: Start region 5 */
    0x4   : >>> { %p6_p6 = scmp.ge.s32.totalorder %s9_s9, 7 /* loop exit test */ }
    0x5   : >>> { %p7_p7 = scmp.ge.s32.totalorder (%p6_p6), %s1_s1, 64 /* loop exit test \
 */ ;;  %30 = sbr.rel (!%p6_p6) target = $region4 } /* End region 4 :: End region 5 */
@@ -39,7 +40,7 @@ def test_loops_are_found_with_their_trips():
     listing = bundles.parse(LISTING)
     assert listing.bundles == 14
     assert listing.grid == (1, 13, 5)
-    assert listing.loops == ((2, 7, 64), (3, 6, 7), (8, 11, None))
+    assert listing.loops == ((2, 7, 64), (3, 6, 4), (8, 11, None))
 
 
 def test_vectors_that_are_put_away_are_counted_but_not_scalars():
@@ -49,7 +50,7 @@ def test_vectors_that_are_put_away_are_counted_but_not_scalars():
 @pytest.mark.parametrize("trips", [0, 1, 10])
 def test_a_step_repeats_its_loops(trips):
     once = 4  # bundles 1, 7, 11 and 12
-    expected = once + 64 * (2 + 7 * 3) + trips * 3
+    expected = once + 64 * (2 + 4 * 3) + trips * 3
     assert bundles.parse(LISTING).step(trips) == expected
 
 
@@ -57,7 +58,7 @@ def test_a_kernel_without_a_grid_is_one_step():
     lines = [line for line in LISTING.splitlines() if " 0x1 " not in line]
     listing = bundles.parse("\n".join(lines))
     assert listing.grid is None
-    assert listing.step() == 13 - 8 + 64 * (2 + 7 * 3) + 3
+    assert listing.step() == 13 - 8 + 64 * (2 + 4 * 3) + 3
 
 
 def test_listings_are_found_by_name(tmp_path):
