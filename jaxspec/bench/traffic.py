@@ -17,11 +17,13 @@ it in arithmetic: its pass has `D + N` rows. The tapes of replay and joint also 
 layer's decay rates, once per batch.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxspec.bench import targets
 from jaxspec.core import LanguageModel
 from jaxspec.models.config import ModelConfig
 from jaxspec.trees import TokenTree
@@ -69,13 +71,27 @@ def formula(
 
 
 def compiled(
-    model: LanguageModel, batch_size: int, num_nodes: int, max_length: int = 64
+    model: LanguageModel,
+    batch_size: int,
+    num_nodes: int,
+    max_length: int = 64,
+    target: str | None = None,
 ) -> Traffic:
     """Argument and output bytes of the compiled `scan_tree` and `commit`.
 
     Outputs that are an argument unchanged are not computed and do not count, nor do
     arguments that nothing reads. Params and hidden states are subtracted; small integer
-    arrays (positions, parents, tokens) remain.
+    arrays (positions, parents, tokens) remain. A state that a kernel writes in place, in
+    the rows and steps that fold, is an argument and an output, and counts in full as both:
+    how many steps write it is not the compiler's to know. A TPU's arrays are padded to
+    tiles, and so is what is counted here.
+
+    Args:
+        model: whose functions.
+        batch_size: rows.
+        num_nodes: of the trees.
+        max_length: tokens in the caches.
+        target: a machine of `targets` to compile for; None is the one that runs this.
     """
     params = jax.eval_shape(model.init, jax.random.key(0))
     carry = jax.eval_shape(lambda: model.init_carry(None, batch_size, max_length))
@@ -83,8 +99,8 @@ def compiled(
     tree = TokenTree(shape, shape)
     _, tape, hidden = jax.eval_shape(model.scan_tree, params, carry, tree)
     path = jax.ShapeDtypeStruct((batch_size, model.max_path), jnp.int32)
-    reads, writes = _sizes(model.scan_tree, params, carry, tree)
-    commit = _sizes(model.commit, carry, tape, path)
+    reads, writes = _sizes(target, model.scan_tree, params, carry, tree)
+    commit = _sizes(target, model.commit, carry, tape, path)
     return Traffic(reads - _bytes(params), writes - _bytes(hidden), *commit)
 
 
@@ -109,7 +125,7 @@ def _layers(config: ModelConfig) -> list[_Layer]:
     return layers
 
 
-def _sizes(f, *args: Any) -> tuple[int, int]:
+def _sizes(target: str | None, f: Callable, *args: Any) -> tuple[int, int]:
     """Bytes that a compiled function reads and writes."""
     jaxpr = jax.make_jaxpr(f)(*args).jaxpr
     computed = [i for i, var in enumerate(jaxpr.outvars) if var not in jaxpr.invars]
@@ -118,7 +134,11 @@ def _sizes(f, *args: Any) -> tuple[int, int]:
         leaves = jax.tree.leaves(f(*args))
         return [leaves[i] for i in computed]
 
-    memory = jax.jit(only_computed).lower(*args).compile().memory_analysis()
+    if target is None:
+        program = jax.jit(only_computed).lower(*args).compile()
+    else:
+        program = targets.compile(only_computed, *args, target=target)
+    memory = program.memory_analysis()
     return memory.argument_size_in_bytes, memory.output_size_in_bytes
 
 
