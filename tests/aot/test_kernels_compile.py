@@ -4,6 +4,8 @@ The compilers are the real ones; the machines are not here. One process per mach
 the work, as a compiler that fails may take its process with it.
 """
 
+import fnmatch
+
 import pytest
 
 from jaxspec.bench import survey, targets
@@ -12,7 +14,6 @@ from jaxspec.bench.kernels import Case
 NODES = (8, 16, 64, 256)
 RING = 32
 TEMPORARY = 2**27  # bytes, what fast memory holds; a copy of all layers' rings is more
-SPILLS = 0.4  # vectors per bundle of a TPU; a GPU puts no register away
 MACHINES = [*targets.TPU, "h100", "b200"]  # an H200 runs an H100's code
 
 MAMBA2 = ("mamba2-130m", "mamba2-2.7b", "nemotron-h-8b", "falcon-h1-7b")
@@ -21,11 +22,64 @@ MAMBA1 = ("mamba-2.8b",)
 ATTENTION = ("nemotron-h-8b", "falcon-h1-7b")
 CONVOLUTION = ("mamba2-2.7b", "nemotron-h-8b", "mamba-2.8b")
 
+_V5 = (
+    "tree_ssd.read-*-N8-*",
+    "tree_ssd.read-*-N16-bfloat16",
+    "tree_ssd.read-mamba2-130m-N13-*",
+    "tree_ssd.read-mamba2-2.7b-N64-bfloat16",
+    "tree_ssd.fold-mamba2-130m-*",
+    "tree_ssd.fold-falcon-*",
+    "tree_scan.*",
+    "tree_conv.*-N8-*",
+    "tree_conv.*-N13-*",
+    "tree_conv.*-N16-*",
+)
+NO_SPILLS = {  # cases whose kernels keep all vectors in registers
+    "v5e": _V5,
+    "v5p": _V5,
+    "v6e": (
+        "tree_ssd.read-*-N8-*",
+        "tree_ssd.read-*-N13-*",
+        "tree_ssd.read-*-N16-*",
+        "tree_ssd.read-*-N64-bfloat16",
+        "tree_ssd.fold-mamba2-130m-*",
+        "tree_ssd.fold-falcon-*",
+        "tree_scan.*-N256-*",
+        "tree_conv.convolve-mamba*-N8-*",
+    ),
+    "v7x": (
+        "tree_ssd.fold-*",
+        "tree_scan.*-N256-*",
+        "tree_conv.*-N8-*",
+        "tree_conv.*-N16-*",
+    ),
+    "h100": ("*-bfloat16", "tree_[!s]*", "tree_scan.*"),
+    "b200": ("*",),
+}
+SPILLS = {  # vectors per bundle of others; and beyond 64 nodes or in float32
+    "tree_ssd": (0.2, 0.3),
+    "tree_scan": (0.05, 0.05),
+    "tree_conv": (0.4, 0.5),
+    "tree_attention": (0.3, 0.6),
+}
+SPILLED_BYTES = 16  # of a GPU's thread
+
+
+def most_spills(machine, case, kernel):
+    """How many vectors, or bytes on a GPU, a kernel may put away."""
+    kept = NO_SPILLS.get(machine, ())
+    if any(fnmatch.fnmatchcase(str(case), pattern) for pattern in kept):
+        return 0
+    if machine not in targets.TPU:
+        return SPILLED_BYTES
+    is_large = case.nodes > 64 or case.dtype == "float32"
+    return SPILLS[case.op][is_large] * kernel.bundles
+
 
 def recurrences(op, model, nodes, **kwargs):
     """`read` is `verify` without a ring, and `fold` is of a path."""
     yield Case(op, "verify", model, nodes, ring=RING, **kwargs)
-    if model in ("mamba2-130m", *MAMBA1):
+    if model in ("mamba2-130m", "mamba2-2.7b", *MAMBA1):
         yield Case(op, "read", model, nodes, **kwargs)
     if nodes == 8:
         yield Case(op, "fold", model, nodes, **kwargs)
@@ -43,6 +97,7 @@ def cases():
             yield Case("tree_attention", "attend", model, nodes)
     exact = {"nodes": 64, "dtype": "float32"}
     yield from recurrences("tree_ssd", "mamba2-130m", **exact)
+    yield from recurrences("tree_ssd", "mamba2-2.7b", **exact)
     yield from recurrences("tree_scan", "mamba-2.8b", **exact)
     yield Case("tree_conv", "convolve", "mamba2-130m", **exact)
     yield Case("tree_attention", "attend", "nemotron-h-8b", **exact)
@@ -75,6 +130,5 @@ def test_kernels_compile(machine, compile_case, case):
     assert result.temporary < TEMPORARY
     if machine in targets.TPU:  # a GPU kernel that was compiled before is not again
         assert result.kernels
-    if case.nodes <= 64 and case.dtype == "bfloat16":
-        for kernel in result.kernels:
-            assert kernel.spills <= SPILLS * kernel.bundles
+    for kernel in result.kernels:
+        assert kernel.spills <= most_spills(machine, case, kernel)
