@@ -4,6 +4,8 @@ Each mutant changes one thing: what a builder does after it has drawn, what a dr
 itself, or how a verifier decides.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ import enumeration
 import lossless
 from jaxspec import sampling
 from jaxspec.core import Draft, Verdict, Verifier
+from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.static import static_tree
 from jaxspec.trees import TokenTree
 from jaxspec.verification.recursive_rejection import recursive_rejection
@@ -75,6 +78,27 @@ def retrieved_as_drawn(draft):
     return draft
 
 
+def layer_cut(draft):
+    """Of the second level only the likelier node is kept."""
+    tree = draft.tree
+    laws = draft.law[0, draft.law_row[0, tree.parents[0, 3:]]]
+    found = np.take_along_axis(laws, tree.tokens[0, 3:, None], axis=1)
+    tree.parents[0, 3 + int(np.argmin(found))] = -1
+    return draft
+
+
+def subtrees_sorted(draft):
+    """The root's children, with all below, in the order of their probability."""
+    tree, row = draft.tree, draft.law_row
+    first, second = draft.law[0, 0, tree.tokens[0, 1:3]]
+    if first < second:
+        tree.tokens[0, 1:3] = tree.tokens[0, 2:0:-1].copy()
+        row[0, 1:3] = row[0, 2:0:-1].copy()
+        below = tree.parents[0, 3:]
+        tree.parents[0, 3:] = np.where(below > 0, 3 - below, below)
+    return draft
+
+
 def other_law(draft):
     """Drawn from one law, tested against another (a reshaped draft and its plain law)."""
     plain = enumeration.softmax(lossless.follow(lossless.tables()[1], ()))
@@ -101,6 +125,11 @@ CHANGES = {  # a builder, what is done to its drafts, a verifier
     "retrieved first, equal draws dropped": (ONE, retrieved_first, RRS),
     "retrieved, tested as drawn": (ONE, retrieved_as_drawn, RRS),
     "tested against a law not drawn from": (ONE, other_law, RRS),
+    "a level cut to the likelier draw": (
+        static_tree((2, 1), "without_replacement"),
+        layer_cut,
+        RRS,
+    ),
     "equal draws in one node, traversal": (
         static_tree((2, 1), "iid"),
         one_node_for_both,
@@ -117,6 +146,17 @@ def test_changed_drafts_have_another_law(name, monkeypatch):
     wrong = lossless.Written(verifier, lossless.changed(drafts, change), monkeypatch)
     assert wrong.distance > 1e-3
     documented.row("mutants", name, f"{wrong.distance:.3f}")
+
+
+def test_a_sorted_beam_has_another_law(monkeypatch):
+    logits = functools.partial(lossless.follow, lossless.tables()[1])
+    beam = enumeration.Leaves(logits, 2, 2)
+    builder = stochastic_beam(2, 2)
+    drafts, _ = lossless.drafts_of_builder(builder, monkeypatch, beam=beam)
+    wrong = lossless.changed(drafts, subtrees_sorted)
+    found = lossless.Written(RRS, wrong, monkeypatch).distance
+    assert found > 1e-3
+    documented.row("mutants", "siblings of RSD-S sorted by probability", f"{found:.3f}")
 
 
 def accepts_what_is_likeliest(keys, draft, logits, settings):
