@@ -1,13 +1,13 @@
 """Suffix decoding: what followed the last tokens before, wherever and however often.
 
-With `n(s)` how often the string `s` occurs, and `w` the last `m` tokens of the text, a
-continuation `x` of `w` is taken to come with probability
+With `w` the last `m` tokens of the text and `n(s)` how often the string `s` came, at the
+end of the text not counted for `w`, a continuation `x` is taken to follow with probability
 
     p(x | w) = product over i of n(w x_1 .. x_i) / n(w x_1 .. x_(i-1)) = n(w x) / n(w).
 
 For every `m` the likeliest continuations make a tree, as many as a match of that length
-deserves; its score is the sum of their probabilities, the drafts that it expects to be
-accepted. The best score is proposed (SuffixDecoding, Oliaro et al. 2024).
+deserves; its score is the sum of their probabilities, the number of drafts that it expects
+to be accepted. The tree of the best score is proposed (SuffixDecoding, Oliaro et al. 2024).
 
 The counts are in trees of Python dicts, on the host: one of the text itself, and one of
 past outputs if the caller keeps one. `jaxspec.host_decoding` is the loop around them.
@@ -110,7 +110,7 @@ class SuffixTree:
             yield length, node
 
     def continuations(
-        self, node: _Node, count: int, longest: int, least: float
+        self, node: _Node, times: int, count: int, longest: int, least: float
     ) -> tuple[list[tuple[int, ...]], float]:
         """The likeliest continuations of a string, and the sum of their probabilities.
 
@@ -119,6 +119,7 @@ class SuffixTree:
 
         Args:
             node: of the string.
+            times: how often it came, where something could follow.
             count: at most as many.
             longest: tokens of the longest.
             least: probability below which none is taken.
@@ -132,10 +133,10 @@ class SuffixTree:
             if length == longest:
                 continue
             for token, child in self.children(here).items():
-                if child.count >= least * node.count:
+                if child.count >= least * times:
                     entry = -child.count, length + 1, (*path, token), child
                     heapq.heappush(frontier, entry)
-        return found[1:], (total - node.count) / node.count
+        return found[1:], (total - node.count) / times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,10 +187,13 @@ class SuffixDecoder:
             if tree is None:
                 continue
             for length, node in tree.matches(text.tokens[-tree.depth :]):
+                times = node.count - (tree is text)  # the end itself
+                if times == 0:
+                    break
                 count = min(num_nodes - 1, int(self.factor * length + self.offset))
                 longest = min(max_path - 1, tree.depth - length)
                 found, score = tree.continuations(
-                    node, count, longest, self.min_probability
+                    node, times, count, longest, self.min_probability
                 )
                 if (score, length) > best[:2]:
                     best = score, length, found

@@ -1,0 +1,327 @@
+"""Suffix decoding against scans of the text."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxspec
+import texts
+from jaxspec import checkpointing
+from jaxspec.drafting.given import given
+from jaxspec.drafting.ngram import ngram
+from jaxspec.drafting.suffix import SuffixDecoder, SuffixTree
+from jaxspec.trees import TokenTree, check
+
+DEPTH = 5
+
+
+def occurrences(string, several):
+    """How often a string occurs in some texts, by looking at every place."""
+    size = len(string)
+    return sum(
+        tuple(text[i : i + size]) == tuple(string)
+        for text in several
+        for i in range(len(text) - size + 1)
+    )
+
+
+def count(tree, string):
+    node = tree.find(string)
+    return 0 if node is None else node.count
+
+
+def strings(alphabet, longest):
+    for size in range(1, longest + 1):
+        yield from itertools.product(range(alphabet), repeat=size)
+
+
+def likely(string, whole, several, alphabet, most, longest, least):
+    """The likeliest continuations of a string that came `whole` times, and their sum."""
+    found = []
+    for path in strings(alphabet, longest):
+        here = occurrences((*string, *path), several)
+        if here and here / whole >= least:
+            found.append((-here / whole, len(path), path))
+    found = sorted(found)[: max(most, 0)]
+    return [path for *_, path in found], -sum(p for p, *_ in found)
+
+
+def best(text, past, alphabet, num_nodes, max_path, settings):
+    """The score to propose, the length of the match, what follows, and in which texts."""
+    chosen = 0.0, 0, [], None
+    for name, several in (("text", [text]), ("past", past)):
+        for size in range(1, min(len(text), DEPTH - 1) + 1):
+            string = text[len(text) - size :]
+            whole = occurrences(string, several) - (name == "text")  # but at its end
+            if whole == 0:
+                continue
+            most = int(settings["factor"] * size + settings["offset"])
+            found, score = likely(
+                string,
+                whole,
+                several,
+                alphabet,
+                min(most, num_nodes - 1),
+                min(max_path - 1, DEPTH - size),
+                settings["min_probability"],
+            )
+            is_equal = abs(score - chosen[0]) < 1e-9
+            if (size > chosen[1] and score > 0) if is_equal else score > chosen[0]:
+                chosen = score, size, found, name
+    return chosen
+
+
+def paths(tokens, parents):
+    """The tokens from below the root to every node."""
+    check(TokenTree(jnp.asarray(tokens)[None], jnp.asarray(parents)[None]))
+    nodes = {0: ()}
+    for slot in np.flatnonzero(parents >= 0):
+        nodes[slot] = (*nodes[parents[slot]], int(tokens[slot]))
+    return list(nodes.values())[1:]
+
+
+# --- Counting ---
+
+
+@pytest.mark.parametrize("alphabet", [1, 2, 3])
+def test_strings_are_counted_as_a_scan_counts_them(alphabet):
+    rng = np.random.default_rng(alphabet)
+    several, tree = [[]], SuffixTree(DEPTH)
+    for turn in range(40):
+        if turn % 13 == 12:
+            tree.end()
+            several.append([])
+        token = int(rng.integers(alphabet))
+        tree.extend([token])
+        several[-1].append(token)
+        if turn % 3 == 0:
+            for string in strings(alphabet, DEPTH):
+                assert count(tree, string) == occurrences(string, several), string
+
+
+def test_it_does_not_matter_in_which_pieces_a_text_comes():
+    text = np.random.default_rng(0).integers(0, 2, 30)
+    pieces = SuffixTree(DEPTH, text[:1])
+    pieces.extend(text[1:1])
+    pieces.extend(text[1:17])
+    pieces.extend(text[17:])
+    whole = SuffixTree(DEPTH, text.tolist())
+    for string in strings(2, DEPTH):
+        assert count(pieces, string) == count(whole, string)
+
+
+def test_no_string_goes_on_into_the_next_text():
+    tree = SuffixTree(DEPTH, [1, 2])
+    tree.end()
+    tree.extend([3, 1, 2])
+    assert count(tree, [1, 2]) == 2
+    assert tree.find([2, 3]) is None
+    assert tree.children(tree.find([1, 2])) == {}
+
+
+def test_few_nodes_are_made_where_little_repeats():
+    def size(node):
+        return 1 + sum(map(size, (node.children or {}).values()))
+
+    distinct = SuffixTree(64, range(500))
+    assert size(distinct.find([0])) == 1
+    repeated = SuffixTree(8, [5] * 100)
+    assert size(repeated.find([5])) <= 9
+
+
+@pytest.mark.parametrize("text", [[], [4], [1, 2, 3]])
+def test_without_a_repetition_there_is_no_draft(text):
+    tokens, parents = SuffixDecoder().propose(SuffixDecoder().begin(text), 4, 3)
+    assert parents.tolist() == [-1] * 4 and tokens.shape == (4,)
+
+
+# --- Proposing ---
+
+
+SETTINGS = {
+    "default": {"factor": 1.0, "offset": 0.0, "min_probability": 0.1},
+    "generous": {"factor": 2.0, "offset": 2.0, "min_probability": 0.05},
+    "sure": {"factor": 1.5, "offset": 1.0, "min_probability": 0.5},
+    "long matches only": {"factor": 1.0, "offset": -1.0, "min_probability": 0.2},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_proposals_are_the_best_by_enumeration(settings):
+    rng = np.random.default_rng(0)
+    sources = set()
+    for turn in range(30):
+        alphabet = 2 + turn % 2
+        text = tuple(rng.integers(0, alphabet, rng.integers(1, 24)).tolist())
+        past = [rng.integers(0, alphabet, 9).tolist() for _ in range(turn % 3)]
+        tree = SuffixTree(DEPTH)
+        for other in past:
+            tree.extend(other)
+            tree.end()
+        decoder = SuffixDecoder(DEPTH, **settings, past=tree)
+        drafted = decoder.propose(decoder.begin(text), 6, 4)
+        expected = best(text, past, alphabet, 6, 4, settings)
+        assert paths(*drafted) == expected[2]
+        sources.add(expected[3])
+    assert {"text", "past"} <= sources
+
+
+def test_the_longer_match_wins_among_equals():
+    text = [1, 2, 3, 0, 2, 4, 0, 1, 2]  # 3 after 1 2, but 3 or 4 after 2
+    decoder = SuffixDecoder(offset=3.0)
+    found = paths(*decoder.propose(decoder.begin(text), 8, 3))
+    assert found == [(3,), (3, 0)]
+
+
+def test_a_longer_match_deserves_more_drafts():
+    text = [*range(10), *range(3)]
+    for factor, expected in ((0.4, 1), (1.0, 3), (2.0, 6)):
+        decoder = SuffixDecoder(factor=factor)
+        found = paths(*decoder.propose(decoder.begin(text), 32, 32))
+        assert found[-1] == tuple(range(3, 3 + expected))
+
+
+def test_the_past_is_asked_where_the_text_is_silent():
+    past = SuffixTree(8, [5, 6, 7, 8])
+    decoder = SuffixDecoder(past=past, offset=8.0)
+    found = paths(*decoder.propose(decoder.begin([1, 2, 5]), 8, 3))
+    assert found == [(6,), (6, 7)]
+    alone = SuffixDecoder(offset=8.0)
+    assert paths(*alone.propose(alone.begin([1, 2, 5]), 8, 3)) == []
+
+
+def test_reading_and_proposing_leave_the_past_as_it_was():
+    past = SuffixTree(8, [5, 6, 7, 8])
+    before = list(past.tokens)
+    decoder = SuffixDecoder(past=past)
+    text = decoder.begin([5, 6])
+    decoder.propose(text, 8, 3)
+    text.extend([9, 9])
+    assert past.tokens == before and past.find([9]) is None
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: SuffixTree(1), "depth of at least 2"),
+        (lambda: SuffixTree(4, [3, -1]), "not negative, got -1"),
+        (lambda: SuffixDecoder(depth=1), "depth of at least 2"),
+        (lambda: SuffixDecoder(min_probability=0.0), "min_probability <= 1"),
+    ],
+)
+def test_bad_arguments_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+# --- The loop ---
+
+DRAFTER = given(8, texts.MAX_PATH)
+PROMPTS = [[3, 1, 4, 1, 5, 9] * 3, [7], [2, 7, 1, 8, 2, 8, 1, 8]]
+RECORDS = {"target": texts.target(), "drafter": DRAFTER}
+
+
+@functools.cache
+def alone(setting):
+    return texts.autoregressive(**texts.SETTINGS[setting], prompts=PROMPTS)
+
+
+def start(setting="greedy", **options):
+    options = texts.SETTINGS[setting] | {"prompts": PROMPTS} | options
+    return texts.start(DRAFTER, **options)
+
+
+def decode(params, state, host=None, **options):
+    host = SuffixDecoder(offset=2.0) if host is None else host
+    return jaxspec.generate_from_host(params, state, **RECORDS, host=host, **options)
+
+
+def accepted(state, info):
+    return int((state.lengths - state.prompt_lengths - info.target_calls).sum())
+
+
+@texts.settings
+def test_text_is_the_same(setting):
+    params, state = start(setting)
+    state, info = decode(params, state)
+    texts.check_same(state, alone(setting))
+    assert info.drafted.sum() > 0 and accepted(state, info) > 0
+
+
+def test_a_text_that_went_before_is_drafted_whole():
+    past = SuffixTree()
+    for row, length in zip(
+        alone("sampled").tokens, alone("sampled").lengths, strict=True
+    ):
+        past.extend(np.asarray(row[:length]))
+        past.end()
+    params, state = start("sampled")
+    state, info = decode(params, state, SuffixDecoder(offset=8.0, past=past))
+    texts.check_same(state, alone("sampled"))
+    few, _ = decode(params, start("sampled")[1])
+    emitted = int((state.lengths - state.prompt_lengths).sum())
+    assert accepted(state, info) > 0.6 * emitted
+    texts.check_same(few, state)
+
+
+def test_a_text_goes_on_after_it_was_saved(tmp_path):
+    params, begun = start("sampled")
+    whole, report = decode(params, begun)
+    half, first = decode(params, begun, max_steps=4)
+    assert not half.done.any() and (first.target_calls == 4).all()
+    checkpointing.save(tmp_path, 4, half)
+    half = checkpointing.restore(tmp_path, jax.eval_shape(lambda: half))
+    last, second = decode(params, half)
+    texts.check_same(last, whole)
+    for total, one, other in zip(
+        *map(jax.tree.leaves, (report, first, second)), strict=True
+    ):
+        np.testing.assert_array_equal(total, one + other)
+
+
+def test_the_state_that_it_is_given_can_be_used_again():
+    params, state = start()
+    first, _ = decode(params, state, max_steps=2)
+    again, _ = decode(params, state, max_steps=2)
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    same, none = decode(params, state, max_steps=0)
+    np.testing.assert_array_equal(same.lengths, state.lengths)
+    assert none.target_calls.sum() == 0
+
+
+def test_the_host_is_told_all_that_was_written_and_asked_for_live_rows_only():
+    told, asked = [], []
+
+    class Told(SuffixTree):
+        def __init__(self, text):
+            super().__init__(8, text)
+            told.append(self)
+
+    class Host(SuffixDecoder):
+        def begin(self, text):
+            return Told(text)
+
+        def propose(self, text, num_nodes, max_path):
+            asked.append((told.index(text), len(text.tokens)))
+            return super().propose(text, num_nodes, max_path)
+
+    params, state = start(max_new_tokens=jnp.array([12, 1, 20]))
+    state, info = decode(params, state, Host())
+    for tree, row, length in zip(told, state.tokens, state.lengths, strict=True):
+        assert tree.tokens == row[:length].tolist()
+    calls = [sum(row == r for r, _ in asked) for row in range(3)]
+    assert calls == info.target_calls.tolist()
+    assert all(length < int(state.limits[row]) for row, length in asked)
+
+
+def test_a_state_of_another_drafter_is_refused():
+    params, state = texts.start(ngram(8, texts.MAX_PATH))
+    with pytest.raises(ValueError, match="the drafter given"):
+        decode(params, state)
+    params, state = texts.start()
+    with pytest.raises(ValueError, match="made without a drafter"):
+        decode(params, state)
