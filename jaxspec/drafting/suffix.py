@@ -40,7 +40,8 @@ class SuffixTree:
 
     A node is made only below strings that came twice: before, all that there is to know
     is where the one occurrence is. A token is appended in `O(l)`, with `l <= depth` the
-    longest string at the end of the text that came before, and adds at most `l` nodes.
+    longest string at the end of the text that came before, and adds at most `l + 1`
+    nodes. Nothing is forgotten.
     """
 
     def __init__(self, depth: int = 32, text: Iterable[int] = ()):
@@ -187,7 +188,7 @@ class SuffixDecoder:
             if tree is None:
                 continue
             for length, node in tree.matches(text.tokens[-tree.depth :]):
-                times = node.count - (tree is text)  # the end itself
+                times = node.count - (tree is text)  # which ends with it once more
                 if times == 0:
                     break
                 count = min(num_nodes - 1, int(self.factor * length + self.offset))

@@ -262,10 +262,10 @@ def test_a_text_that_went_before_is_drafted_whole():
     params, state = start("sampled")
     state, info = decode(params, state, SuffixDecoder(offset=8.0, past=past))
     texts.check_same(state, alone("sampled"))
-    few, _ = decode(params, start("sampled")[1])
     emitted = int((state.lengths - state.prompt_lengths).sum())
     assert accepted(state, info) > 0.6 * emitted
-    texts.check_same(few, state)
+    without = decode(params, start("sampled")[1])
+    assert accepted(*without) < accepted(state, info)
 
 
 def test_a_text_goes_on_after_it_was_saved(tmp_path):
