@@ -185,7 +185,7 @@ def _draw(
             siblings = grown.parents == node
             taken = jnp.where(siblings, grown.columns, len(columns))
             left = laws[node].at[taken].set(-jnp.inf, mode="drop")
-            # Where no child is drawn a token is, of a law of one.
+            # Where no child is worth it, here and from now on, column 0 is drawn for sure.
             left = jnp.where(exists | (columns > 0), left, 0.0)
             left = jnp.where(exists | (columns == 0), left, -jnp.inf)
             likeliest = jnp.argmax(left).astype(jnp.int32)
@@ -194,15 +194,14 @@ def _draw(
             )
             column = jnp.where(own.temperature > 0.0, drawn, likeliest)
             law = jax.nn.softmax(left)
-            rest = jnp.sum(jnp.where(columns == column, 0.0, law))  # none left: 0
+            rest = jnp.sum(jnp.where(columns == column, 0.0, law))  # 0 if none is left
             rest = jnp.where(jnp.sum(siblings) + 1 < rules.max_children, rest, 0.0)
             first = jnp.where(depth + 2 < rules.max_path, value * law[column], 0.0)
-            after = grown.value.at[node].multiply(jnp.where(exists, rest, 1.0))
             return _Grown(
                 grown.columns.at[slot].set(column),
                 grown.parents.at[slot].set(jnp.where(exists, node, -1)),
                 grown.depth.at[slot].set(depth + 1),
-                after.at[slot].set(jnp.where(exists, first, 0.0)),
+                grown.value.at[node].multiply(rest).at[slot].set(first),
             )
 
         return jax.lax.fori_loop(len(laws), stop, draw, grown)
