@@ -77,11 +77,12 @@ RETRIEVED = TokenTree(
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("builder", ["chain", "RSD-C"])
+@pytest.mark.parametrize("builder", ["chain", "SpecInfer", "RSD-C"])
 def test_the_law_of_a_fused_tree(builder, order, monkeypatch):
     """Retrieved are 0 and 2, and 1 after 0."""
     build = {
         "chain": static_tree((1, 1), "without_replacement"),
+        "SpecInfer": static_tree((2,), "iid"),
         "RSD-C": static_tree((2,), "without_replacement"),
     }[builder]
     retriever = given(4, 3)
