@@ -18,10 +18,18 @@ from jaxspec.decoding import speculative_generate as speculative_generate
 from jaxspec.decoding import speculative_step as speculative_step
 
 # What proposes and what decides.
+from jaxspec.drafting.beam import stochastic_beam as stochastic_beam
+from jaxspec.drafting.best_first import best_first as best_first
+from jaxspec.drafting.dyspec import dyspec as dyspec
+from jaxspec.drafting.fusion import fuse as fuse
 from jaxspec.drafting.given import given as given
 from jaxspec.drafting.model import draft_model as draft_model
 from jaxspec.drafting.ngram import ngram as ngram
+from jaxspec.drafting.rasd import rasd as rasd
 from jaxspec.drafting.recycling import recycling as recycling
+from jaxspec.drafting.retrieval import retrieval as retrieval
+from jaxspec.drafting.static import chain as chain
+from jaxspec.drafting.static import static_tree as static_tree
 from jaxspec.drafting.suffix import SuffixDecoder as SuffixDecoder
 from jaxspec.drafting.suffix import SuffixTree as SuffixTree
 from jaxspec.host_decoding import generate_from_host as generate_from_host
@@ -36,4 +44,8 @@ from jaxspec.models.hybrid import language_model as language_model
 from jaxspec.pretrained import check_same_tokenizer as check_same_tokenizer
 from jaxspec.pretrained import load as load
 from jaxspec.trees import TokenTree as TokenTree
+from jaxspec.verification.recursive_rejection import (
+    recursive_rejection as recursive_rejection,
+)
 from jaxspec.verification.sample_and_match import sample_and_match as sample_and_match
+from jaxspec.verification.traversal import traversal as traversal

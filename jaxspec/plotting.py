@@ -141,6 +141,59 @@ def speedups(rows: Sequence[dict[str, Any]], title: str) -> figures.Figure:
     return picture
 
 
+def drafters(record: dict[str, Any]) -> figures.Figure:
+    """Draws a comparison: tokens per call over nodes, a panel per domain and temperature.
+
+    Of verifiers the best is drawn for every kind; bars are 95 % intervals.
+
+    Args:
+        record: of `jaxspec bench drafters`.
+    """
+    settings = record["settings"]
+    domains, temperatures = settings["domains"], settings["temperatures"]
+    kinds = list(dict.fromkeys(row["kind"] for row in record["rows"]))
+    colours = matplotlib.colormaps["tab20"](np.linspace(0.0, 1.0, max(len(kinds), 2)))
+    size = 3.4 * len(temperatures) + 1.6, 2.8 * len(domains) + 0.4
+    picture = figures.Figure(size)
+    panels = picture.subplots(
+        len(domains), len(temperatures), sharex=True, sharey="row", squeeze=False
+    )
+    for i, domain in enumerate(domains):
+        for j, temperature in enumerate(temperatures):
+            axes = panels[i, j]
+            for kind, colour in zip(kinds, colours, strict=True):
+                best = {}
+                for row in record["rows"]:
+                    where = row["kind"], row["domain"], row["temperature"]
+                    if where == (kind, i, temperature):
+                        old = best.get(row["nodes"], row)
+                        best[row["nodes"]] = max(
+                            old, row, key=lambda r: r["block_efficiency"]
+                        )
+                line = [best[nodes] for nodes in sorted(best)]
+                middle = np.array([row["block_efficiency"] for row in line])
+                ends = [[row["low"] for row in line], [row["high"] for row in line]]
+                axes.errorbar(
+                    [row["nodes"] for row in line],
+                    middle,
+                    np.abs(np.array(ends) - middle[None]),
+                    color=colour,
+                    label=kind,
+                    linewidth=1.2,
+                    elinewidth=0.5,
+                )
+            axes.set_xscale("log", base=2)
+            axes.set_title(f"{domain}, T = {temperature:g}", fontsize=9)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[i, 0].set_ylabel("tokens per call")
+    for axes in panels[-1]:
+        axes.set_xlabel("nodes")
+    lines = panels[0, 0].get_legend_handles_labels()
+    picture.legend(*lines, loc="center right", frameon=False, fontsize=8)
+    picture.tight_layout(rect=(0.0, 0.0, 1.0 - 1.5 / size[0], 1.0))
+    return picture
+
+
 def save(picture: figures.Figure, path: str | pathlib.Path) -> None:
     """Writes a picture; the ending says in which format."""
     with matplotlib.rc_context({"svg.fonttype": "none"}):

@@ -1,6 +1,7 @@
-"""Measures: `decode` end to end over prompts, the others one step or kernel at a time.
+"""Measures: `decode` and `drafters` over prompts, the others one step or kernel at a time.
 
     jaxspec bench decode --plot speed.png
+    jaxspec bench drafters --nodes 8 16 --kind chain rsd-s dyspec
     jaxspec bench decode --prompts HumanEval.jsonl --drafter ngram:8 --drafter model:3,2,1
     jaxspec bench rollback --batch 1 8 32
 
@@ -11,10 +12,11 @@ an accelerator; `compile` and `cycles` need none to say what one would run.
 
 import argparse
 
-from jaxspec.bench import ahead, bandwidth, cycles, decode, rollback, verify
+from jaxspec.bench import ahead, bandwidth, cycles, decode, drafters, rollback, verify
 
 BENCHMARKS = {
     "decode": decode,
+    "drafters": drafters,
     "rollback": rollback,
     "verify": verify,
     "kernels": bandwidth,

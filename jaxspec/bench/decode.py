@@ -49,10 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drafter",
         action="append",
-        metavar="KIND:TREE",
-        help="drafter and tree, may be given again and again (default: "
-        f"{' '.join(DEFAULT_DRAFTERS)}). KIND is ngram or model; TREE is the "
-        + options.TREE_HELP,
+        metavar="KIND:SHAPE",
+        help="may be given again and again (default: "
+        f"{' '.join(DEFAULT_DRAFTERS)}): " + options.DRAFTER_HELP,
     )
     parser.add_argument(
         "--temperature",
@@ -80,7 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=3,
         help="timings of each text, of which the median counts (default: %(default)s)",
     )
-    options.add_model(parser)
+    options.add_models(parser)
+    options.add_verifier(parser)
     options.add_rollback(parser, nargs="+", default=["auto"])
     parser.add_argument("--plot", type=pathlib.Path, help="draw the table into a file")
     parser.add_argument(
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     texts = prompt_files.read(args.prompts)[: args.limit]
     names = args.drafter or list(DEFAULT_DRAFTERS)
     setups = {
-        (name, rollback): options.load(args, *_split(name), rollback)
+        (name, rollback): options.load(args, name, rollback)
         for name in names
         for rollback in args.rollback
     }
@@ -124,15 +124,6 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(record))
     else:
         _print_table(record)
-
-
-def _split(name: str) -> tuple[str, str | None]:
-    kind, _, tree = name.partition(":")
-    if kind not in options.DEFAULT_TREES:
-        raise ValueError(
-            f"Unknown drafter {name!r}; expected ngram:TREE or model:TREE."
-        )
-    return kind, tree or None
 
 
 def _jobs(

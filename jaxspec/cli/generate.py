@@ -6,7 +6,7 @@ too, and the table says how much faster speculation was and whether the texts ag
 
     jaxspec generate --prompt 'def read_lines(path):' --compare
     jaxspec generate --prompt-file draft.py --temperature 0.8 --seed 3
-    echo 'class Stack:' | jaxspec generate --prompt - --drafter model --tree 3,2,1 --json
+    echo 'class Stack:' | jaxspec generate --prompt - --drafter model:3,2,1 --json
 """
 
 import argparse
@@ -66,13 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_sampling(parser)
     parser.add_argument(
         "--drafter",
-        default="ngram",
-        choices=["ngram", "model", "none"],
-        help="what proposes: look-up in the text so far, a draft model, or nothing, "
-        "which is autoregressive (default: %(default)s)",
+        default="ngram:8",
+        metavar="KIND:SHAPE",
+        help="what proposes: " + options.DRAFTER_HELP + ", or none, which is "
+        "autoregressive (default: %(default)s)",
     )
-    parser.add_argument("--tree", help=options.TREE_HELP)
-    options.add_model(parser)
+    options.add_models(parser)
+    options.add_verifier(parser)
     options.add_rollback(parser, default="auto")
     parser.add_argument(
         "--batch",
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     options.check_positive(args, "batch")
     speculative = args.drafter != "none"
     drafter = args.drafter if speculative else "ngram"
-    setup = options.load(args, drafter, args.tree, args.rollback)
+    setup = options.load(args, drafter, args.rollback)
     tokenizer = setup.target.tokenizer
     ids = tokenizer.encode(_read_prompt(args)).ids
     prompt, lengths = decode_state.pad_prompts([ids] * args.batch)

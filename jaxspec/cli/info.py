@@ -3,7 +3,7 @@
 The versions of the packages that matter, the devices that JAX sees, the compiler options
 that jaxspec asks for on them, which implementation of each kernel serves which platform
 (where it refuses a shape, XLA does) and which others can be asked for by name, what the
-rollback `auto` stands for, and the models that ship.
+rollback `auto` stands for, the kinds of drafters and verifiers, and the models that ship.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from rich import console as consoles
 from rich import table as tables
 
 from jaxspec import compilation, pretrained
+from jaxspec.cli import drafters, options
 from jaxspec.models import config as configs
 from jaxspec.models.rollback import ROLLBACKS, resolve
 from pallas_kernels import (
@@ -70,6 +71,8 @@ def gather() -> dict[str, Any]:
             op.__name__.split(".")[-1]: op.implementations() for op in OPS
         },
         "rollbacks": {"available": list(ROLLBACKS), "auto is": resolve("auto")},
+        "drafters": {name: _kind(kind) for name, kind in drafters.KINDS.items()},
+        "verifiers": list(options.VERIFIERS),
         "models": {name: _describe(name) for name in pretrained.shipped()},
     }
 
@@ -78,6 +81,11 @@ def _serving(op: Any) -> dict[str, str]:
     """The implementation of an op on each platform."""
     made = {PLATFORMS[n]: n for n in op.implementations() if n in PLATFORMS}
     return {name: made.get(name, "xla") for name in ("cpu", "tpu", "cuda")}
+
+
+def _kind(kind: drafters.Kind) -> str:
+    shapes = f" [N, or {kind.shapes}]" if kind.shapes else " [N]"
+    return kind.summary + shapes
 
 
 def _describe(name: str) -> str:

@@ -1,24 +1,28 @@
 """Options that several commands share, and what they stand for."""
 
 import argparse
+import pathlib
 from typing import Any, NamedTuple
 
 from jaxspec import pretrained
+from jaxspec.cli import drafters
 from jaxspec.core import Drafter
 from jaxspec.decode_state import Params
-from jaxspec.drafting.model import draft_model
-from jaxspec.drafting.ngram import ngram
 from jaxspec.models.rollback import ROLLBACKS, Rollback
+from jaxspec.verification.recursive_rejection import recursive_rejection
 from jaxspec.verification.sample_and_match import sample_and_match
+from jaxspec.verification.traversal import traversal
 
 TARGET, DRAFT = "stdlib-8m", "stdlib-draft"
-VERIFIERS = {"sample-and-match": sample_and_match}
-DEFAULT_TREES = {"ngram": "8", "model": "chain:4"}
-
-TREE_HELP = """\
-shape of the draft tree. `chain:K`: one chain of K drafts. `N` (ngram only): several \
-matches merged into a tree of N nodes, the root included. `A,B,...` (model only): every \
-node at depth 0 has A children, at depth 1 B, and so on."""
+VERIFIERS = {
+    "sample-and-match": sample_and_match,
+    "recursive-rejection": recursive_rejection,
+    "traversal": traversal,
+}
+DRAFTER_HELP = (
+    "KIND:SHAPE. The shape is a number of nodes, the root included; `jaxspec info` "
+    f"lists the shapes that a kind takes besides. Kinds: {', '.join(drafters.KINDS)}"
+)
 
 
 class Setup(NamedTuple):
@@ -29,8 +33,8 @@ class Setup(NamedTuple):
     params: Params
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Options that say which models run."""
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Options that say which models run, and what drafters are made from."""
     parser.add_argument(
         "--model",
         default=TARGET,
@@ -40,8 +44,29 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft-model",
         default=DRAFT,
-        help="the draft model of `--drafter model` (default: %(default)s)",
+        help="the draft model of drafters that have one (default: %(default)s)",
     )
+    parser.add_argument(
+        "--datastore",
+        type=pathlib.Path,
+        help="text to retrieve from, made by `jaxspec tune datastore`",
+    )
+    parser.add_argument(
+        "--trees",
+        type=pathlib.Path,
+        help="topologies for `sequoia`, made by `jaxspec tune tree` (default: those "
+        "measured with the shipped pair)",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=pathlib.Path,
+        help="tokens that the draft model's head keeps, made by `jaxspec tune "
+        "vocabulary` (default: all)",
+    )
+
+
+def add_verifier(parser: argparse.ArgumentParser) -> None:
+    """The option that says what decides."""
     parser.add_argument(
         "--verifier",
         default="sample-and-match",
@@ -97,45 +122,16 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
                 raise ValueError(f"--{option} must be positive, got {number}.")
 
 
-def parse_tree(drafter: str, text: str | None) -> dict[str, Any]:
-    """Turns `--tree` into the arguments of a drafter's factory.
-
-    Raises:
-        ValueError: if it is no tree for that drafter.
-    """
-    text = text or DEFAULT_TREES[drafter]
-    is_chain = text.startswith("chain:")
-    try:
-        sizes = tuple(int(part) for part in text.removeprefix("chain:").split(","))
-    except ValueError:
-        sizes = ()
-    if len(sizes) == 1 and is_chain and sizes[0] >= 1:
-        length = sizes[0]
-        if drafter == "model":
-            return {"builder": (1,) * length}
-        return {"num_nodes": length + 1, "max_path": length + 1, "num_matches": 1}
-    if drafter == "model" and sizes and not is_chain and min(sizes) >= 1:
-        return {"builder": sizes}
-    if drafter == "ngram" and len(sizes) == 1 and not is_chain and sizes[0] >= 2:
-        path = min(sizes[0], 8)
-        matches = max(4, -(-(sizes[0] - 1) // (path - 1)))
-        return {"num_nodes": sizes[0], "max_path": path, "num_matches": matches}
-    expected = "A,B,..." if drafter == "model" else "N >= 2"
-    raise ValueError(
-        f"{text!r} is no tree for the {drafter} drafter; expected chain:K or {expected}."
+def tools(args: argparse.Namespace) -> drafters.Tools:
+    """What `add_models`' options name."""
+    return drafters.Tools(
+        args.model, args.draft_model, args.datastore, args.trees, args.vocabulary
     )
 
 
-def load(
-    args: argparse.Namespace, drafter: str, tree: str | None, rollback: Rollback
-) -> Setup:
-    """Loads the models that `add_model`'s options name, and makes the drafter."""
-    shape = parse_tree(drafter, tree)
-    max_path = shape.get("max_path") or len(shape["builder"]) + 1
+def load(args: argparse.Namespace, drafter: str, rollback: Rollback) -> Setup:
+    """Loads the models that `add_models`' options name, and makes the drafter."""
+    made = drafters.make(drafter, tools(args))
+    max_path = made.drafter.max_path
     target = pretrained.load(args.model, rollback=rollback, max_path=max_path)
-    if drafter == "ngram":
-        return Setup(target, ngram(**shape), Params(target.params))
-    draft = pretrained.load(args.draft_model, max_path=max_path)
-    pretrained.check_same_tokenizer(target.tokenizer, draft.tokenizer)
-    params = Params(target.params, draft.params)
-    return Setup(target, draft_model(draft.model, **shape), params)
+    return Setup(target, made.drafter, Params(target.params, made.params))

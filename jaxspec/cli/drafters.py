@@ -1,0 +1,324 @@
+"""Drafters by name: `KIND:SHAPE`, as in `ngram:8`, `rsd-s:3x4` or `dyspec:16`.
+
+Every kind takes a number of nodes: the slots of the tree in the target's pass, the root
+included, so that kinds can be compared at equal cost of that pass. Some take a shape of
+their own besides: `chain:4` four drafts in a row, `rsd-c:3,2,1` children level by level,
+`rsd-s:3x4` a beam of three and four levels.
+"""
+
+import functools
+import importlib.resources
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxspec import pretrained
+from jaxspec.core import Drafter, LanguageModel
+from jaxspec.drafting import datastore, tree_file, vocabulary
+from jaxspec.drafting.beam import stochastic_beam
+from jaxspec.drafting.best_first import best_first
+from jaxspec.drafting.builder import Builder
+from jaxspec.drafting.datastore import Datastore
+from jaxspec.drafting.dyspec import dyspec
+from jaxspec.drafting.fusion import Pair, fuse
+from jaxspec.drafting.model import Trimmed, draft_model
+from jaxspec.drafting.ngram import ngram
+from jaxspec.drafting.rasd import rasd
+from jaxspec.drafting.recycling import ranked_topology, recycling
+from jaxspec.drafting.retrieval import retrieval
+from jaxspec.drafting.static import static_tree
+from jaxspec.models import config as configs
+from jaxspec.models import hybrid
+
+RANKS = (0.5, 0.15, 0.07, 0.04)  # how often the draw of each rank is kept, about
+CALLS = 8  # of the draft model, for one tree that grows
+LONGEST = 8  # drafts on a path; beyond that a small model is hardly ever right
+LOOKUP_PATH = 8  # nodes on a path that is looked up
+
+
+class Tools(NamedTuple):
+    """What drafters are made from, by name or file.
+
+    Attributes:
+        target: the target.
+        draft: the draft model.
+        datastore: text to retrieve from, for `retrieval` and `rasd`.
+        tree: measured topologies, for `sequoia`.
+        vocabulary: what the draft model's head keeps; None for all tokens.
+    """
+
+    target: str
+    draft: str
+    datastore: pathlib.Path | None = None
+    tree: pathlib.Path | None = None
+    vocabulary: pathlib.Path | None = None
+
+
+class Made(NamedTuple):
+    """A drafter, and its params."""
+
+    drafter: Drafter
+    params: Any
+
+
+class Kind(NamedTuple):
+    """A kind of drafter.
+
+    Attributes:
+        make: `Tools, shape -> Made`.
+        shapes: what it takes besides a number of nodes.
+        summary: one line.
+        draws: whether its tokens are drawn, so that verifiers that use laws gain.
+    """
+
+    make: Callable[[Tools, str], Made]
+    shapes: str
+    summary: str
+    draws: bool = False
+
+
+def make(spec: str, tools: Tools) -> Made:
+    """Makes the drafter that `KIND:SHAPE` names.
+
+    Raises:
+        ValueError: if there is no such kind, it has no such shape, or what it is made
+            from is missing.
+    """
+    name, _, shape = spec.partition(":")
+    if name not in KINDS:
+        raise ValueError(f"Unknown drafter {spec!r}; expected one of {tuple(KINDS)}.")
+    try:
+        return KINDS[name].make(tools, shape or "8")
+    except _NoShape:
+        more = KINDS[name].shapes
+        raise ValueError(
+            f"{shape!r} is no shape of {name}; expected a number of nodes, the root "
+            f"included{', or ' + more if more else ''}."
+        ) from None
+
+
+class _NoShape(Exception):
+    pass
+
+
+def assets(name: str) -> pathlib.Path:
+    """A file that was measured with the shipped pair."""
+    return pathlib.Path(
+        str(importlib.resources.files("jaxspec.assets") / "tuned" / name)
+    )
+
+
+def _numbers(text: str, separator: str, count: int | None = None) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(separator))
+    except ValueError:
+        raise _NoShape from None
+    if min(numbers) < 1 or count not in (None, len(numbers)):
+        raise _NoShape
+    return numbers
+
+
+def _nodes(text: str, least: int = 2) -> int:
+    (nodes,) = _numbers(text, ",", 1)
+    if nodes < least:
+        raise _NoShape
+    return nodes
+
+
+def _levels(shape: str) -> tuple[int, ...]:
+    """Children of each node, level by level: given, a chain, or of a number of nodes."""
+    if shape.startswith("chain:"):
+        return (1,) * _nodes(shape.removeprefix("chain:"), 1)
+    if "," in shape:
+        return _numbers(shape, ",")
+    return _branching(_nodes(shape))
+
+
+@functools.cache
+def _branching(nodes: int) -> tuple[int, ...]:
+    """Never more children below than above, and most accepted by `ranks` if alike."""
+    best, most = (1,), 0.0
+    unfinished = [((), 1, 1, 1.0, 1.0)]
+    while unfinished:
+        levels, width, size, reach, tokens = unfinished.pop()
+        if tokens > most:
+            best, most = levels, tokens
+        for children in range(1, min([*levels[-1:], len(RANKS)]) + 1):
+            more, kept = width * children, reach * sum(RANKS[:children])
+            if size + more <= nodes and len(levels) < LONGEST:
+                new = (*levels, children), more, size + more, kept, tokens + kept
+                unfinished.append(new)
+    return best
+
+
+def _beam(shape: str) -> tuple[int, int]:
+    """Width and length: given, or no wider than long."""
+    if "x" in shape:
+        return _numbers(shape, "x", 2)
+    drafts = _nodes(shape) - 1
+    length = min(drafts // math.isqrt(drafts), LONGEST)
+    return drafts // length, length
+
+
+def _grown(make_builder: Callable[[str], Builder]) -> Callable[[Tools, str], Made]:
+    """What a builder grows by the draft model."""
+
+    def make(tools: Tools, shape: str) -> Made:
+        builder = make_builder(shape)
+        model, params = _draft(tools, builder.max_path)
+        return Made(draft_model(model, builder), params)
+
+    return make
+
+
+def _draft(tools: Tools, max_path: int) -> tuple[LanguageModel, Any]:
+    """The draft model and its params, trimmed if so asked."""
+    draft = pretrained.load(tools.draft, max_path=max_path)
+    tokenizer = pretrained.load_tokenizer(
+        pretrained.find(tools.target) / "tokenizer.json"
+    )
+    pretrained.check_same_tokenizer(tokenizer, draft.tokenizer)
+    if tools.vocabulary is None:
+        return draft.model, draft.params
+    kept = vocabulary.load(tools.vocabulary, pretrained.tokenizer_hash(tokenizer))
+    head = hybrid.trim_head(draft.params, kept.keep)
+    return draft.model, Trimmed(head, jnp.asarray(kept.keep))
+
+
+def _static(law: str, noise: str = "own") -> Callable[[str], Builder]:
+    return lambda shape: static_tree(_levels(shape), law, noise)
+
+
+def _chain(noise: str = "own") -> Callable[[str], Builder]:
+    def make(shape: str) -> Builder:
+        drafts = min(_nodes(shape) - 1, LONGEST)
+        return static_tree((1,) * drafts, "iid", noise)
+
+    return make
+
+
+def _dyspec(noise: str = "own") -> Callable[[str], Builder]:
+    def make(shape: str) -> Builder:
+        nodes = _nodes(shape)
+        return dyspec(nodes, -(-(nodes - 1) // CALLS), noise=noise)
+
+    return make
+
+
+def _best_first(shape: str) -> Builder:
+    nodes = _nodes(shape)
+    width = math.isqrt(nodes - 1) + 1
+    return best_first(nodes, width, min(width, LONGEST))
+
+
+def _sequoia(tools: Tools, shape: str) -> Made:
+    path = assets("tree-T1.json") if tools.tree is None else tools.tree
+    parents = tree_file.load_tree(path, _nodes(shape))
+    law = "without_replacement"
+    return _grown(lambda _: static_tree(parents, law))(tools, shape)
+
+
+def _ngram(tools: Tools, shape: str) -> Made:
+    if shape.startswith("chain:"):
+        size = _nodes(shape.removeprefix("chain:"), 1) + 1
+        return Made(ngram(size, size, num_matches=1), None)
+    nodes = _nodes(shape)
+    path = min(nodes, LOOKUP_PATH)
+    matches = max(4, -(-(nodes - 1) // (path - 1)))
+    return Made(ngram(nodes, path, num_matches=matches), None)
+
+
+def _retriever(nodes: int) -> Drafter:
+    return retrieval(nodes, min(nodes, LOOKUP_PATH), num_matches=max(16, nodes))
+
+
+def _datastore(tools: Tools) -> Datastore:
+    if tools.datastore is None:
+        raise ValueError(
+            "Retrieval needs a datastore: --datastore FILE, which "
+            "`jaxspec tune datastore` makes."
+        )
+    tokenizer = pretrained.find(tools.target) / "tokenizer.json"
+    return datastore.load(tools.datastore, pretrained.load_tokenizer(tokenizer))
+
+
+def _retrieval(tools: Tools, shape: str) -> Made:
+    return Made(_retriever(_nodes(shape)), _datastore(tools))
+
+
+def _lookups(tools: Tools, shape: str) -> Made:
+    nodes = _nodes(shape)
+    here, _ = _ngram(tools, shape)
+    return Made(fuse(here, _retriever(nodes), nodes), Pair(None, _datastore(tools)))
+
+
+def _rasd(order: str) -> Callable[[Tools, str], Made]:
+    def make(tools: Tools, shape: str) -> Made:
+        nodes = _nodes(shape, 4)
+        builder = stochastic_beam(*_beam(str(nodes // 2 + 1)))
+        retriever = _retriever(nodes - builder.num_nodes + 1)
+        longest = max(builder.max_path, retriever.max_path)
+        model, params = _draft(tools, longest)
+        drafter = rasd(model, builder, retriever, nodes, order=order)
+        return Made(drafter, Pair(params, _datastore(tools)))
+
+    return make
+
+
+def _recycling(tools: Tools, shape: str) -> Made:
+    config = pretrained.find(tools.target) / "config.json"
+    vocab_size = configs.from_json(config.read_text()).vocab_size
+    topology = ranked_topology(_nodes(shape), LOOKUP_PATH)
+    return Made(recycling(vocab_size, topology), None)
+
+
+LEVELS = "children level by level (3,2,1) or chain:K"
+KINDS = {
+    "ngram": Kind(_ngram, "chain:K", "looks the last tokens up in the text so far"),
+    "retrieval": Kind(_retrieval, "", "looks them up in a datastore (REST)"),
+    "lookups": Kind(_lookups, "", "looks them up in both"),
+    "recycling": Kind(_recycling, "", "what followed a token in the target's eyes"),
+    "model": Kind(
+        _grown(_static("top_k")), LEVELS, "a draft model's likeliest, in a static tree"
+    ),
+    "best-first": Kind(_grown(_best_first), "", "its likeliest paths (EAGLE-2)"),
+    "chain": Kind(_grown(_chain()), "", "a draft model's draws, one by one", True),
+    "specinfer": Kind(
+        _grown(_static("iid")), LEVELS, "a static tree, drawn with replacement", True
+    ),
+    "rsd-c": Kind(
+        _grown(_static("without_replacement")),
+        LEVELS,
+        "a static tree, drawn without replacement",
+        True,
+    ),
+    "sequoia": Kind(_sequoia, "", "the static tree that was measured best", True),
+    "rsd-s": Kind(
+        _grown(lambda shape: stochastic_beam(*_beam(shape))),
+        "WIDTHxLENGTH",
+        "a stochastic beam",
+        True,
+    ),
+    "dyspec": Kind(
+        _grown(_dyspec()), "", "a tree that grows where drafts are likely", True
+    ),
+    "chain-shared": Kind(
+        _grown(_chain("shared")), "", "a chain drawn with the noise that emits"
+    ),
+    "rsd-c-shared": Kind(
+        _grown(_static("without_replacement", "shared")), LEVELS, "so is a static tree"
+    ),
+    "dyspec-shared": Kind(_grown(_dyspec("shared")), "", "so is a tree that grows"),
+    "rasd": Kind(
+        _rasd("draft first"),
+        "",
+        "a stochastic beam, and what is retrieved beside it",
+        True,
+    ),
+    "rasd-first": Kind(
+        _rasd("retrieval first"), "", "what is retrieved, and a beam beside it", True
+    ),
+}

@@ -1,0 +1,105 @@
+"""The comparison of drafters: what it records, and that it goes on where it was cut."""
+
+import json
+
+import numpy as np
+import pytest
+
+import folder
+from jaxspec.bench import drafters as bench
+from jaxspec.cli import drafters
+from jaxspec.cli.__main__ import main
+
+PROMPTS = ["def add(a, b):\n", "def sub(a", "return a"]
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs the benchmark on small models; returns its record, or its error."""
+    paths = [tmp_path / "some.jsonl", tmp_path / "other.jsonl"]
+    for path in paths:
+        path.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+
+    def call(*options):
+        models = ["--model", str(folder.make()), "--draft-model", str(folder.make("M"))]
+        status = main(
+            ["bench", "drafters", "--prompts", *map(str, paths), *models, "--json"]
+            + ["--max-tokens", "8", "--temperature", "0", "1", *options]
+        )
+        out, err = capsys.readouterr()
+        return err if status else json.loads(out)
+
+    return call
+
+
+def test_what_it_records(run, tmp_path):
+    few = "--kind", "ngram", "rsd-s", "--nodes", "4"
+    record = run(
+        *few, "--repeats", "1", "--steps", "2", "--plot", str(tmp_path / "a.png")
+    )
+    cases = {(r["kind"], r["verifier"]) for r in record["rows"]}
+    laws = {("rsd-s", "recursive-rejection"), ("rsd-s", "traversal")}
+    assert cases == {("ngram", "sample-and-match")} | laws
+    assert len(record["rows"]) == 3 * 2 * 2  # temperatures, domains
+    for row in record["rows"]:
+        assert row["low"] <= row["block_efficiency"] <= row["high"]
+        assert row["block_efficiency"] == row["tokens"] / row["target_calls"]
+        assert row["tokens"] == 8 * len(PROMPTS)
+        assert row["speed"] == row["block_efficiency"] / row["step"]
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_it_goes_on_where_it_was_cut(run, tmp_path):
+    out = "--out", str(tmp_path / "out.json"), "--nodes", "4", "--repeats"
+    first = run("--kind", "ngram", *out, "0")
+    assert all(row["step"] is None for row in first["rows"])
+    both = run("--kind", "ngram", "chain", *out, "0")
+    assert both["rows"][: len(first["rows"])] == first["rows"]
+    timed = run("--kind", "ngram", *out, "1", "--steps", "2")
+    assert [r["step"] is None for r in timed["rows"]] == [
+        row["kind"] == "chain" for row in both["rows"]
+    ]
+    assert "another --out" in run("--kind", "ngram", *out, "0", "--seed", "1")
+
+
+def test_the_interval_holds_the_mean():
+    rng = np.random.default_rng(0)
+    calls = rng.integers(10, 30, 40)
+    tokens = calls + rng.integers(0, 30, 40)
+    low, middle, high = bench.interval(tokens, calls)
+    assert low < middle == tokens.sum() / calls.sum() < high
+    assert bench.interval(2 * calls, calls) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("kind", drafters.KINDS)
+@pytest.mark.parametrize("nodes", [4, 8])
+def test_every_kind_fits_its_budget(kind, nodes, monkeypatch):
+    store = object()
+    monkeypatch.setattr(drafters, "_datastore", lambda tools: store)
+    tools = drafters.Tools("stdlib-8m", "stdlib-draft")
+    made = drafters.make(f"{kind}:{nodes}", tools)
+    assert made.drafter.max_path <= nodes
+    assert made.drafter is drafters.make(f"{kind}:{nodes}", tools).drafter or (
+        made.drafter == drafters.make(f"{kind}:{nodes}", tools).drafter
+    )
+
+
+@pytest.mark.parametrize(
+    "nodes, levels", [(4, (1, 1, 1)), (8, (2, 1, 1)), (16, (3, 2, 1))]
+)
+def test_branchings_fill_a_budget(nodes, levels):
+    assert drafters._branching(nodes) == levels
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--kind", "magic"), "Unknown kind 'magic'"),
+        (("--kind", "retrieval"), "needs a datastore"),
+        (("--nodes", "0"), "--nodes must be positive"),
+        (("--limit", "1", "2", "3"), "Expected one --limit or 2"),
+        (("--longest", "1"), "no prompt of up to 1"),
+    ],
+)
+def test_bad_input_is_one_line(run, options, message):
+    assert message in run("--kind", "ngram", "--nodes", "4", *options)
