@@ -33,6 +33,36 @@ def acceptance_by_depth(info: SpecInfo) -> np.ndarray:
     return np.asarray(jnp.sum(info.kept[:, 1:], axis=0) / calls)
 
 
+def memory_bound_speedup(
+    block_efficiency: float,
+    draft_length: float,
+    draft_bytes: float,
+    target_bytes: float,
+) -> float:
+    """MBSU, `tau / (c gamma + 1)`: the speedup if time is what memory has to move.
+
+    A call of the target costs 1 and each of `gamma` drafts `c = draft / target` bytes. No
+    substitute for a clock: where time is computing, or starting many small operations, it
+    promises too much.
+
+    Args:
+        block_efficiency: `tau`, tokens per target call.
+        draft_length: `gamma`, how often the draft model is read per call.
+        draft_bytes: moved by a step of the draft model: the weights it reads, a table
+            that is only looked up not counted, and states and caches, read and written.
+        target_bytes: moved by a step of the target.
+
+    Raises:
+        ValueError: if a call moves nothing, or a length or size is negative.
+    """
+    if min(draft_length, draft_bytes) < 0 or target_bytes <= 0:
+        raise ValueError(
+            "Expected lengths and sizes that are not negative, and a target that moves "
+            f"something; got {draft_length}, {draft_bytes} and {target_bytes}."
+        )
+    return block_efficiency / (draft_bytes / target_bytes * draft_length + 1.0)
+
+
 def zlib_ratio(text: str) -> float:
     """Compressed bytes over bytes: how repetitive a text is (repetition drafts well)."""
     raw = text.encode()

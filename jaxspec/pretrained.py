@@ -4,7 +4,9 @@ A folder holds `config.json`, `model.safetensors` (bfloat16, widened on load) an
 `tokenizer.json` (Hugging Face `tokenizers`).
 """
 
+import hashlib
 import importlib.resources
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -118,6 +120,18 @@ def stop_tokens(tokenizer: tokenizers.Tokenizer) -> list[int]:
     """The end-of-text token, if the tokenizer has one."""
     token = tokenizer.token_to_id(END_OF_TEXT)
     return [] if token is None else [token]
+
+
+def special_tokens(tokenizer: tokenizers.Tokenizer) -> list[int]:
+    """Tokens that are no piece of text: stops, and what templates are made of."""
+    added = tokenizer.get_added_tokens_decoder()
+    return sorted({*stop_tokens(tokenizer), *added})
+
+
+def tokenizer_hash(tokenizer: tokenizers.Tokenizer) -> str:
+    """SHA-256 of what every token stands for."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
 def check_same_tokenizer(

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import numpy as np
 
 from jaxspec.core import LanguageModel
 from jaxspec.models import block, layers
@@ -98,6 +99,25 @@ def separate_head(params: Params) -> Params:
     if "lm_head" in params:
         return params
     return {**params, "lm_head": {"kernel": params["embed"]["embedding"].T}}
+
+
+def trim_head(params: Params, keep: jax.Array) -> Params:
+    """Keeps the columns of the head that some tokens have, `keep` `[n]` ascending.
+
+    Logits are of these tokens only, in this order; every token can still be an input. A
+    tied embedding gets a head of its own (`separate_head`).
+
+    Raises:
+        ValueError: if the tokens are not ascending ids of the head's.
+    """
+    params = separate_head(params)
+    kernel, keep = params["lm_head"]["kernel"], np.asarray(keep)
+    inside = keep.size and 0 <= keep[0] and keep[-1] < kernel.shape[1]
+    if not inside or (np.diff(keep) <= 0).any():
+        raise ValueError(
+            f"Expected ascending ids from 0 to {kernel.shape[1] - 1}, got {keep}."
+        )
+    return {**params, "lm_head": {"kernel": kernel[:, keep]}}
 
 
 def count_params(config: ModelConfig) -> int:

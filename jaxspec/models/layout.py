@@ -105,7 +105,8 @@ def param_specs(config: ModelConfig, params: Any, axes: dict[str, int]) -> Any:
     specs["layers"] = _each(config, params["layers"], of_block)
     if axes[TENSOR] > 1 and config.vocab_size % axes[TENSOR] == 0:
         specs["embed"] = {"embedding": PartitionSpec(TENSOR)}
-        if "lm_head" in params:
+        columns = params["lm_head"]["kernel"].shape[1] if "lm_head" in params else 1
+        if columns % axes[TENSOR] == 0:  # a trimmed head has its own number
             specs["lm_head"] = {"kernel": PartitionSpec(None, TENSOR)}
     return specs
 

@@ -130,3 +130,29 @@ def test_tokens_of_equal_scores_are_a_near_tie(temperature):
     found = compare(state, other, params)
     assert (found.identical, found.position) == (False, place)
     assert found.near_tie == (temperature == 0.0)  # the noise tells them apart
+
+
+@pytest.mark.parametrize(
+    "head, tokens_per_call, published",
+    [(128256, 3.63, 1.70), (65536, 3.54, 1.83), (32960, 3.43, 1.95), (16384, 3.25, 1.90)],
+)
+def test_memory_bound_speedup_of_a_trimmed_head(head, tokens_per_call, published):
+    """VocabTrim (2025), Llama-3.2-3B: an EAGLE layer, its table, its head; four drafts.
+
+    Sizes of the published model; the figures have three digits, sizes of heads fewer.
+    """
+    width, hidden, keys = 3072, 8192, 1024
+    layer = 2 * width * width + 2 * width * keys + 3 * width * hidden
+    rest = 2 * width * width + layer + 128256 * width
+    target = 28 * layer + 128256 * width
+    found = metrics.memory_bound_speedup(
+        tokens_per_call, 4, 2 * (rest + head * width), 2 * target
+    )
+    assert found == pytest.approx(published, rel=0.03)
+
+
+def test_drafts_that_cost_nothing_are_all_gain():
+    assert metrics.memory_bound_speedup(2.5, 7, 0, 10) == 2.5
+    assert metrics.memory_bound_speedup(2.5, 4, 5, 10) == pytest.approx(2.5 / 3)
+    with pytest.raises(ValueError, match="moves something"):
+        metrics.memory_bound_speedup(2.5, 4, 5, 0)
