@@ -194,6 +194,34 @@ def drafters(record: dict[str, Any]) -> figures.Figure:
     return picture
 
 
+def tuned_trees(record: dict[str, Any]) -> figures.Figure:
+    """Draws what `jaxspec tune tree` found: acceptance by rank, and trees by their size.
+
+    Args:
+        record: what the command writes.
+    """
+    picture = figures.Figure((8, 3.2))
+    left, right = picture.subplots(1, 2)
+    shares = np.asarray(record["acceptance"])
+    left.bar(np.arange(1, len(shares) + 1).astype(str), shares, color=DRAFT)
+    left.set(xlabel="rank", ylabel="accepted, share of places", yscale="log")
+    nodes = [row["num_nodes"] for row in record["trees"]]
+    tokens = [row["expected_tokens"] for row in record["trees"]]
+    speed = [row["speedup"] for row in record["trees"]]
+    right.plot(nodes, tokens, color=TARGET, marker=".", label="tokens per call")
+    right.plot(nodes, speed, color=DRAFT, marker=".", label="speedup")
+    right.axhline(1.0, color=REJECTED, linewidth=0.8)
+    right.set_xscale("log", base=2)
+    right.set(xlabel="nodes of the tree")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    title = f"{record['draft']} for {record['target']}, T = {record['temperature']:g}"
+    picture.suptitle(title, fontsize=10)
+    picture.tight_layout()
+    return picture
+
+
 def save(picture: figures.Figure, path: str | pathlib.Path) -> None:
     """Writes a picture; the ending says in which format."""
     with matplotlib.rc_context({"svg.fonttype": "none"}):

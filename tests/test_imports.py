@@ -16,7 +16,8 @@ LAYERS = [  # lowest first; a module may import from its own layer and from thos
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
     + ["jaxspec.host_decoding", "jaxspec.metrics", "jaxspec.plotting"]
     + ["jaxspec.pretrained", "jaxspec.sharding"],
-    ["jaxspec.assets", "jaxspec.bench", "jaxspec.cli", "jaxspec.train"],
+    ["jaxspec.assets", "jaxspec.bench", "jaxspec.cli", "jaxspec.train"]
+    + ["jaxspec.tune"],
 ]
 DRAFTS = ["jaxspec.drafting", "jaxspec.verification"]
 NEIGHBOURS = {  # a module, and what it knows nothing of

@@ -1,4 +1,4 @@
-"""The command line: `jaxspec generate | bench | train | info`."""
+"""The command line: `jaxspec generate | bench | tune | train | info`."""
 
 import argparse
 import os
@@ -10,8 +10,15 @@ import jax
 from jaxspec.bench import command as bench
 from jaxspec.cli import generate, info
 from jaxspec.train import command as train
+from jaxspec.tune import command as tune
 
-COMMANDS = {"generate": generate, "bench": bench, "train": train, "info": info}
+COMMANDS = {
+    "generate": generate,
+    "bench": bench,
+    "tune": tune,
+    "train": train,
+    "info": info,
+}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -88,7 +88,9 @@ def measure(
 
 
 @functools.partial(compilation.jit, static_argnames=("models", "law", "width"))
-def _ranks(params, tokens: Array, key: Array, temperature: Array, *, models, law, width):
+def _ranks(
+    params, tokens: Array, key: Array, temperature: Array, *, models, law, width
+):
     """`[T]`: the rank that is accepted after each token of a text `[1, T]`, or `width`."""
     trimmed = params[1]
     wanted = _logits(models[0], params[0], tokens)
@@ -98,7 +100,10 @@ def _ranks(params, tokens: Array, key: Array, temperature: Array, *, models, law
     def place(root, position, wanted, proposed):
         """One token of the text, as a batch of one row."""
         settings = sampling.Sampling(
-            temperature[None], jnp.zeros((1,), jnp.int32), jnp.ones((1,)), position[None]
+            temperature[None],
+            jnp.zeros((1,), jnp.int32),
+            jnp.ones((1,)),
+            position[None],
         )
         reader = Reader(
             lambda tape, *_: (tape, proposed[None, None]),

@@ -1,29 +1,20 @@
-"""Text to measure on: the target goes on where functions and classes of Python begin.
+"""Text to measure on: the target goes on from prompts, at the temperature to measure for.
 
-Prompts are the first lines of definitions in the standard library of this Python; what
-follows is the target's own, at the temperature that is measured for, since that is the
-text that drafts are for. Modules that training held out (by a hash of the name, see
-`train.corpus`) are kept apart: what is measured on the others is checked on these. No
-prompt may be one of an evaluation, nor part of one.
+Drafts are made for text that the target writes, so that is what is measured on.
 """
 
 import argparse
-import ast
-import hashlib
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import tokenizers
 
 from jaxspec import decode_state, decoding, pretrained
-from jaxspec.bench import prompts as prompt_files
 from jaxspec.cli import options
-from jaxspec.train import corpus
-
-LEAST_LINES, MOST_LINES = 3, 12  # of a prompt
-LEAST_CHARACTERS = 40
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+from jaxspec.tune import prompts as prompt_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,100 +76,40 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"There is no folder {args.out.parent} for --out.")
 
 
-def read_prompts(
-    count: int,
-    seed: int = 0,
-    held_out: bool = False,
-    stdlib: str | pathlib.Path | None = None,
-    disjoint_from: Sequence[str | pathlib.Path] = (),
-) -> list[str]:
-    """Beginnings of functions and classes, another choice for every seed.
+class Text(NamedTuple):
+    """What the target goes on from.
 
-    Args:
-        count: prompts at most; there are fewer where there are fewer definitions.
-        seed: of the choice.
-        held_out: whether to take the modules that were held out of training, or all
-            others.
-        stdlib: folder of another standard library than this Python's.
-        disjoint_from: files of prompts that are to be evaluated on, besides our own.
-
-    Raises:
-        ValueError: if there is nothing to choose from, or a prompt is to be evaluated on.
+    Attributes:
+        prompts: tokens of each.
+        held_out: whether they are of modules held out of training.
     """
-    modules = corpus.read_modules(stdlib)
-    modules = [m for m in modules if m.held_out == held_out and _is_varied(m.name)]
-    rng = np.random.default_rng(seed)
-    modules = [modules[i] for i in rng.permutation(len(modules))]
-    found: dict[str, None] = {}  # in order, each once
-    for prompt in _in_turn([_beginnings(m.text, rng) for m in modules]):
-        if len(found) == count:
-            break
-        found[prompt] = None
-    if not found:
-        raise ValueError("The standard library holds no functions to begin with.")
-    for path in (None, *disjoint_from):
-        check_disjoint(list(found), prompt_files.read(path), path or "our own prompts")
-    return list(found)
 
+    prompts: list[list[int]]
+    held_out: bool
 
-def _is_varied(name: str) -> bool:
-    """The codecs are a hundred modules of the same few lines."""
-    return not name.startswith("encodings.")
+    @classmethod
+    def of(
+        cls,
+        args: argparse.Namespace,
+        tokenizer: tokenizers.Tokenizer,
+        held_out: bool = False,
+    ) -> "Text":
+        """Reads what the options of `add_arguments` ask for."""
+        found = prompt_files.read(
+            args.prompts, args.seed, held_out, args.stdlib, args.disjoint_from
+        )
+        return cls([tokenizer.encode(prompt).ids for prompt in found], held_out)
 
-
-def _in_turn(several: list[Iterator[str]]) -> Iterator[str]:
-    """One of each, then a second of each, and so on."""
-    while several:
-        rest = []
-        for each in several:
-            for prompt in each:
-                yield prompt
-                rest.append(each)
-                break
-        several = rest
-
-
-def _beginnings(text: str, rng: np.random.Generator) -> Iterator[str]:
-    """The first lines of the definitions of a module, in random order."""
-    try:
-        body = ast.parse(text).body
-    except (SyntaxError, ValueError):
-        return
-    nodes = [node for node in body if isinstance(node, _DEFINITIONS)]
-    lines = text.splitlines()
-    for i in rng.permutation(len(nodes)):
-        own = lines[nodes[i].lineno - 1 : nodes[i].end_lineno]
-        first = own[: min(max(LEAST_LINES, len(own) // 3), MOST_LINES)]
-        prompt = "\n".join(first) + "\n"
-        if len(own) > LEAST_LINES and len(prompt) >= LEAST_CHARACTERS:
-            yield prompt
-
-
-def check_disjoint(prompts: list[str], others: list[str], name: object) -> None:
-    """Refuses prompts that are in others, or others that are in them.
-
-    Args:
-        prompts: to measure on.
-        others: to evaluate on.
-        name: of the others, for the message.
-
-    Raises:
-        ValueError: with the first that is.
-    """
-    for number, other in enumerate(others, 1):
-        bare = other.strip()
-        for prompt in prompts:
-            if prompt.strip() in bare or bare in prompt:
-                raise ValueError(
-                    f"Prompt {number} of {name} and one to measure on are not disjoint: "
-                    f"{bare[:60]!r} and {prompt.strip()[:60]!r}. Choose another --seed."
-                )
-
-
-def digest(prompts: Sequence[Sequence[int]]) -> str:
-    """SHA-256 of prompts as tokens: equal if and only if all tokens are."""
-    lines = (" ".join(map(str, prompt)) for prompt in prompts)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    def record(self, args: argparse.Namespace) -> dict[str, Any]:
+        """What to write down, so that the same text can be made and checked."""
+        return {
+            "prompts": len(self.prompts),
+            "held_out": self.held_out,
+            "sha256": prompt_files.digest(self.prompts),
+            "seed": args.seed,
+            "max_tokens": args.max_tokens,
+            "disjoint_from": [path.name for path in args.disjoint_from],
+        }
 
 
 def generate_texts(

@@ -71,17 +71,19 @@ def measure(
             params, tokens, lengths, drafter=drafter, **settings
         )
         if drafter is None:
-            return lambda: decoding.generate(
-                params, state, target=target, max_steps=STEPS
-            ).tokens
-        return lambda: decoding.speculative_generate(
-            params,
-            state,
-            target=target,
-            drafter=drafter,
-            verifier=recursive_rejection(),
-            max_steps=STEPS,
-        )[0].tokens
+            return lambda: (
+                decoding.generate(params, state, target=target, max_steps=STEPS).tokens
+            )
+        return lambda: (
+            decoding.speculative_generate(
+                params,
+                state,
+                target=target,
+                drafter=drafter,
+                verifier=recursive_rejection(),
+                max_steps=STEPS,
+            )[0].tokens
+        )
 
     budgets = sorted(trees)
     middle = budgets[len(budgets) // 2]
@@ -111,5 +113,9 @@ def _free(parents: tuple[int, ...]) -> Drafter:
         return state, deterministic_draft(tree, max_path)
 
     return Drafter(
-        lambda *_: jnp.zeros((1,)), propose, lambda params, state, *_: state, max_path, None
+        lambda *_: jnp.zeros((1,)),
+        propose,
+        lambda params, state, *_: state,
+        max_path,
+        None,
     )

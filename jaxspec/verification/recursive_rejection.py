@@ -94,6 +94,7 @@ def _logprob(raw: Array, token: Array) -> Array:
     return raw[token] - jax.nn.logsumexp(raw)
 
 
+@functools.cache
 def recursive_rejection() -> Verifier:
     """The verifier of SpecInfer, RSD, Sequoia and DySpec; uses the laws of the draft."""
     return Verifier(functools.partial(proposals.verify, verify_row))

@@ -118,6 +118,7 @@ def verify_row(
     return Verdict(path, walk.depth, last, logprobs)
 
 
+@functools.cache
 def traversal() -> Verifier:
     """The verifier that keeps most; uses the laws of the draft."""
     return Verifier(functools.partial(proposals.verify, verify_row))

@@ -134,7 +134,12 @@ def test_tokens_of_equal_scores_are_a_near_tie(temperature):
 
 @pytest.mark.parametrize(
     "head, tokens_per_call, published",
-    [(128256, 3.63, 1.70), (65536, 3.54, 1.83), (32960, 3.43, 1.95), (16384, 3.25, 1.90)],
+    [
+        (128256, 3.63, 1.70),
+        (65536, 3.54, 1.83),
+        (32960, 3.43, 1.95),
+        (16384, 3.25, 1.90),
+    ],
 )
 def test_memory_bound_speedup_of_a_trimmed_head(head, tokens_per_call, published):
     """VocabTrim (2025), Llama-3.2-3B: an EAGLE layer, its table, its head; four drafts.

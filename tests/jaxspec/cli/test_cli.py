@@ -12,6 +12,7 @@ from jaxspec.bench import published
 from jaxspec.bench.command import BENCHMARKS
 from jaxspec.cli.__main__ import COMMANDS, main, parser
 from jaxspec.models.rollback import ROLLBACKS
+from jaxspec.tune.command import SUBJECTS
 
 PROMPT = "def add(a, b):\n"
 FEW = ["--max-tokens", "12"]
@@ -180,7 +181,12 @@ def test_unknown_names_are_refused(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [*COMMANDS, *(f"bench {name}" for name in BENCHMARKS)]
+    "command",
+    [
+        *COMMANDS,
+        *(f"bench {name}" for name in BENCHMARKS),
+        *(f"tune {name}" for name in SUBJECTS),
+    ],
 )
 def test_help_teaches(capsys, command):
     with pytest.raises(SystemExit) as stop:

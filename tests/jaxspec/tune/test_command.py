@@ -1,0 +1,177 @@
+"""`jaxspec tune` on small models: files that can be used, objects, one line of error."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import folder
+import jaxspec
+from jaxspec import pretrained
+from jaxspec.cli.__main__ import main
+from jaxspec.drafting import sequoia, static, tree_file, vocabulary
+from jaxspec.tune import calibration
+
+CODE = "def f{i}(a, b):\n    c = a + {i} + b\n    d = c - {i}\n    return d\n"
+FEW = ["--prompts", "5", "--batch", "2", "--max-tokens", "9", "--seed", "3"]
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Options that name small models and a small library."""
+    library = tmp_path / "lib"
+    library.mkdir()
+    for i in range(60):
+        (library / f"m{i}.py").write_text(CODE.format(i=i))
+    names = ["--model", folder.make(), "--draft-model", folder.make("M")]
+    return [str(name) for name in (*names, "--stdlib", library, *FEW)]
+
+
+def tune(capsys, *arguments):
+    status = main(["tune", *arguments, "--json"])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return json.loads(out)
+
+
+def error_of(capsys, *arguments):
+    assert main(["tune", *arguments]) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("jaxspec tune: ")]
+    assert out == "" and len(lines) == 1
+    return lines[0]
+
+
+def test_a_tree_is_measured_and_chosen(capsys, tmp_path, arguments):
+    out, plot = tmp_path / "tree.json", tmp_path / "tree.png"
+    record = tune(
+        capsys,
+        *("tree", *arguments, "--out", str(out), "--plot", str(plot)),
+        *("--temperature", "1.5", "--max-nodes", "6", "--max-path", "4"),
+        *("--width", "5", "--repeats", "1"),
+    )
+    written = json.loads(out.read_text())
+    assert written.items() >= record.items()
+    assert plot.stat().st_size > 5000
+    assert record["law"] == "without_replacement"
+    assert record["text"]["prompts"] == 5 and len(record["text"]["sha256"]) == 64
+    curve = record["acceptance"]
+    assert len(curve) == 5 and 0 < sum(curve) <= 1 and 1 <= record["places"] <= 45
+    assert set(record["verify_steps"]) == {"1", "2", "4", "6"}
+    assert [tree["num_nodes"] for tree in record["trees"]] == [2, 4, 6]
+    for tree in record["trees"]:
+        parents = tree_file.load_tree(out, tree["num_nodes"])
+        assert parents == tuple(tree["parents"])
+        assert static.static_tree(parents).max_path == tree["levels"] + 1 <= 4
+        expected = sequoia.expected_tokens(parents, curve)
+        assert tree["expected_tokens"] == pytest.approx(expected, abs=1e-4)
+        steps = record["verify_steps"][str(tree["num_nodes"])]
+        steps += tree["levels"] * record["level_steps"]
+        assert tree["speedup"] == pytest.approx(expected / steps, rel=1e-3)
+    best = max(record["trees"], key=lambda tree: tree["speedup"])
+    assert tree_file.load_tree(out) == tuple(best["parents"])
+
+
+def test_a_vocabulary_is_counted_and_chosen(capsys, tmp_path, arguments):
+    out = tmp_path / "vocabulary.json"
+    record = tune(capsys, "vocabulary", *arguments, "--out", str(out), "--size", "20")
+    own = pretrained.tokenizer_hash(folder.tokenizer())
+    found = vocabulary.load(out, own)
+    assert record["size"] == len(found.keep) <= 20
+    assert set(pretrained.special_tokens(folder.tokenizer())) <= set(found.keep)
+    assert found.counts.sum() == record["tokens"] and len(found.counts) == folder.VOCAB
+    assert record["seen"] == (found.counts > 0).sum()
+    rows = {row["size"]: row for row in record["sizes"]}
+    coverage = [rows[size]["coverage"] for size in sorted(rows)]
+    assert (np.diff(coverage) > 0).all() and coverage[-1] == 1.0
+    assert all(0 <= row["held_out_coverage"] <= 1 for row in rows.values())
+    costs = [rows[size]["cost_ratio"] for size in sorted(rows)]
+    assert (np.diff(costs) > 0).all()
+    assert record["held_out_text"]["sha256"] != record["text"]["sha256"]
+
+
+def test_trees_of_a_trimmed_model_are_measured(capsys, tmp_path, arguments):
+    words, out = tmp_path / "vocabulary.json", tmp_path / "tree.json"
+    tune(capsys, "vocabulary", *arguments, "--out", str(words), "--size", "20")
+    options = ["--max-nodes", "2", "--width", "3", "--repeats", "1"]
+    options += ["--temperature", "1", "--vocabulary", str(words), "--out", str(out)]
+    assert main(["tune", "tree", *arguments, *options]) == 0
+    assert "SHA-256" in capsys.readouterr().out
+    record = json.loads(out.read_text())
+    assert record["vocabulary"] == "vocabulary.json"
+    assert tree_file.load_tree(out) == (-1, 0)
+
+
+def test_texts_are_the_targets_own():
+    target = pretrained.load(folder.make())
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
+    for temperature in (0.0, 1.0):
+        found, batches = [], []
+        for batch in (2, 3):
+            written = calibration.generate_texts(
+                target,
+                prompts,
+                max_new_tokens=12,
+                temperature=temperature,
+                batch=batch,
+                seed=4,
+                advance=batches.append,
+            )
+            found.append(written)
+        assert found[0] == found[1] and batches == [2, 1, 3]
+        tokens, lengths = jaxspec.pad_prompts(prompts[1:2])
+        params = jaxspec.Params(target.params)
+        state = jaxspec.init_state(
+            params,
+            tokens,
+            lengths,
+            target=target.model,
+            max_new_tokens=12,
+            temperature=temperature,
+            stops=pretrained.stop_tokens(target.tokenizer),
+            keys=jax.random.fold_in(jax.random.key(4), 1)[None],
+        )
+        state = jaxspec.generate(params, state, target=target.model)
+        assert found[0][1] == state.tokens[0, 1 : int(state.lengths[0])].tolist()
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (("tree", "--max-nodes", "1"), "--max-nodes and --max-path must be at least 2"),
+        (("tree", "--width", "0"), "--width must be positive"),
+        (("tree", "--prompts", "0"), "--prompts must be positive"),
+        (("tree", "--temperature", "-1"), "temperature must not be negative"),
+        (("tree", "--width", "999"), "width from 1 to 280"),
+        (("tree", "--vocabulary", "no/file"), "no/file"),
+        (("tree", "--disjoint-from", "no/file"), "no/file"),
+        (("tree", "--out", "no/folder/tree.json"), "no folder no/folder"),
+        (("vocabulary", "--size", "281"), "--size must be from 2 to 280"),
+        (("vocabulary", "--size", "1"), "--size must be from 2 to 280"),
+        (("vocabulary", "--model", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, tmp_path, arguments, bad, message):
+    out = tmp_path / "out.json"
+    subject, *options = bad
+    line = error_of(capsys, subject, *arguments, "--out", str(out), *options)
+    assert message in line
+    assert not out.exists()
+
+
+def test_prompts_that_are_evaluated_on_are_one_line(capsys, tmp_path, arguments):
+    evaluated = tmp_path / "evaluation.jsonl"
+    lines = [{"prompt": CODE.format(i=i)} for i in range(60)]
+    evaluated.write_text("\n".join(map(json.dumps, lines)))
+    out = ["--out", str(tmp_path / "out.json"), "--disjoint-from", str(evaluated)]
+    assert "not disjoint" in error_of(capsys, "vocabulary", *arguments, *out)
+
+
+def test_a_draft_that_is_never_accepted_is_said(
+    capsys, tmp_path, arguments, monkeypatch
+):
+    none = np.array([0, 0, 7])
+    monkeypatch.setattr("jaxspec.tune.acceptance.measure", lambda *_, **__: none)
+    out = ["--out", str(tmp_path / "out.json")]
+    assert "at none of 7 places" in error_of(capsys, "tree", *arguments, *out)
