@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxspec import pretrained
 from jaxspec.core import Drafter, LanguageModel
-from jaxspec.drafting import datastore, tree_file, vocabulary
+from jaxspec.drafting import datastore, sequoia, tree_file, vocabulary
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.best_first import best_first
 from jaxspec.drafting.builder import Builder
@@ -215,10 +215,14 @@ def _best_first(shape: str) -> Builder:
 
 
 def _sequoia(tools: Tools, shape: str) -> Made:
+    """Most tokens of a number of nodes; or `best`, what was the fastest."""
     path = assets("tree-T1.json") if tools.tree is None else tools.tree
-    parents = tree_file.load_tree(path, _nodes(shape))
-    law = "without_replacement"
-    return _grown(lambda _: static_tree(parents, law))(tools, shape)
+    if shape == "best":
+        parents = tree_file.load_tree(path)
+    else:
+        acceptance = tree_file.load_acceptance(path)
+        parents = sequoia.optimal_tree(acceptance, _nodes(shape), LONGEST + 1)
+    return _grown(lambda _: static_tree(parents, "without_replacement"))(tools, shape)
 
 
 def _ngram(tools: Tools, shape: str) -> Made:
@@ -295,7 +299,12 @@ KINDS = {
         "a static tree, drawn without replacement",
         True,
     ),
-    "sequoia": Kind(_sequoia, "", "the static tree that was measured best", True),
+    "sequoia": Kind(
+        _sequoia,
+        "best, the fastest",
+        "the static tree of most tokens, as measured",
+        True,
+    ),
     "rsd-s": Kind(
         _grown(lambda shape: stochastic_beam(*_beam(shape))),
         "WIDTHxLENGTH",

@@ -43,9 +43,7 @@ def load_tree(path: str | os.PathLike, num_nodes: int | None = None) -> tuple[in
         ValueError: if the file is damaged, or has no tree of that budget.
     """
     try:
-        record = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        if record["format"] != _FORMAT:
-            raise ValueError("its format is another")
+        record = _read(path)
         best = record["best"]
         trees = {tree["num_nodes"]: tree["parents"] for tree in record["trees"]}
         for budget, parents in trees.items():
@@ -57,3 +55,28 @@ def load_tree(path: str | os.PathLike, num_nodes: int | None = None) -> tuple[in
     if budget not in trees:
         raise ValueError(f"{path} has trees of {sorted(trees)} nodes, not of {budget}.")
     return tuple(trees[budget])
+
+
+def load_acceptance(path: str | os.PathLike) -> tuple[float, ...]:
+    """Reads the acceptance of each rank, as `sequoia.optimal_tree` takes it.
+
+    Args:
+        path: of a file that `jaxspec tune tree` wrote.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        acceptance = tuple(float(share) for share in _read(path)["acceptance"])
+        if not acceptance or min(acceptance) < 0 or sum(acceptance) > 1:
+            raise ValueError(f"these are no shares of one: {acceptance}")
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} holds no acceptance: {error}.") from None
+    return acceptance
+
+
+def _read(path: str | os.PathLike) -> dict[str, Any]:
+    record = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    if record["format"] != _FORMAT:
+        raise ValueError("its format is another")
+    return record

@@ -1,9 +1,10 @@
-"""Measures once what to draft with: `tree` the best tree, `vocabulary` the best tokens.
+"""Prepares what to draft with: the best tree, the best tokens, a text to retrieve from.
 
     jaxspec tune tree --temperature 0.8 --out tree.json
     jaxspec tune vocabulary --size 1024 --out vocabulary.json
+    jaxspec tune datastore --out store.safetensors
 
-Both have the target go on with beginnings of Python functions, and measure on what it
+All have the target go on with beginnings of Python functions, and measure on what it
 wrote; the file says which, and holds what was measured beside what was chosen. To keep
 what is chosen apart from what it is judged by, name the files of prompts that will be
 evaluated on with `--disjoint-from`.
@@ -11,9 +12,9 @@ evaluated on with `--disjoint-from`.
 
 import argparse
 
-from jaxspec.tune import tree, vocabulary
+from jaxspec.tune import datastore, tree, vocabulary
 
-SUBJECTS = {"tree": tree, "vocabulary": vocabulary}
+SUBJECTS = {"tree": tree, "vocabulary": vocabulary, "datastore": datastore}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import folder
 import jaxspec
 from jaxspec import pretrained
 from jaxspec.cli.__main__ import main
-from jaxspec.drafting import sequoia, static, tree_file, vocabulary
+from jaxspec.drafting import datastore, sequoia, static, tree_file, vocabulary
 from jaxspec.tune import calibration
 
 CODE = "def f{i}(a, b):\n    c = a + {i} + b\n    d = c - {i}\n    return d\n"
@@ -101,6 +101,23 @@ def test_trees_of_a_trimmed_model_are_measured(capsys, tmp_path, arguments):
     record = json.loads(out.read_text())
     assert record["vocabulary"] == "vocabulary.json"
     assert tree_file.load_tree(out) == (-1, 0)
+
+
+def test_a_datastore_is_made(capsys, tmp_path, arguments):
+    out = "--out", str(tmp_path / "store.safetensors")
+    evaluated = tmp_path / "evaluation.jsonl"
+    own = CODE.format(i=7)
+    evaluated.write_text(json.dumps({"prompt": own}))
+    text = tmp_path / "text.txt"
+    text.write_text(own + CODE.format(i=8))
+    model, library = arguments[:2], arguments[4:6]
+    options = "--disjoint-from", str(evaluated), *out
+    options = *model, *library, *FEW, "--prompts", "2", *options
+    record = tune(capsys, "datastore", *options, "--text", str(text), __file__)
+    assert (record["left_out"], record["documents"]) == (1, 3)  # this file, two texts
+    target = pretrained.load(folder.make())
+    store = datastore.load(tmp_path / "store.safetensors", target.tokenizer)
+    assert len(store.tokens) == record["tokens"]
 
 
 def test_texts_are_the_targets_own():
