@@ -33,7 +33,7 @@ from jaxspec.drafting.static import static_tree
 from jaxspec.models import config as configs
 from jaxspec.models import hybrid
 
-RANKS = (0.5, 0.15, 0.07, 0.04)  # how often the draw of each rank is kept, about
+RANKS = (0.53, 0.11, 0.06, 0.04)  # how often the draw of each rank is kept (tune tree)
 CALLS = 8  # of the draft model, for one tree that grows
 LONGEST = 8  # drafts on a path; beyond that a small model is hardly ever right
 LOOKUP_PATH = 8  # nodes on a path that is looked up
