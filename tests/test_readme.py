@@ -12,7 +12,7 @@ from jaxspec.cli.__main__ import parser
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(
-    set(re.findall(r"jaxspec (?:generate|bench|train|info)[^`\n|]*", README))
+    set(re.findall(r"jaxspec (?:generate|bench|tune|train|info)[^`\n|]*", README))
 )
 
 

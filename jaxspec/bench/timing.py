@@ -18,14 +18,20 @@ def seconds(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - started
 
 
-def medians(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Times calls in turn, `repeats` times round after a warm-up; seconds."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def rounds(calls: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, np.ndarray]:
+    """Times calls in turn, `repeats` times round after a warm-up; seconds `[repeats]`."""
+    times: dict[Any, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     for _ in range(repeats):
         for name, call in calls.items():
             times[name].append(seconds(call)[1])
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def medians(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The medians of `rounds`; seconds."""
+    times = rounds(calls, repeats)
     return {name: float(np.median(values)) for name, values in times.items()}
 
 

@@ -79,12 +79,16 @@ def test_builders_take_its_trees_and_read_few_leaves(name):
         return
     builder = static.static_tree(tree, "without_replacement")
     assert builder.num_nodes == len(tree) <= 24 and builder.max_path <= 6
-    levels = static._levels(tree)
-    read = [slot for level in levels for slot in range(level.start, level.stop)]
-    inner = set(tree[1:])
-    assert inner <= set(read)
+    depth = [0]
+    for parent in tree[1:]:
+        depth.append(depth[parent] + 1)
+    assert depth == sorted(depth)
+    assert builder.num_read == max(tree) + 1
     if name in ("falling", "steep", "one"):  # elder siblings have more below
-        assert inner == set(read)
+        for level in range(max(depth)):
+            slots = [slot for slot in range(len(tree)) if depth[slot] == level]
+            inner = [slot in tree[1:] for slot in slots]
+            assert inner == sorted(inner, reverse=True)  # no leaf is read
 
 
 def test_speed_weighs_tokens_against_time():

@@ -15,7 +15,7 @@ TREES = [
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "tree.json"
-    tree_file.save(path, TREES, best=2, temperature=0.5)
+    tree_file.save(path, TREES, best=2, temperature=0.5, acceptance=[0.5, 0.25])
     return path
 
 
@@ -47,3 +47,14 @@ def test_other_files_are_refused(saved, text):
     saved.write_text(text)
     with pytest.raises(ValueError, match="tree.json holds no trees"):
         tree_file.load_tree(saved)
+
+
+def test_acceptance_is_read(saved):
+    assert tree_file.load_acceptance(saved) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("shares", [[], [0.9, 0.2], [-0.1], None, ["x"]])
+def test_what_is_no_acceptance_is_refused(saved, shares):
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"acceptance": shares}))
+    with pytest.raises(ValueError, match="tree.json holds no acceptance"):
+        tree_file.load_acceptance(saved)
