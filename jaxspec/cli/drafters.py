@@ -27,7 +27,7 @@ from jaxspec.drafting.fusion import Pair, fuse
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.ngram import ngram
 from jaxspec.drafting.rasd import rasd
-from jaxspec.drafting.recycling import ranked_topology, recycling
+from jaxspec.drafting.recycling import ACCEPTANCE, recycling
 from jaxspec.drafting.retrieval import retrieval
 from jaxspec.drafting.static import static_tree
 from jaxspec.models import config as configs
@@ -275,7 +275,7 @@ def _rasd(order: str) -> Callable[[Tools, str], Made]:
 def _recycling(tools: Tools, shape: str) -> Made:
     config = pretrained.find(tools.target) / "config.json"
     vocab_size = configs.from_json(config.read_text()).vocab_size
-    topology = ranked_topology(_nodes(shape), LOOKUP_PATH)
+    topology = sequoia.optimal_tree(ACCEPTANCE, _nodes(shape), LOOKUP_PATH)
     return Made(recycling(vocab_size, topology), None)
 
 

@@ -12,7 +12,6 @@ is known, and nothing is proposed below it.
 """
 
 import functools
-import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ import numpy as np
 
 from jaxspec import partition, sampling
 from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft
-from jaxspec.drafting import static
+from jaxspec.drafting import sequoia, static
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
@@ -51,14 +50,17 @@ def recycling(
     Args:
         vocab_size: `V`, tokens of the target.
         topology: children of each node, level by level, as `(3, 2, 1)`; or the parent of
-            every slot, -1 first, level by level; `ranked_topology()` by default.
+            every slot, -1 first, level by level; 16 nodes by default, those most often
+            accepted.
         successors: `K`, how many are kept of each token.
 
     Raises:
         ValueError: if the topology is no tree, level by level, or has more children at a
             node than successors are kept, or more are kept than there are tokens.
     """
-    topology = static.parents_of(ranked_topology() if topology is None else topology)
+    if topology is None:
+        topology = sequoia.optimal_tree(ACCEPTANCE, num_nodes=16, max_path=8)
+    topology = static.parents_of(topology)
     most = 1 + max(max(level.rank) for level in static.levels_of(topology))
     if not most <= successors <= vocab_size:
         raise ValueError(
@@ -133,51 +135,3 @@ def _learn(known: Array, tokens: Array, live: Array, found: Array) -> Array:
     return jax.vmap(lambda k, at, new: k.at[at].set(new, mode="drop"))(
         known, place, found
     )
-
-
-@functools.cache
-def ranked_topology(
-    num_nodes: int = 16, max_path: int = 8, acceptance: tuple[float, ...] = ACCEPTANCE
-) -> tuple[int, ...]:
-    """Parents of the tree of which most is accepted, if that depends on ranks alone.
-
-    A node is reached with the product of `acceptance` over the ranks on its path, and the
-    expected number of accepted drafts is the sum over nodes. The likeliest nodes make the
-    sum largest, and are a tree, as no child is likelier than its parent or the sibling in
-    front of it.
-
-    Args:
-        num_nodes: slots, the root included.
-        max_path: nodes on the longest path, the root included.
-        acceptance: how often the child of each rank is the accepted one, descending.
-
-    Raises:
-        ValueError: if there are too few slots, or ranks to fill them, or the numbers are
-            not descending probabilities.
-    """
-    descending = all(a >= b for a, b in zip(acceptance, acceptance[1:], strict=False))
-    if not (acceptance and descending and sum(acceptance) <= 1 and acceptance[-1] > 0):
-        raise ValueError(f"Expected descending probabilities, got {acceptance}.")
-    if num_nodes < 2 or max_path < 2:
-        raise ValueError(
-            f"Expected num_nodes and max_path of at least 2, got {num_nodes} and "
-            f"{max_path}."
-        )
-    chosen, frontier = [()], [(-acceptance[0], (0,))]
-    while frontier and len(chosen) < num_nodes:
-        value, ranks = heapq.heappop(frontier)
-        chosen.append(ranks)
-        *above, rank = ranks
-        if rank + 1 < len(acceptance):
-            sibling = value / acceptance[rank] * acceptance[rank + 1]
-            heapq.heappush(frontier, (sibling, (*above, rank + 1)))
-        if len(ranks) + 1 < max_path:
-            heapq.heappush(frontier, (value * acceptance[0], (*ranks, 0)))
-    if len(chosen) < num_nodes:
-        raise ValueError(
-            f"{len(acceptance)} ranks and paths of {max_path} nodes fill {len(chosen)} "
-            f"slots, not {num_nodes}."
-        )
-    chosen.sort(key=lambda ranks: (len(ranks), ranks))
-    slot = {ranks: i for i, ranks in enumerate(chosen)}
-    return (TokenTree.NO_PARENT, *(slot[ranks[:-1]] for ranks in chosen[1:]))

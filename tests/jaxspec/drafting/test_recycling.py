@@ -13,8 +13,8 @@ import texts
 import tiny
 from jaxspec import sharding
 from jaxspec.core import Verdict, deterministic_draft
-from jaxspec.drafting import static
-from jaxspec.drafting.recycling import UNKNOWN, ranked_topology, recycling
+from jaxspec.drafting import sequoia, static
+from jaxspec.drafting.recycling import ACCEPTANCE, UNKNOWN, recycling
 from jaxspec.trees import check
 
 V, K = 7, 3
@@ -154,60 +154,11 @@ def test_a_mesh_changes_nothing():
     np.testing.assert_array_equal(again.parents, tree.parents)
 
 
-# --- The default topology ---
-
-
-def shapes(num_nodes, ranks, max_path):
-    """All trees of some slots, as sets of paths of ranks; siblings without gaps."""
-    found = {frozenset([()])}
-    for _ in range(num_nodes - 1):
-        grown = set()
-        for tree in found:
-            for path in tree:
-                rank = sum(len(p) == len(path) + 1 and p[:-1] == path for p in tree)
-                if rank < ranks and len(path) + 1 < max_path:
-                    grown.add(tree | {(*path, rank)})
-        found = grown
-    return found
-
-
-@pytest.mark.parametrize(
-    "num_nodes, max_path, acceptance",
-    [(6, 6, (0.5, 0.3, 0.1)), (6, 3, (0.6, 0.1)), (7, 4, (0.3, 0.3, 0.2, 0.1))],
-)
-def test_no_tree_is_expected_to_accept_more(num_nodes, max_path, acceptance):
-    def expected(tree):
-        return sum(np.prod([acceptance[rank] for rank in path]) for path in tree)
-
-    most = max(map(expected, shapes(num_nodes, len(acceptance), max_path)))
-    parents, paths = ranked_topology(num_nodes, max_path, acceptance), [()]
-    for slot, parent in enumerate(parents[1:], start=1):
-        paths.append((*paths[parent], parents[1:slot].count(parent)))
-    assert len(paths) == num_nodes and max(map(len, paths)) < max_path
-    assert expected(paths) == pytest.approx(most)
-
-
 def test_the_default_topology_is_a_drafters():
     drafter = recycling(100)
     assert drafter.max_path <= 8
-    assert drafter == recycling(100, ranked_topology(), 8) != recycling(101)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"num_nodes": 1},
-        {"max_path": 1},
-        {"acceptance": ()},
-        {"acceptance": (0.2, 0.3)},
-        {"acceptance": (0.7, 0.6)},
-        {"acceptance": (0.5, 0.0)},
-        {"num_nodes": 9, "max_path": 3, "acceptance": (0.5, 0.4)},
-    ],
-)
-def test_bad_topologies_are_refused(settings):
-    with pytest.raises(ValueError, match="Expected|fill 7 slots, not 9"):
-        ranked_topology(**settings)
+    best = sequoia.optimal_tree(ACCEPTANCE, num_nodes=16, max_path=8)
+    assert drafter == recycling(100, best, 8) != recycling(101)
 
 
 @pytest.mark.parametrize(
