@@ -33,12 +33,12 @@ def run(tmp_path, capsys):
 
 
 def test_what_it_records(run, tmp_path):
-    few = "--kind", "ngram", "rsd-s", "--nodes", "4"
+    few = "--kind", "ngram", "chain", "--nodes", "2"
     record = run(
         *few, "--repeats", "1", "--steps", "2", "--plot", str(tmp_path / "a.png")
     )
     cases = {(r["kind"], r["verifier"]) for r in record["rows"]}
-    laws = {("rsd-s", "recursive-rejection"), ("rsd-s", "traversal")}
+    laws = {("chain", "recursive-rejection"), ("chain", "traversal")}
     assert cases == {("ngram", "sample-and-match")} | laws
     assert len(record["rows"]) == 3 * 2 * 2  # temperatures, domains
     for row in record["rows"]:
@@ -50,7 +50,7 @@ def test_what_it_records(run, tmp_path):
 
 
 def test_it_goes_on_where_it_was_cut(run, tmp_path):
-    out = "--out", str(tmp_path / "out.json"), "--nodes", "4", "--repeats"
+    out = "--out", str(tmp_path / "out.json"), "--nodes", "2", "--repeats"
     first = run("--kind", "ngram", *out, "0")
     assert all(row["step"] is None for row in first["rows"])
     both = run("--kind", "ngram", "chain", *out, "0")

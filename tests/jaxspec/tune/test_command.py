@@ -48,7 +48,7 @@ def test_a_tree_is_measured_and_chosen(capsys, tmp_path, arguments):
     record = tune(
         capsys,
         *("tree", *arguments, "--out", str(out), "--plot", str(plot)),
-        *("--temperature", "1.5", "--max-nodes", "6", "--max-path", "4"),
+        *("--temperature", "1.5", "--max-nodes", "4", "--max-path", "3"),
         *("--width", "5", "--repeats", "1"),
     )
     written = json.loads(out.read_text())
@@ -59,7 +59,7 @@ def test_a_tree_is_measured_and_chosen(capsys, tmp_path, arguments):
     curve = record["acceptance"]
     assert len(curve) == 5 and 0 < sum(curve) <= 1 and 1 <= record["places"] <= 45
     assert set(record["verify_steps"]) == {"1", "2", "4", "6"}
-    assert [tree["num_nodes"] for tree in record["trees"]] == [2, 4, 6]
+    assert [tree["num_nodes"] for tree in record["trees"]] == [2, 4]
     for tree in record["trees"]:
         parents = tree_file.load_tree(out, tree["num_nodes"])
         assert parents == tuple(tree["parents"])

@@ -18,16 +18,16 @@ from jaxspec.drafting.static import static_tree
 from jaxspec.verification.recursive_rejection import recursive_rejection
 from jaxspec.verification.traversal import traversal
 
-ROWS, TOKENS, LEVEL = 48, 48, 1e-3
-BUILDER = static_tree((2, 2, 1), "without_replacement")
+ROWS, TOKENS, LEVEL = 32, 32, 1e-3
+BUILDER = static_tree((2, 1), "without_replacement")
 VERIFIERS = {"recursive rejection": recursive_rejection(), "traversal": traversal()}
 PROMPT = "def mean(values):\n"
 
 
 @functools.cache
 def pair():
-    target = jaxspec.load("stdlib-8m", max_path=4)
-    draft = jaxspec.load("stdlib-draft", max_path=4)
+    target = jaxspec.load("stdlib-8m", max_path=3)
+    draft = jaxspec.load("stdlib-draft", max_path=3)
     return target, draft, draft_model(draft.model, BUILDER)
 
 
