@@ -31,7 +31,6 @@ def test_it_is_short_and_keeps_its_outputs(path):
 
 @notebooks
 def test_it_runs(path, monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.fspath(ROOT / ".jax_cache"))
