@@ -3,6 +3,7 @@
 Tests compile much and run little, so LLVM does not optimise.
 """
 
+import gc
 import os
 import pathlib
 
@@ -19,6 +20,8 @@ _CACHE = pathlib.Path(__file__).parents[1] / ".jax_cache"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+gc.set_threshold(200_000, 20, 100)  # tracing makes many objects, and little garbage
 
 _MAPPINGS = pathlib.Path("/proc/self/maps")
 

@@ -78,7 +78,7 @@ def test_equal_sizes_give_equal_drafters():
     assert given(8, 4) == given(num_nodes=8, max_path=4) != given(8, 5)
 
 
-@texts.settings
+@pytest.mark.parametrize("setting", ["sampled"])
 def test_a_loop_that_gives_trees_writes_the_text_of_the_one_that_makes_them(setting):
     """Look-up outside of the step, and its tree given to the step."""
     size, model = (8, texts.MAX_PATH), texts.target()

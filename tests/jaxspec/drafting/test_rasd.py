@@ -274,7 +274,7 @@ def decode(setting, builder, order, rollback="replay", **options):
     )
 
 
-@texts.settings
+@pytest.mark.parametrize("setting", ["sampled"])
 @pytest.mark.parametrize(
     "builder, order",
     [(ONCE, "draft first"), (SHARED, "retrieval first")],

@@ -104,7 +104,7 @@ def drafter(law="top_k", topology=(3, 2)):
     return draft_model(draft, static.static_tree(topology, law))
 
 
-@texts.settings
+@pytest.mark.parametrize("setting", ["sampled"])
 def test_the_text_is_the_targets(setting):
     state, info = texts.speculative(drafter(), trimmed(), **texts.SETTINGS[setting])
     texts.check_same(state, texts.baseline(setting))
