@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/jaxspec generate --compare
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup $(TESTS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
 
 test-aot: $(VENV)/.installed-aot
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) tests/aot
