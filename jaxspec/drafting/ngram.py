@@ -49,6 +49,27 @@ def ngram(
     Raises:
         ValueError: on sizes out of range.
     """
+    if max_match > 32:  # scores are powers of two, in float32
+        raise ValueError(f"Expected max_match of at most 32, got {max_match}.")
+    max_path = longest_path(num_nodes, max_path, num_matches, min_match, max_match)
+    return _ngram(num_nodes, max_path, num_matches, min_match, max_match)
+
+
+def longest_path(
+    num_nodes: int, max_path: int, num_matches: int, min_match: int, max_match: int
+) -> int:
+    """Nodes on the longest path that a look-up of these sizes makes.
+
+    Args:
+        num_nodes: slots of the tree.
+        max_path: nodes on a path at most.
+        num_matches: places whose continuations are merged.
+        min_match: tokens that must agree.
+        max_match: tokens that are compared.
+
+    Raises:
+        ValueError: on sizes out of range.
+    """
     if not (num_nodes >= 1 and max_path >= 2 and num_matches >= 1):
         raise ValueError(
             "Expected num_nodes >= 1, max_path >= 2 and num_matches >= 1; got "
@@ -58,16 +79,13 @@ def ngram(
         raise ValueError(
             f"Expected 1 <= min_match <= max_match, got {min_match} and {max_match}."
         )
-    if max_match > 32:  # scores are powers of two, in float32
-        raise ValueError(f"Expected max_match of at most 32, got {max_match}.")
     most = 1 + num_matches * (max_path - 1)
     if num_nodes > most:
         raise ValueError(
             f"{num_matches} matches of at most {max_path - 1} tokens fill {most} nodes, "
             f"not {num_nodes}; raise num_matches or max_path."
         )
-    max_path = min(max_path, max(num_nodes, 2))
-    return _ngram(num_nodes, max_path, num_matches, min_match, max_match)
+    return min(max_path, max(num_nodes, 2))
 
 
 @functools.cache

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxspec import partition, rows, trees
 from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft, emitted_tokens
-from jaxspec.drafting import datastore
+from jaxspec.drafting import datastore, ngram
 from jaxspec.drafting.datastore import Datastore
 
 Array = jax.Array
@@ -53,22 +53,9 @@ def retrieval(
     Raises:
         ValueError: on sizes out of range.
     """
-    if not (num_nodes >= 1 and max_path >= 2 and num_matches >= 1):
-        raise ValueError(
-            "Expected num_nodes >= 1, max_path >= 2 and num_matches >= 1; got "
-            f"{num_nodes}, {max_path} and {num_matches}."
-        )
-    if not 1 <= min_match <= max_match:
-        raise ValueError(
-            f"Expected 1 <= min_match <= max_match, got {min_match} and {max_match}."
-        )
-    most = 1 + num_matches * (max_path - 1)
-    if num_nodes > most:
-        raise ValueError(
-            f"{num_matches} matches of at most {max_path - 1} tokens fill {most} nodes, "
-            f"not {num_nodes}; raise num_matches or max_path."
-        )
-    max_path = min(max_path, max(num_nodes, 2))
+    max_path = ngram.longest_path(
+        num_nodes, max_path, num_matches, min_match, max_match
+    )
     return _retrieval(num_nodes, max_path, num_matches, min_match, max_match)
 
 
