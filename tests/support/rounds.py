@@ -18,20 +18,15 @@ NO_PATH = jnp.full((3, MAX_PATH), -1, jnp.int32)
 HYBRID = tiny.CONFIGS["hybrid"].layers
 
 
-def grouped(names):
-    """One worker per model, so that what it compiled serves all tests of the model."""
-    return [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names]
-
-
 models = pytest.mark.parametrize(
-    "name", grouped([n for n in tiny.CONFIGS if n != "small-hybrid"])
+    "name", [n for n in tiny.CONFIGS if n != "small-hybrid"]
 )
 rollbacks = pytest.mark.parametrize("rollback", ROLLBACKS)
 layouts = pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
 # Rollback and trees differ by mixer, not by its options.
 tree_models = pytest.mark.parametrize(
     "name",
-    grouped(["mamba1", "mamba2-groups", "attention-window", "falcon-h1", "hybrid"]),
+    ["mamba1", "mamba2-groups", "attention-window", "falcon-h1", "hybrid"],
 )
 
 

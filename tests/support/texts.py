@@ -29,9 +29,7 @@ SETTINGS = {"greedy": GREEDY, "sampled": SAMPLED}
 DRAFTERS = ("ngram-tree", "ngram-chain", "model-chain", "model-tree", "itself")
 SCRIPTED = scripted.scripted(MAX_PATH, tiny.VOCAB)
 
-rollbacks = pytest.mark.parametrize(
-    "rollback", [pytest.param(r, marks=pytest.mark.xdist_group(r)) for r in ROLLBACKS]
-)
+rollbacks = pytest.mark.parametrize("rollback", ROLLBACKS)
 filter_logits = jax.jit(sampling.filter_logits)
 settings = pytest.mark.parametrize("setting", SETTINGS)
 

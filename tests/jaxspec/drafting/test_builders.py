@@ -37,9 +37,7 @@ CASES = {  # builder, and whether its head is trimmed
     "best first": (best_first(12, 3, 3), False),
     "best first, trimmed": (best_first(30, 5, 1), True),
 }
-cases = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in CASES]
-)
+cases = pytest.mark.parametrize("name", CASES)
 ROWS = range(growing.BATCH)
 
 

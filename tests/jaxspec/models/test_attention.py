@@ -18,7 +18,6 @@ from rounds import (
     check_nodes,
     commit_at_random,
     compiled_round,
-    grouped,
     model_and_params,
     read_prompt,
     rollbacks,
@@ -27,7 +26,7 @@ from rounds import (
 WINDOWS = ["attention", "attention-window", "attention-itself"]
 
 
-@pytest.mark.parametrize("name", grouped(WINDOWS))
+@pytest.mark.parametrize("name", WINDOWS)
 def test_a_prompt_may_be_several_blocks_of_queries(name, monkeypatch):
     monkeypatch.setattr(attention, "_QUERY_BLOCK", 4)
     model, params = model_and_params(name)
@@ -41,7 +40,7 @@ def test_a_prompt_may_be_several_blocks_of_queries(name, monkeypatch):
         assert tiny.relative_error(logits[row, :length], expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", grouped(["attention-itself"]))
+@pytest.mark.parametrize("name", ["attention-itself"])
 @rollbacks
 def test_a_window_of_one_sees_the_token_itself(name, rollback):
     """In a tree and after commits; `scan` and `step` are with all other models."""

@@ -21,7 +21,6 @@ from rounds import (
     commit_at_random,
     compiled_round,
     compiled_step,
-    grouped,
     model_and_params,
     pad_paths,
     read_prompt,
@@ -42,7 +41,7 @@ def test_after_any_commits_the_model_is_as_if_run_afresh(name, rollback):
     check_nodes(name, texts, tree, logits, nodes)
 
 
-@pytest.mark.parametrize("name", grouped(["mamba1", "mamba2-groups"]))
+@pytest.mark.parametrize("name", ["mamba1", "mamba2-groups"])
 @rollbacks
 def test_nothing_drifts_over_many_commits(name, rollback):
     carry, texts, _ = read_prompt(name, rollback, max_length=60)
@@ -55,7 +54,7 @@ def test_nothing_drifts_over_many_commits(name, rollback):
     check_nodes(name, texts, tree, logits, nodes)
 
 
-@pytest.mark.parametrize("name", grouped(["parallel"]))
+@pytest.mark.parametrize("name", ["parallel"])
 @pytest.mark.parametrize("ring_size", [MAX_PATH, 3 * MAX_PATH + 2])
 def test_a_ring_may_have_any_size_that_holds_a_path(name, ring_size):
     options = {"rollback": "lazy", "max_path": MAX_PATH, "ring_size": ring_size}
@@ -147,7 +146,7 @@ def test_a_done_row_keeps_its_past(rollback):
         assert any(jax.tree.leaves(changed))
 
 
-@pytest.mark.parametrize("name", grouped(["falcon-h1", "hybrid"]))
+@pytest.mark.parametrize("name", ["falcon-h1", "hybrid"])
 @rollbacks
 def test_extending_by_levels_is_scan_tree(name, rollback):
     model, params = model_and_params(name, rollback)
