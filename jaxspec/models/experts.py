@@ -65,10 +65,10 @@ def apply(
 
 
 def tile_rows(num_pairs: int, num_experts: int) -> int:
-    """Rows of a tile: a power of two, about as many as an expert has on average."""
+    """Rows of a tile: a power of two, no more than an expert has on average."""
     least, most = TILE_ROWS
-    mean = -(-num_pairs // num_experts)
-    return min(max(1 << (mean - 1).bit_length(), least), most)
+    mean = max(num_pairs // num_experts, 1)
+    return min(max(1 << (mean.bit_length() - 1), least), most)
 
 
 def sort(index: jax.Array, num_experts: int, size: int) -> Tiles:

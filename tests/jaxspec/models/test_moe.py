@@ -7,11 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import oracle
 import tiny
-from jaxspec.models import experts, layers, moe
+from jaxspec import partition, sharding
+from jaxspec.models import experts, layers, layout, moe
 from jaxspec.models.config import MoEConfig
+from rounds import (
+    MAX_PATH,
+    NO_PATH,
+    NUM_NODES,
+    check_nodes,
+    compiled_round,
+    read_prompt,
+)
 
 TOLERANCE = 2e-5
 SIZES = {"num_experts": 12, "top_k": 4, "d_ff": 10}
@@ -103,7 +113,7 @@ def test_no_token_is_dropped(num_tokens):
 def test_many_tokens_have_large_tiles():
     config, params, call = layer("one-of-two")
     x = tokens(230)
-    assert experts.tile_rows(230, 2) == 128
+    assert experts.tile_rows(230, 2) == 64
     found = call(params, x)
     assert tiny.relative_error(found, expected(config, params, x)) < TOLERANCE
 
@@ -172,6 +182,52 @@ def test_gradients_are_those_of_all_experts_at_once():
         assert tiny.relative_error(a, b) < TOLERANCE
 
 
+@pytest.mark.parametrize("rollback", ["replay", "lazy"])
+def test_a_tree_is_scan_along_every_path(rollback):
+    carry, texts, _ = read_prompt("experts", rollback)
+    tree = tiny.random_tree(np.random.default_rng(3), 3, NUM_NODES, MAX_PATH)
+    _, logits = compiled_round("experts", rollback)(carry, tree, NO_PATH)
+    nodes = functools.partial(tiny.real_nodes, tree)
+    check_nodes("experts", texts, tree, logits, nodes)
+
+
+# --- On a mesh ---
+
+
+@pytest.mark.parametrize("name, batch", [("qwen3-next", 4), ("nemotron-h", 3)])
+def test_devices_have_parts_of_all_experts(name, batch):
+    """Rows and width are cut, and added up: once the chosen experts, once the shared."""
+    config, params, call = layer(name)
+    x = tokens(batch, 5)
+    together = call(params, x)
+    params = {"layers": ({"norm": {}, "moe": moe.split(config, params)},)}
+    axes = {"data": 2, "tensor": 2}
+    specs = layout.param_specs(config, params, axes)["layers"][0]["moe"]
+    ups = jax.tree.leaves(specs["up_proj"])
+    assert set(ups) == {PartitionSpec(None, None, "tensor")}
+    assert specs["down_proj"]["kernel"] == PartitionSpec(None, "tensor", None)
+    assert specs["router"]["kernel"] == PartitionSpec()
+    with sharding.mesh(**axes, devices=jax.devices()[:4]) as mesh:
+        where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        params = sharding.put(params["layers"][0]["moe"], where)
+        rows = NamedSharding(mesh, PartitionSpec(partition.rows(batch, axes)))
+        x = jax.device_put(x, rows)
+        run = jax.jit(call, out_shardings=rows).lower(params, x).compile()
+        found, exchanged = run(params, x), sharding.collectives(run.as_text())
+    assert tiny.relative_error(found, together) < TOLERANCE
+    assert {one.kind for one in exchanged} == {"all-reduce"}
+    each = found.addressable_shards[0].data.nbytes
+    assert sum(one.num_bytes * one.count for one in exchanged) == 2 * each
+
+
+def test_what_is_fused_is_not_cut():
+    _, params, call = layer("jamba")
+    x = tokens(4, 2)
+    with sharding.mesh(data=2, tensor=2, devices=jax.devices()[:4]):
+        found = jax.jit(lambda params, x: call(params, x))(params, x)
+    assert tiny.relative_error(found, call(params, x)) < TOLERANCE
+
+
 # --- Tiles ---
 
 
@@ -192,4 +248,4 @@ def test_a_tile_has_one_expert(num_pairs, num_experts, size):
 
 def test_tiles_are_as_large_as_experts_are_popular():
     pairs = [6, 48, 384, 3072, 10**6]
-    assert [experts.tile_rows(n, 64) for n in pairs] == [8, 8, 8, 64, 128]
+    assert [experts.tile_rows(n, 64) for n in pairs] == [8, 8, 8, 32, 128]
