@@ -227,6 +227,8 @@ class MoEConfig:
         routed_multiplier: factor of the weights of the chosen.
         shared_d_ff: hidden width of the expert that all tokens have; 0 for none.
         shared_gate: its output is times the sigmoid of a projection (Qwen3-Next).
+        d_latent: width that the chosen experts' input is projected to and their output
+            from (Nemotron-3-Super); 0 for none, `d_model`.
     """
 
     num_experts: int
@@ -240,6 +242,7 @@ class MoEConfig:
     routed_multiplier: float = 1.0
     shared_d_ff: int = 0
     shared_gate: bool = False
+    d_latent: int = 0
 
     def __post_init__(self):
         _positive(self, "num_experts", "top_k", "d_ff", "num_groups", "top_groups")
@@ -271,10 +274,9 @@ class MoEConfig:
             if groups > 1
             else f"top_k must not exceed num_experts, got {self.top_k} of {size}.",
         )
-        _require(
-            self.shared_d_ff >= 0,
-            f"shared_d_ff must not be negative, got {self.shared_d_ff}.",
-        )
+        for name in ("shared_d_ff", "d_latent"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, got {value}.")
         _require(
             self.shared_d_ff > 0 or not self.shared_gate,
             "shared_gate needs a shared expert: set shared_d_ff.",

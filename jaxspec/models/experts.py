@@ -5,9 +5,12 @@
 Pairs of a row and an expert are sorted by expert, and each expert's are cut into tiles of
 a few rows, the last of which may not be full. A tile has one expert: a loop over tiles
 reads weights where they lie, those that nobody chose not at all, and a row meets no other
-row. It is the grouped product of MegaBlocks (Gale et al. 2023), several times faster on a
-CPU than `jax.lax.ragged_dot`, which multiplies all rows with all experts there, and than
-gathering the weights of each row, which copies them.
+row. It is the grouped product of MegaBlocks (Gale et al. 2023). On a CPU it is faster for
+any number of rows than `jax.lax.ragged_dot`, which multiplies all rows with all experts
+there, and than gathering the weights of each row, which copies them.
+
+Weights should be stored in the dtype of the activations, as XLA may convert all of them
+rather than those it reads.
 """
 
 from collections.abc import Callable
@@ -26,7 +29,7 @@ class Tiles(NamedTuple):
     """Where the pairs lie, `R` of them in `N` tiles of `m` rows.
 
     Attributes:
-        expert: `[N]` int32, each tile's; any for tiles that are left over.
+        expert: `[N]` int32, each tile's; the last one's for tiles that are left over.
         slot: `[R]` int32, each pair's row among the `N m` of all tiles.
     """
 
@@ -83,5 +86,5 @@ def sort(index: jax.Array, num_experts: int, size: int) -> Tiles:
     )
     place = jnp.argsort(jnp.argsort(index)).astype(jnp.int32)  # among the sorted pairs
     shift = size * (stop - tiles) - (jnp.cumsum(counts) - counts)
-    expert = jnp.minimum(expert.astype(jnp.int32), num_experts - 1)
+    expert = jnp.minimum(expert.astype(jnp.int32), jnp.max(index))
     return Tiles(expert, place + shift[index])

@@ -7,11 +7,14 @@
                                     experts whose two best add up to most (Liu et al. 2024)
 
 where w may be divided by its sum over the chosen, which makes of a softmax over all
-experts one over the chosen. Scores are float32. There is no capacity: no token is
-dropped, and none matters to another. It has no past: its carry and its tape are empty.
+experts one over the chosen. Those may work on a projection of x, and their sum is then
+projected back (LatentMoE, Elango et al. 2026). Scores are float32. There is no capacity: no
+token is dropped, and none matters to another. It has no past: its carry and its tape are
+empty.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -96,11 +99,14 @@ class Mixer(stateless.Mixer):
 
     def setup(self):
         c, d_model = self.config.moe, self.config.d_model
-        scale = 1 / len(self.config.layers)
+        scale, latent = 1 / len(self.config.layers), c.d_latent or d_model
         width = mlp.up_width(c.activation, c.d_ff)
         self.router = Kernel((d_model, c.num_experts))
-        self.up_proj = Kernel((c.num_experts, d_model, width))
-        self.down_proj = Kernel((c.num_experts, c.d_ff, d_model), scale)
+        self.up_proj = Kernel((c.num_experts, latent, width))
+        self.down_proj = Kernel((c.num_experts, c.d_ff, latent), scale)
+        if c.d_latent:
+            self.latent_in_proj = layers.dense(self.config, latent)
+            self.latent_out_proj = layers.dense(self.config, d_model)
         if c.scores == "sigmoid":
             self.correction_bias = layers.param(
                 self, "correction_bias", nn.initializers.zeros, (c.num_experts,)
@@ -113,25 +119,33 @@ class Mixer(stateless.Mixer):
             self.shared_gate = layers.dense(self.config, 1)
 
     def mix(self, x: jax.Array) -> jax.Array:
-        c, y = self.config.moe, self._chosen(x)
+        c = self.config.moe
+        if c.d_latent:
+            y = self.latent_out_proj(self._chosen(x, self.latent_in_proj(x)))
+        else:
+            y = self._chosen(x, x)
         if c.shared_d_ff:
             h = mlp.activate(c.activation, self.shared_up_proj(x))
             h = self.shared_down_proj(h)
             y = y + (nn.sigmoid(self.shared_gate(x)) * h if c.shared_gate else h)
         return y
 
-    def _chosen(self, x: jax.Array) -> jax.Array:
-        """Runs the chosen experts, on a mesh each device's rows and part of the width."""
+    def _chosen(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        """Runs the experts that `x` chooses on `h`.
+
+        On a mesh a device has its own rows, and its part of the hidden width.
+        """
         c, axes = self.config.moe, partition.sizes()
         bias = self.correction_bias if c.scores == "sigmoid" else None
         router, up, down = self.router(), self.up_proj(), self.down_proj()
-        is_whole = c.activation == "swiglu" and isinstance(up, jax.Array)
+        is_whole = c.activation == "swiglu" and not isinstance(up, Mapping)
         is_cut = layout.is_cut(self.config, "moe", axes[partition.TENSOR])
         width = partition.TENSOR if is_cut and not is_whole else None
         rows, whole = partition.rows(x.shape[0], axes), PartitionSpec()
         parts = partition.per_device(
             functools.partial(_run, c),
             in_specs=(
+                PartitionSpec(rows),
                 PartitionSpec(rows),
                 whole,
                 whole,
@@ -140,18 +154,19 @@ class Mixer(stateless.Mixer):
             ),
             out_specs=PartitionSpec(width, rows),
         )
-        return jnp.sum(parts(x, router, bias, up, down), axis=0)
+        return jnp.sum(parts(x, h, router, bias, up, down), axis=0)
 
 
 def _run(
     config: MoEConfig,
     x: jax.Array,
+    h: jax.Array,
     router: jax.Array,
     bias: jax.Array | None,
     up: Any,
     down: jax.Array,
 ) -> jax.Array:
-    """What the experts add up to, or a part of their width, `[1, B, ..., d_model]`."""
+    """What the experts add up to, or a part of their width, `[1, *h.shape]`."""
 
     def times(x, kernel, expert):
         kernel = jax.lax.dynamic_index_in_dim(kernel, expert, keepdims=False)
@@ -161,7 +176,7 @@ def _run(
         h = jax.tree.map(lambda kernel: times(x, kernel, expert), up)
         return times(mlp.activate(config.activation, h), down, expert)
 
-    flat = x.reshape(-1, x.shape[-1])
-    weights, index = route(config, router, bias, flat)
-    y = experts.apply(run, flat, weights, index, config.num_experts)
-    return y.reshape(1, *x.shape)
+    weights, index = route(config, router, bias, x.reshape(-1, x.shape[-1]))
+    rows = h.reshape(-1, h.shape[-1])
+    y = experts.apply(run, rows, weights, index, config.num_experts)
+    return y.reshape(1, *h.shape)

@@ -147,10 +147,13 @@ def activate(activation, h, gate_multiplier=1.0):
 
 
 def moe(config, p, past, x, position):
-    c, y = config.moe, np.zeros_like(x)
+    c, y = config.moe, 0.0
+    own = dense(p["latent_in_proj"], x) if c.d_latent else x
     for expert, weight in chosen(c, p, x).items():
-        h = activate(c.activation, x @ p["up_proj"]["kernel"][expert])
+        h = activate(c.activation, own @ p["up_proj"]["kernel"][expert])
         y += weight * (h @ p["down_proj"]["kernel"][expert])
+    if c.d_latent:
+        y = dense(p["latent_out_proj"], y)
     if c.shared_d_ff:
         h = activate(c.activation, dense(p["shared_up_proj"], x))
         h = dense(p["shared_down_proj"], h)

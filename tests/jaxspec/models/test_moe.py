@@ -41,6 +41,7 @@ VARIANTS = {
     "all-groups": MoEConfig(
         **SIZES, activation="gelu", scores="sigmoid", num_groups=3, top_groups=3
     ),
+    "latent": MoEConfig(**SIZES, scores="sigmoid", d_latent=6, shared_d_ff=14),
     "bare-scores": MoEConfig(**SIZES, scores="sigmoid", renormalize=False),
     "all-experts": MoEConfig(num_experts=3, top_k=3, d_ff=5),
     "one-of-two": MoEConfig(num_experts=2, top_k=1, d_ff=5, renormalize=False),
@@ -194,7 +195,7 @@ def test_a_tree_is_scan_along_every_path(rollback):
 # --- On a mesh ---
 
 
-@pytest.mark.parametrize("name, batch", [("qwen3-next", 4), ("nemotron-h", 3)])
+@pytest.mark.parametrize("name, batch", [("qwen3-next", 4), ("latent", 3)])
 def test_devices_have_parts_of_all_experts(name, batch):
     """Rows and width are cut, and added up: once the chosen experts, once the shared."""
     config, params, call = layer(name)
@@ -216,8 +217,9 @@ def test_devices_have_parts_of_all_experts(name, batch):
         found, exchanged = run(params, x), sharding.collectives(run.as_text())
     assert tiny.relative_error(found, together) < TOLERANCE
     assert {one.kind for one in exchanged} == {"all-reduce"}
-    each = found.addressable_shards[0].data.nbytes
-    assert sum(one.num_bytes * one.count for one in exchanged) == 2 * each
+    part, width = found.addressable_shards[0].data, config.d_model
+    wanted = part.nbytes * (1 + (config.moe.d_latent or width) / width)
+    assert sum(one.num_bytes * one.count for one in exchanged) == wanted
 
 
 def test_what_is_fused_is_not_cut():
@@ -244,6 +246,7 @@ def test_a_tile_has_one_expert(num_pairs, num_experts, size):
         assert len(set(slot)) == num_pairs
         assert slot.min() >= 0
         np.testing.assert_array_equal(expert[slot // size], index)
+        assert set(expert) == set(index)  # no other weights are read
 
 
 def test_tiles_are_as_large_as_experts_are_popular():

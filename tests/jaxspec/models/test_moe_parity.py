@@ -84,7 +84,7 @@ def qwen_3_5():
     return ours, block, block, names
 
 
-def nemotron(groups, top_groups, renormalize):
+def nemotron(groups, top_groups, renormalize, latent=0):
     from transformers.models.nemotron_h import modeling_nemotron_h as m
 
     config = m.NemotronHConfig(
@@ -97,6 +97,7 @@ def nemotron(groups, top_groups, renormalize):
         topk_group=top_groups,
         norm_topk_prob=renormalize,
         routed_scaling_factor=2.5,
+        moe_latent_size=latent or None,
     )
     block = m.NemotronHMoE(config)
     names = {
@@ -107,6 +108,9 @@ def nemotron(groups, top_groups, renormalize):
         "shared_up_proj": "shared_experts.up_proj.weight",
         "shared_down_proj": "shared_experts.down_proj.weight",
     }
+    if latent:
+        names["latent_in_proj"] = "fc1_latent_proj.weight"
+        names["latent_out_proj"] = "fc2_latent_proj.weight"
     ours = MoEConfig(
         **SIZES,
         activation="relu2",
@@ -116,6 +120,7 @@ def nemotron(groups, top_groups, renormalize):
         top_groups=top_groups,
         routed_multiplier=2.5,
         shared_d_ff=SHARED,
+        d_latent=latent,
     )
     return ours, block, block, names
 
@@ -142,6 +147,7 @@ BLOCKS = {
     "qwen3.5": qwen_3_5,
     "nemotron-h": functools.partial(nemotron, 1, 1, True),
     "nemotron-h-groups": functools.partial(nemotron, 4, 2, False),
+    "nemotron-h-latent": functools.partial(nemotron, 1, 1, True, 6),
     "jamba": jamba,
 }
 
