@@ -183,11 +183,10 @@ def test_gradients_are_those_of_all_experts_at_once():
         assert tiny.relative_error(a, b) < TOLERANCE
 
 
-@pytest.mark.parametrize("rollback", ["replay", "lazy"])
-def test_a_tree_is_scan_along_every_path(rollback):
-    carry, texts, _ = read_prompt("experts", rollback)
+def test_a_tree_is_scan_along_every_path():
+    carry, texts, _ = read_prompt("experts")
     tree = tiny.random_tree(np.random.default_rng(3), 3, NUM_NODES, MAX_PATH)
-    _, logits = compiled_round("experts", rollback)(carry, tree, NO_PATH)
+    _, logits = compiled_round("experts")(carry, tree, NO_PATH)
     nodes = functools.partial(tiny.real_nodes, tree)
     check_nodes("experts", texts, tree, logits, nodes)
 
