@@ -137,7 +137,7 @@ def _jobs(
         "temperature": temperature,
         "top_k": args.top_k,
         "top_p": args.top_p,
-        "stops": pretrained.stop_tokens(target.tokenizer),
+        "stops": pretrained.stop_tokens(args.model),
     }
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(args.seed), np.arange(len(ids))
