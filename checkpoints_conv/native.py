@@ -39,6 +39,19 @@ def save(
     os.replace(partial, path)
 
 
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads all arrays, by their names.
+
+    Raises:
+        ValueError: if the file is not whole.
+        FileNotFoundError: if there is no file.
+    """
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+
+
 def load(path: str | os.PathLike, like: Params) -> Params:
     """Reads params into the structure, shapes and dtypes of `like`.
 
@@ -50,10 +63,7 @@ def load(path: str | os.PathLike, like: Params) -> Params:
         ValueError: if the file is not whole, or holds other arrays than `like`.
         FileNotFoundError: if there is no file.
     """
-    try:
-        arrays = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+    arrays = read(path)
     leaves, structure = jax.tree.flatten(like)
     expected = dict(zip(names(like), leaves, strict=True))
     if set(arrays) != set(expected):

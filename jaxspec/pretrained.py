@@ -1,26 +1,30 @@
 """Trained models from a folder, or by the name of one that ships.
 
-A folder holds `config.json`, `model.safetensors` (bfloat16, widened on load) and
-`tokenizer.json` (Hugging Face `tokenizers`).
+A folder holds `config.json`, `tokenizer.json` (Hugging Face `tokenizers`) and the weights:
+`model.safetensors` in bfloat16 where jaxspec trained the model, or one Orbax checkpoint
+per part where `jaxspec convert` made it of a published one.
 """
 
+import dataclasses
 import hashlib
 import importlib.resources
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import tokenizers
 
-from checkpoints_conv import native
+from checkpoints_conv import native, stored
 from jaxspec import files
 from jaxspec.core import LanguageModel
 from jaxspec.models import config as configs
 from jaxspec.models import hybrid
 
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = stored.END_OF_TEXT
+DTYPES = ("float32", "bfloat16")
+_ALWAYS_FLOAT32 = ("A_log", "D", "dt_bias", "scale")  # small, and precise
 
 
 class Pretrained(NamedTuple):
@@ -41,7 +45,8 @@ def find(name_or_dir: str | pathlib.Path) -> pathlib.Path:
     """The folder of a model.
 
     Raises:
-        ValueError: if it is neither a shipped model nor a folder with a config.
+        ValueError: if it is neither a shipped model nor a folder with a config, or the
+            config is a published one.
     """
     folder = pathlib.Path(name_or_dir)
     if str(name_or_dir) in shipped():
@@ -52,14 +57,26 @@ def find(name_or_dir: str | pathlib.Path) -> pathlib.Path:
             f"{str(name_or_dir)!r} is neither a folder with a config.json nor one of the "
             f"shipped models {shipped()}."
         )
+    text = (folder / "config.json").read_text()
+    if '"format_version"' not in text and ('"model_type"' in text or "ssm_cfg" in text):
+        raise ValueError(
+            f"{folder} holds a published checkpoint; convert it first: jaxspec convert "
+            f"{folder} DEST."
+        )
     return folder
 
 
-def load(name_or_dir: str | pathlib.Path, **options: Any) -> Pretrained:
+def load(
+    name_or_dir: str | pathlib.Path,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    **options: Any,
+) -> Pretrained:
     """Loads a model.
 
     Args:
         name_or_dir: a shipped name (`shipped()`) or a folder.
+        dtype: of activations and kernels; what the config says by default. Decay rates,
+            step sizes and norms are float32 always.
         **options: of `language_model`: `rollback`, `max_path`, `ring_size`,
             `scan_layers`.
 
@@ -69,21 +86,58 @@ def load(name_or_dir: str | pathlib.Path, **options: Any) -> Pretrained:
     """
     folder = find(name_or_dir)
     config = configs.from_json((folder / "config.json").read_text())
-    model = hybrid.language_model(config)
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    params = native.load(folder / "model.safetensors", like)
-    params = jax.tree.map(jnp.asarray, params)
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype)
+    converted = stored.is_converted(folder)
+    like = _like(config)
+    if converted:
+        params = _load_parts(folder, like)
+    else:
+        params = native.load(folder / "model.safetensors", like)
+        params = jax.tree.map(jnp.asarray, params)
     if jax.default_backend() == "cpu" and config.tie_embeddings:
         params = hybrid.separate_head(params)
     if options.get("scan_layers"):
         params = hybrid.stack_params(config, params)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
-    if tokenizer.get_vocab_size() > config.vocab_size:
+    if not converted and tokenizer.get_vocab_size() > config.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens and the "
             f"model {config.vocab_size}."
         )
     return Pretrained(hybrid.language_model(config, **options), params, tokenizer)
+
+
+def _like(config: configs.ModelConfig) -> Any:
+    """Shapes and dtypes of the params in memory."""
+    shapes = jax.eval_shape(hybrid.language_model(config).init, jax.random.key(0))
+
+    def one(path, leaf):
+        if path[-1].key in _ALWAYS_FLOAT32:
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(config.dtype))
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def _load_parts(folder: pathlib.Path, like: Any) -> Any:
+    """Reads what `jaxspec convert` made, a part at a time."""
+
+    def read(name, like):
+        leaves = stored.flatten(stored.read_part(folder, name))
+        expected = stored.flatten(like)
+        shapes = {path: leaf.shape for path, leaf in leaves.items()}
+        if shapes != {path: leaf.shape for path, leaf in expected.items()}:
+            raise ValueError(f"{folder} does not fit its config: {name} has {shapes}.")
+        arrays = [
+            jnp.asarray(leaves[path].astype(expected[path].dtype))
+            for path in native.names(like)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(like), arrays)
+
+    blocks = [read(f"layers.{i}", block) for i, block in enumerate(like["layers"])]
+    ends = {name: read(name, part) for name, part in like.items() if name != "layers"}
+    return {**ends, "layers": tuple(blocks)}
 
 
 def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
@@ -116,16 +170,20 @@ def save(
     files.write_text(folder / "config.json", configs.to_json(config))
 
 
-def stop_tokens(tokenizer: tokenizers.Tokenizer) -> list[int]:
-    """The end-of-text token, if the tokenizer has one."""
-    token = tokenizer.token_to_id(END_OF_TEXT)
+def stop_tokens(name_or_dir: str | pathlib.Path) -> list[int]:
+    """The tokens that end a model's texts: those it was published with, or end-of-text."""
+    folder = find(name_or_dir)
+    if stored.is_converted(folder):
+        return stored.read_source(folder)["stop_tokens"]
+    token = load_tokenizer(folder / "tokenizer.json").token_to_id(END_OF_TEXT)
     return [] if token is None else [token]
 
 
-def special_tokens(tokenizer: tokenizers.Tokenizer) -> list[int]:
+def special_tokens(name_or_dir: str | pathlib.Path) -> list[int]:
     """Tokens that are no piece of text: stops, and what templates are made of."""
+    tokenizer = load_tokenizer(find(name_or_dir) / "tokenizer.json")
     added = tokenizer.get_added_tokens_decoder()
-    return sorted({*stop_tokens(tokenizer), *added})
+    return sorted({*stop_tokens(name_or_dir), *added})
 
 
 def tokenizer_hash(tokenizer: tokenizers.Tokenizer) -> str:

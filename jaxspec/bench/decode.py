@@ -5,11 +5,22 @@ tokens per second over the autoregressive loop's, prefill not counted in either;
 says how many texts are the same token for token, and how many part at a near tie (two
 candidates whose scores differ by less than 1e-4 of the largest logit). `zlib` is the
 compressed size of the texts over their size: repetitive text is easy to draft.
+
+    jaxspec bench decode --model DIR --peer transformers
+    jaxspec bench decode --shape mamba2-130m --peer transformers --max-tokens 64
+
+`--peer` has transformers continue the same prompts with the same weights in the same run.
+`--shape` draws random weights for a published shape: what a step costs is as with trained
+ones, but such a model repeats itself, and what a drafter gains of that says nothing.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +30,15 @@ from rich import progress
 from rich import table as tables
 
 from jaxspec import decode_state, decoding, metrics, pretrained
+from jaxspec.bench import peer as peers
 from jaxspec.bench import prompts as prompt_files
-from jaxspec.bench import timing
+from jaxspec.bench import published, synthetic, timing
 from jaxspec.cli import options
+from jaxspec.models import config as configs
+from jaxspec.models import hybrid
 
 DEFAULT_DRAFTERS = ("ngram:8", "ngram:chain:7", "model:chain:4", "model:2,2,1")
-
+LOOKUPS = DEFAULT_DRAFTERS[:2]  # what needs no draft model
 
 LEFT = ("drafter", "rollback")  # columns of words
 
@@ -82,6 +96,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_models(parser)
     options.add_verifier(parser)
     options.add_rollback(parser, nargs="+", default=["auto"])
+    parser.add_argument(
+        "--peer",
+        choices=["transformers"],
+        help="decode the same prompts with it as well (extra `hf`; --batch 1)",
+    )
+    parser.add_argument(
+        "--shape",
+        choices=sorted(published.MODELS),
+        help="random weights of a published model's shape in place of --model",
+    )
     parser.add_argument("--plot", type=pathlib.Path, help="draw the table into a file")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
@@ -91,16 +115,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the benchmark."""
     if args.plot:
-        from jaxspec import plotting  # needs an extra: if it is missing, say so now
+        from jaxspec import plotting  # noqa: F401 (needs an extra: if missing, say so now)
     options.check_positive(args, "limit", "batch", "repeats")
+    if args.peer:
+        peers.check_installed()
+        if args.batch > 1:
+            raise ValueError(f"--peer takes one prompt at a time, not {args.batch}.")
+    with _model(args) as args.model:
+        _run(args)
+
+
+@contextlib.contextmanager
+def _model(args: argparse.Namespace) -> Iterator[str]:
+    """The target that is meant: a folder of random weights if a shape is named."""
+    if args.shape is None:
+        yield args.model
+        return
+    config = published.MODELS[args.shape]
+    config = dataclasses.replace(config, dtype=args.dtype or "float32")
+    tokenizer = pretrained.find(options.TARGET) / "tokenizer.json"
+    params = synthetic.params(config, hybrid.language_model(config))
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = pretrained.load_tokenizer(tokenizer)
+        pretrained.save(folder, config, params, tokenizer)
+        del params
+        yield folder
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Runs it with a target that there is."""
     texts = prompt_files.read(args.prompts)[: args.limit]
-    names = args.drafter or list(DEFAULT_DRAFTERS)
+    names = args.drafter or list(LOOKUPS if args.shape else DEFAULT_DRAFTERS)
     setups = {
         (name, rollback): options.load(args, name, rollback)
         for name in names
         for rollback in args.rollback
     }
     target = next(iter(setups.values())).target
+    peer = None
+    if args.peer:
+        folder = pretrained.find(args.model)
+        config = configs.from_json((folder / "config.json").read_text())
+        peer = peers.Transformers(folder, args.dtype or config.dtype)
     ids = [target.tokenizer.encode(text).ids for text in texts]
     rows = []
     columns = progress.Progress.get_default_columns()
@@ -108,16 +164,22 @@ def run(args: argparse.Namespace) -> None:
         for temperature in args.temperature:
             jobs = _jobs(args, ids, temperature, target)
             task = bar.add_task(f"T = {temperature:g}", total=len(jobs))
-            rows += _measure(args, setups, jobs, lambda task=task: bar.advance(task))
+            rows += _measure(
+                args, setups, jobs, peer, lambda task=task: bar.advance(task)
+            )
     record = {
         "environment": timing.environment(),
         "prompts": str(args.prompts or "own"),
         "num_prompts": len(texts),
         "batch": args.batch,
         "max_tokens": args.max_tokens,
+        "shape": args.shape,
+        "peer": peer and peer.environment(),
         "rows": rows,
     }
     if args.plot:
+        from jaxspec import plotting
+
         title = f"{len(texts)} prompts, {record['environment']['processor']}"
         plotting.save(plotting.speedups(rows, title), args.plot)
     if args.json:
@@ -137,7 +199,7 @@ def _jobs(
         "temperature": temperature,
         "top_k": args.top_k,
         "top_p": args.top_p,
-        "stops": pretrained.stop_tokens(target.tokenizer),
+        "stops": pretrained.stop_tokens(args.model),
     }
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(args.seed), np.arange(len(ids))
@@ -151,11 +213,12 @@ def _jobs(
     return jobs
 
 
-def _measure(args, setups, jobs, advance) -> list[dict[str, Any]]:
-    """Decodes every job autoregressively and with every drafter, in turn."""
+def _measure(args, setups, jobs, peer, advance) -> list[dict[str, Any]]:
+    """Decodes every job autoregressively, with every drafter and by a peer, in turn."""
     verifier = options.VERIFIERS[args.verifier]()
     totals = {name: _Total() for name in setups}
     baseline_total = _Total()
+    peer_total = _PeerTotal(peer) if peer else None
     written = []
     for number, job in enumerate(jobs):
         baseline = None
@@ -194,6 +257,8 @@ def _measure(args, setups, jobs, advance) -> list[dict[str, Any]]:
                 written += _texts(setup.target.tokenizer, out)
             else:
                 total.compare(setup.target, baseline, out)
+        if peer_total:
+            peer_total.decode(args, setup.target, job, baseline)
         advance()
     zlib = float(np.mean([metrics.zlib_ratio(text) for text in written]))
     temperature = jobs[0].settings["temperature"]
@@ -204,6 +269,7 @@ def _measure(args, setups, jobs, advance) -> list[dict[str, Any]]:
             "temperature": temperature,
             **total.record(baseline_total),
             "zlib_ratio": zlib,
+            "peer": peer_total and peer_total.record(baseline_total),
         }
         for (name, rollback), total in totals.items()
     ]
@@ -251,6 +317,39 @@ class _Total:
             "tokens_per_second": speed,
             "autoregressive_tokens_per_second": baseline_speed,
             "speedup": speed / baseline_speed,
+            "texts": self.texts,
+            "identical": self.identical,
+            "near_ties": self.near_ties,
+            "different": self.texts - self.identical - self.near_ties,
+        }
+
+
+class _PeerTotal:
+    """The same of a peer."""
+
+    def __init__(self, peer: peers.Transformers):
+        peer.reset()
+        self.peer, self.texts, self.identical, self.near_ties = peer, 0, 0, 0
+
+    def decode(self, args, target, job: Job, baseline) -> None:
+        prompt = job.prompt[0, : int(job.lengths[0])].tolist()
+        text = self.peer.decode(prompt, args.repeats, job.settings)
+        if job.settings["temperature"] > 0.0:  # the noise is not ours
+            return
+        tokens = np.asarray(baseline.tokens).copy()
+        tokens[0, : len(text)] = text
+        other = baseline.replace(tokens=tokens, lengths=np.array([len(text)]))
+        found = metrics.compare(target.model, target.params, baseline, other, 0)
+        self.texts += 1
+        self.identical += found.identical
+        self.near_ties += found.near_tie
+
+    def record(self, baseline: _Total) -> dict[str, Any]:
+        speed = self.peer.tokens / self.peer.seconds if self.peer.tokens else 0.0
+        ours = baseline.tokens / baseline.seconds
+        return {
+            "tokens_per_second": speed,
+            "autoregressive_over_peer": ours / speed if speed else None,
             "texts": self.texts,
             "identical": self.identical,
             "near_ties": self.near_ties,
@@ -311,3 +410,27 @@ def _print_table(record: dict[str, Any]) -> None:
             f"{row['zlib_ratio']:.2f}",
         )
     consoles.Console().print(table)
+    if peer := record["peer"]:
+        found = {row["temperature"]: row["peer"] for row in record["rows"]}
+        for temperature, own in found.items():
+            _print_peer(record, peer, temperature, own)
+
+
+def _print_peer(record, peer, temperature: float, own: dict[str, Any]) -> None:
+    """What the peer's speed was, and ours over it."""
+    if not own["tokens_per_second"]:
+        return
+    ratios = [f"autoregressive {own['autoregressive_over_peer']:.2f} x"]
+    for row in record["rows"]:
+        if row["temperature"] == temperature:
+            ratio = row["tokens_per_second"] / own["tokens_per_second"]
+            ratios.append(f"{row['name']} {ratio:.2f} x")
+    agree = ""
+    if own["texts"]:
+        agree = f"; texts that agree: {own['identical']}/{own['texts']}"
+        agree += f" +{own['near_ties']} near ties" if own["near_ties"] else ""
+    consoles.Console().print(
+        f"T = {temperature:g}: {peer['name']} {peer['version']} (torch {peer['torch']}, "
+        f"{peer['device']}, {peer['threads']} threads) "
+        f"{own['tokens_per_second']:.1f} tokens/s; ours {', '.join(ratios)}{agree}"
+    )

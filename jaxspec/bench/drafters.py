@@ -250,12 +250,14 @@ def _measure(
         return False
     made = drafters.make(f"{name}:{nodes}", tools)
     max_path = made.drafter.max_path
-    target = pretrained.load(tools.target, rollback=args.rollback, max_path=max_path)
+    target = pretrained.load(
+        tools.target, tools.dtype, rollback=args.rollback, max_path=max_path
+    )
     setup = Setup(
         Params(target.params, made.params),
         {"target": target.model, "drafter": made.drafter},
         options.VERIFIERS[verifier](),
-        pretrained.stop_tokens(target.tokenizer),
+        pretrained.stop_tokens(tools.target),
     )
     if not mine:
         mine = _decode(args, setup, prompts, case)

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=options.TARGET, help="shipped name or folder"
     )
+    options.add_dtype(parser)
     parser.add_argument(
         "--batch", type=int, nargs="+", default=[1, 8], help="(default: 1 8)"
     )
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 def _measure(args, config, batch: int) -> list[dict[str, Any]]:
     max_path = max(args.nodes)
     jit = jax.jit if args.xla_defaults else compilation.jit
-    plain = pretrained.load(args.model, max_path=max_path)
+    plain = pretrained.load(args.model, args.dtype, max_path=max_path)
     params, token = plain.params, jnp.zeros((batch,), jnp.int32)
     calls = {("AR", 1): _call(jit, _autoregressive, plain.model, params, token)}
     moved = {}
@@ -95,7 +96,7 @@ def _measure(args, config, batch: int) -> list[dict[str, Any]]:
         tokens = jnp.zeros((batch, nodes), jnp.int32)
         for rollback in ROLLBACKS:
             model = pretrained.load(
-                args.model, rollback=rollback, max_path=max_path
+                args.model, args.dtype, rollback=rollback, max_path=max_path
             ).model
             call = _call(jit, _speculative, model, params, tokens, args.accepted)
             calls[rollback, nodes] = call

@@ -1,4 +1,4 @@
-"""The command line: `jaxspec generate | bench | tune | train | info`."""
+"""The command line: `jaxspec generate | bench | tune | train | convert | export | info`."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ import sys
 import jax
 
 from jaxspec.bench import command as bench
-from jaxspec.cli import generate, info
+from jaxspec.cli import convert, export, generate, info
 from jaxspec.train import command as train
 from jaxspec.tune import command as tune
 
@@ -17,6 +17,8 @@ COMMANDS = {
     "bench": bench,
     "tune": tune,
     "train": train,
+    "convert": convert,
+    "export": export,
     "info": info,
 }
 

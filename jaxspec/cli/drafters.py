@@ -48,6 +48,7 @@ class Tools(NamedTuple):
         datastore: text to retrieve from, for `retrieval` and `rasd`.
         tree: measured topologies, for `sequoia`.
         vocabulary: what the draft model's head keeps; None for all tokens.
+        dtype: in which both compute; None for what their configs say.
     """
 
     target: str
@@ -55,6 +56,7 @@ class Tools(NamedTuple):
     datastore: pathlib.Path | None = None
     tree: pathlib.Path | None = None
     vocabulary: pathlib.Path | None = None
+    dtype: str | None = None
 
 
 class Made(NamedTuple):
@@ -176,7 +178,7 @@ def _grown(make_builder: Callable[[str], Builder]) -> Callable[[Tools, str], Mad
 
 def _draft(tools: Tools, max_path: int) -> tuple[LanguageModel, Any]:
     """The draft model and its params, trimmed if so asked."""
-    draft = pretrained.load(tools.draft, max_path=max_path)
+    draft = pretrained.load(tools.draft, tools.dtype, max_path=max_path)
     tokenizer = pretrained.load_tokenizer(
         pretrained.find(tools.target) / "tokenizer.json"
     )

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         "temperature": args.temperature,
         "top_k": args.top_k,
         "top_p": args.top_p,
-        "stops": pretrained.stop_tokens(tokenizer),
+        "stops": pretrained.stop_tokens(args.model),
         "keys": jax.random.key(args.seed),
     }
 

@@ -38,14 +38,15 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=TARGET,
-        help=f"the target: a shipped name ({TARGET}, {DRAFT}) or a folder with "
-        "config.json, model.safetensors and tokenizer.json (default: %(default)s)",
+        help=f"the target: a shipped name ({TARGET}, {DRAFT}) or a folder that "
+        "`jaxspec convert` or `jaxspec train` made (default: %(default)s)",
     )
     parser.add_argument(
         "--draft-model",
         default=DRAFT,
         help="the draft model of drafters that have one (default: %(default)s)",
     )
+    add_dtype(parser)
     parser.add_argument(
         "--datastore",
         type=pathlib.Path,
@@ -62,6 +63,15 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         help="tokens that the draft model's head keeps, made by `jaxspec tune "
         "vocabulary` (default: all)",
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """The option that says in what the models compute."""
+    parser.add_argument(
+        "--dtype",
+        choices=pretrained.DTYPES,
+        help="of activations and kernels (default: what each model's config says)",
     )
 
 
@@ -125,7 +135,12 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
 def tools(args: argparse.Namespace) -> drafters.Tools:
     """What `add_models`' options name."""
     return drafters.Tools(
-        args.model, args.draft_model, args.datastore, args.trees, args.vocabulary
+        args.model,
+        args.draft_model,
+        args.datastore,
+        args.trees,
+        args.vocabulary,
+        args.dtype,
     )
 
 
@@ -133,5 +148,7 @@ def load(args: argparse.Namespace, drafter: str, rollback: Rollback) -> Setup:
     """Loads the models that `add_models`' options name, and makes the drafter."""
     made = drafters.make(drafter, tools(args))
     max_path = made.drafter.max_path
-    target = pretrained.load(args.model, rollback=rollback, max_path=max_path)
+    target = pretrained.load(
+        args.model, args.dtype, rollback=rollback, max_path=max_path
+    )
     return Setup(target, made.drafter, Params(target.params, made.params))

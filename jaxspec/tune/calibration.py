@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=options.TARGET,
         help="the target: a shipped name or a folder (default: %(default)s)",
     )
+    options.add_dtype(parser)
     parser.add_argument(
         "--prompts",
         type=int,
@@ -118,6 +119,7 @@ def generate_texts(
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
+    stops: Sequence[int] = (),
     batch: int = 16,
     seed: int = 0,
     advance: Callable[[int], None] = lambda texts: None,
@@ -129,6 +131,7 @@ def generate_texts(
         prompts: tokens.
         max_new_tokens: tokens to add at most.
         temperature: 0 is greedy.
+        stops: tokens that end a text.
         batch: texts decoded side by side; the result does not depend on it.
         seed: of the noise.
         advance: called with the number of texts that were just written.
@@ -147,7 +150,7 @@ def generate_texts(
             target=target.model,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            stops=pretrained.stop_tokens(target.tokenizer),
+            stops=stops,
             keys=keys[index],
         )
         state = decoding.generate(params, state, target=target.model)

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     calibration.check(args)
-    target = pretrained.load(args.model)
+    target = pretrained.load(args.model, args.dtype)
     if args.text:
         texts = [path.read_text(encoding="utf-8") for path in args.text]
     else:
@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
             text.prompts,
             max_new_tokens=args.max_tokens,
             temperature=args.temperature,
+            stops=pretrained.stop_tokens(args.model),
             batch=args.batch,
             seed=args.seed,
             advance=lambda count: bar.advance(task, count),

@@ -106,8 +106,8 @@ def run(args: argparse.Namespace) -> None:
             "--max-nodes and --max-path must be at least 2, got "
             f"{args.max_nodes} and {args.max_path}."
         )
-    target = pretrained.load(args.model, max_path=args.max_path)
-    draft = pretrained.load(args.draft_model, max_path=args.max_path)
+    target = pretrained.load(args.model, args.dtype, max_path=args.max_path)
+    draft = pretrained.load(args.draft_model, args.dtype, max_path=args.max_path)
     pretrained.check_same_tokenizer(target.tokenizer, draft.tokenizer)
     draft = draft._replace(params=_trimmed(args, draft))
     text = calibration.Text.of(args, target.tokenizer)
@@ -170,6 +170,7 @@ def _count(args, target, draft, text: calibration.Text, bar) -> np.ndarray:
         text.prompts,
         max_new_tokens=args.max_tokens,
         temperature=args.temperature,
+        stops=pretrained.stop_tokens(args.model),
         batch=args.batch,
         seed=args.seed,
         advance=lambda count: bar.advance(writing, count),

@@ -66,10 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     calibration.check(args)
-    target = pretrained.load(args.model)
-    draft = pretrained.load(args.draft_model)
+    target = pretrained.load(args.model, args.dtype)
+    draft = pretrained.load(args.draft_model, args.dtype)
     pretrained.check_same_tokenizer(target.tokenizer, draft.tokenizer)
-    special = pretrained.special_tokens(target.tokenizer)
+    special = pretrained.special_tokens(args.model)
     vocab_size = target.model.vocab_size
     if not len(special) < args.size <= vocab_size:
         raise ValueError(
@@ -119,6 +119,7 @@ def _count(args, target, texts) -> list[np.ndarray]:
                 text.prompts,
                 max_new_tokens=args.max_tokens,
                 temperature=args.temperature,
+                stops=pretrained.stop_tokens(args.model),
                 batch=args.batch,
                 seed=args.seed,
                 advance=lambda count, task=task: bar.advance(task, count),

@@ -41,7 +41,7 @@ def test_the_draft_is_a_mamba_of_at_most_a_tenth():
 def test_they_share_a_tokenizer_that_ends_texts_with_token_0():
     target, draft = (pretrained.load(name).tokenizer for name in (TARGET, DRAFT))
     pretrained.check_same_tokenizer(target, draft)
-    assert pretrained.stop_tokens(target) == [0]
+    assert pretrained.stop_tokens(TARGET) == [0]
 
 
 @pytest.mark.parametrize("name", [TARGET, DRAFT])

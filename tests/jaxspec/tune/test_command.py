@@ -80,7 +80,7 @@ def test_a_vocabulary_is_counted_and_chosen(capsys, tmp_path, arguments):
     own = pretrained.tokenizer_hash(folder.tokenizer())
     found = vocabulary.load(out, own)
     assert record["size"] == len(found.keep) <= 20
-    assert set(pretrained.special_tokens(folder.tokenizer())) <= set(found.keep)
+    assert set(pretrained.special_tokens(folder.make())) <= set(found.keep)
     assert found.counts.sum() == record["tokens"] and len(found.counts) == folder.VOCAB
     assert record["seen"] == (found.counts > 0).sum()
     rows = {row["size"]: row for row in record["sizes"]}
@@ -132,6 +132,7 @@ def test_texts_are_the_targets_own():
                 prompts,
                 max_new_tokens=12,
                 temperature=temperature,
+                stops=pretrained.stop_tokens(folder.make()),
                 batch=batch,
                 seed=4,
                 advance=batches.append,
@@ -147,7 +148,7 @@ def test_texts_are_the_targets_own():
             target=target.model,
             max_new_tokens=12,
             temperature=temperature,
-            stops=pretrained.stop_tokens(target.tokenizer),
+            stops=pretrained.stop_tokens(folder.make()),
             keys=jax.random.fold_in(jax.random.key(4), 1)[None],
         )
         state = jaxspec.generate(params, state, target=target.model)

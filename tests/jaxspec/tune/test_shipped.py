@@ -46,7 +46,7 @@ def test_trees_are_the_best_of_what_was_measured(temperature, tokenizer):
 def test_vocabularies_are_the_shipped_tokenizers(temperature, tokenizer):
     path = FOLDER / f"vocabulary-T{temperature}.json"
     found = vocabulary.load(path, pretrained.tokenizer_hash(tokenizer))
-    special = pretrained.special_tokens(tokenizer)
+    special = pretrained.special_tokens("stdlib-8m")
     expected = vocabulary.select(found.counts, 1024, special)
     np.testing.assert_array_equal(found.keep, expected)
     assert vocabulary.coverage(found.counts, found.keep) > 0.9

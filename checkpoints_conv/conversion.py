@@ -1,0 +1,240 @@
+"""From a published checkpoint to a folder that `jaxspec.load` reads, part by part.
+
+Everything is checked against the table of names before anything is written. The folder
+is made under another name, `DEST.partial`, and renamed when it is whole; a conversion that
+was interrupted goes on with the parts that are missing.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+
+from checkpoints_conv import families, stored
+from checkpoints_conv.family import Family
+from checkpoints_conv.source import DTYPES, Source, read_json
+from checkpoints_conv.table import Part
+from jaxspec.models import config as configs
+from jaxspec.models.config import ModelConfig
+
+
+class Conversion(NamedTuple):
+    """What is to be done.
+
+    Attributes:
+        source: the published weights.
+        family: theirs.
+        config: of the model.
+        parts: the table of names.
+        tokenizer: text of `tokenizer.json`.
+    """
+
+    source: Source
+    family: Family
+    config: ModelConfig
+    parts: list[Part]
+    tokenizer: str
+
+
+def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Conversion:
+    """Reads all headers and checks them.
+
+    Args:
+        folder: `config.json`, weights, and `tokenizer.json` unless it is given.
+        tokenizer: another `tokenizer.json`, or a folder with one.
+
+    Raises:
+        ValueError: in one line, on anything that is missing, damaged, left over, of
+            another shape, or not implemented.
+    """
+    if not (folder / "config.json").is_file() and stored.is_converted(folder):
+        raise ValueError(f"{folder} is not whole.")
+    config = read_json(folder / "config.json")
+    if "format_version" in config:
+        raise ValueError(
+            f"{folder} is a model of jaxspec already: jaxspec.load reads it."
+        )
+    family = families.find(config)
+    model = family.read(config)
+    source = Source(folder)
+    parts = family.parts(model)
+    _check_names(source, family, model, parts)
+    dtype = source.entries[family.embedding(model).name].dtype
+    model = dataclasses.replace(
+        model, dtype="bfloat16" if dtype == "BF16" else "float32"
+    )
+    return Conversion(source, family, model, parts, _tokenizer(tokenizer or folder))
+
+
+def _check_names(
+    source: Source, family: Family, config: ModelConfig, parts: list[Part]
+) -> None:
+    """Every tensor is used once, and has the shape that the config says."""
+    entries = source.entries
+    expected = {tensor.name: tensor for part in parts for tensor in part.tensors()}
+    missing = [name for name in expected if name not in entries]
+    extra = [n for n in entries if n not in expected and not family.is_buffer(n)]
+    if config.tie_embeddings and family.head in extra:
+        extra.remove(family.head)
+        _check_tied(source, family, config)
+    if missing or extra:
+        raise ValueError(
+            f"{source.folder} does not fit its config: missing {_some(missing)}, left "
+            f"over {_some(extra)}."
+        )
+    for name, tensor in expected.items():
+        entry = entries[name]
+        if entry.shape != tensor.shape:
+            raise ValueError(
+                f"{entry.file}: {name} has shape {entry.shape}, expected {tensor.shape}."
+            )
+        if entry.dtype not in DTYPES:
+            raise ValueError(
+                f"{entry.file}: {name} is {entry.dtype}, expected one of "
+                f"{', '.join(DTYPES)}; quantised checkpoints cannot be converted."
+            )
+    for part in parts:
+        for leaf in part.leaves:
+            dtypes = {
+                tensor.name: entries[tensor.name].dtype for tensor in leaf.tensors
+            }
+            if len({*dtypes.values()}) > 1:
+                listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+                raise ValueError(
+                    f"{source.folder}: tensors that are one in jaxspec must have one "
+                    f"dtype, got {listed}."
+                )
+
+
+def _some(names: list[str]) -> str:
+    """A few of them, in words."""
+    if not names:
+        return "nothing"
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(sorted(names)[:3]) + rest
+
+
+def _check_tied(source: Source, family: Family, config: ModelConfig) -> None:
+    """A tied head that is there too must be the embedding."""
+    name = family.embedding(config).name
+    if name not in source.entries:
+        return  # which is reported as missing
+    head, table = source.read(family.head), source.read(name)
+    same = head.dtype == table.dtype and head.shape == table.shape
+    if not same or head.tobytes() != table.tobytes():
+        raise ValueError(
+            f"{source.folder}: config.json ties the head to the embedding, and "
+            f"{family.head} is another; set tie_word_embeddings to false if it is meant."
+        )
+
+
+def _tokenizer(path: pathlib.Path) -> str:
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(
+            f"There is no tokenizer {path}; give --tokenizer FILE (state-spaces' models "
+            "use that of EleutherAI/gpt-neox-20b)."
+        )
+    text = path.read_text()
+    try:
+        tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is not a tokenizer: {error}.") from None
+    return text
+
+
+def convert(
+    source: pathlib.Path,
+    destination: pathlib.Path,
+    *,
+    tokenizer: pathlib.Path | None = None,
+    advance: Callable[[str, int, int], None] = lambda part, done, total: None,
+) -> Conversion:
+    """Converts a published checkpoint.
+
+    Args:
+        source: folder of `config.json`, weights and `tokenizer.json`.
+        destination: a folder that does not exist yet.
+        tokenizer: another `tokenizer.json`, or a folder with one.
+        advance: called with the part that comes next, and how many are done of how many.
+
+    Raises:
+        ValueError: as `plan`, or if the destination exists.
+        ModuleNotFoundError: on a `.bin` without torch.
+    """
+    if destination.exists():
+        raise ValueError(f"{destination} exists; give another folder, or remove it.")
+    todo = plan(source, tokenizer)
+    partial = destination.with_name(destination.name + ".partial")
+    _begin(todo, partial)
+    for done, part in enumerate(todo.parts):
+        advance(part.name, done, len(todo.parts))
+        if not stored.has_part(partial, part.name):
+            stored.write_part(partial, part.name, _read_part(todo.source, part))
+    partial.rename(destination)
+    advance("", len(todo.parts), len(todo.parts))
+    return todo
+
+
+def _read_part(source: Source, part: Part) -> dict[str, np.ndarray]:
+    return {
+        leaf.path: leaf.join([source.read(tensor.name) for tensor in leaf.tensors])
+        for leaf in part.leaves
+    }
+
+
+def _begin(todo: Conversion, partial: pathlib.Path) -> None:
+    """Makes the folder, or keeps what is whole in one of the same source."""
+    texts = {
+        "config.json": configs.to_json(todo.config),
+        "tokenizer.json": todo.tokenizer,
+        stored.SOURCE: json.dumps(_provenance(todo), indent=2) + "\n",
+    }
+    same = partial.is_dir() and all(
+        (partial / name).is_file() and (partial / name).read_text() == text
+        for name, text in texts.items()
+    )
+    if partial.exists() and not same:
+        shutil.rmtree(partial)
+    (partial / stored.PARAMS).mkdir(parents=True, exist_ok=True)
+    parts = {part.name for part in todo.parts}
+    for path in (partial / stored.PARAMS).iterdir():
+        if path.name not in parts:  # half of one
+            shutil.rmtree(path)
+    for name, text in texts.items():
+        (partial / name).write_text(text)
+
+
+def _provenance(todo: Conversion) -> dict[str, Any]:
+    """What `source.json` says."""
+    published = todo.source.config
+    path = todo.source.folder / "generation_config.json"
+    generation = read_json(path) if path.is_file() else None
+    stops = _stop_tokens(generation or {}) or _stop_tokens(published)
+    if not stops:
+        token = tokenizers.Tokenizer.from_str(todo.tokenizer).token_to_id(
+            stored.END_OF_TEXT
+        )
+        stops = [] if token is None else [token]
+    if published.get("model_type") != todo.family.name:
+        published = families.FAMILIES[todo.family.name].describe(todo.config)
+        published["eos_token_id"] = stops[0] if stops else None
+    return {
+        "family": todo.family.name,
+        "config": published,
+        "generation_config": generation,
+        "stop_tokens": stops,
+        "files": todo.source.fingerprint(),
+    }
+
+
+def _stop_tokens(record: dict[str, Any]) -> list[int]:
+    """Tokens that end a text, as a published config says; one or several."""
+    value = record.get("eos_token_id")
+    ids = value if isinstance(value, list) else [value]
+    return ids if all(isinstance(i, int) and i >= 0 for i in ids) else []

@@ -1,0 +1,178 @@
+"""From a folder that `jaxspec.load` reads to safetensors that transformers loads.
+
+The table of names that brought the tensors here takes them back, bit by bit, a part at a
+time; a shard is written when it is full.
+"""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+import tokenizers
+
+from checkpoints_conv import families, native, stored
+from checkpoints_conv.family import Family
+from checkpoints_conv.table import Leaf, Part
+from jaxspec.models import config as configs
+from jaxspec.models.config import ModelConfig
+
+SHARD_BYTES = 1 << 30
+
+
+class Export(NamedTuple):
+    """What is to be done.
+
+    Attributes:
+        family: whose form is written.
+        config: of the model.
+        record: the published config.
+        generation: `generation_config.json`, or None.
+        read: part -> its leaves, by path.
+    """
+
+    family: Family
+    config: ModelConfig
+    record: dict[str, Any]
+    generation: dict[str, Any] | None
+    read: Callable[[Part], dict[str, np.ndarray]]
+
+
+def plan(folder: pathlib.Path) -> Export:
+    """Finds the form that a model is published in.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or no family has such a model.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"There is no {path}; expected a model of jaxspec.")
+    config = configs.from_json(path.read_text())
+    if stored.is_converted(folder):
+        source = stored.read_source(folder)
+        family = families.FAMILIES[source["family"]]
+        record, generation = source["config"], source["generation_config"]
+
+        def read(part):
+            return stored.flatten(stored.read_part(folder, part.name))
+
+        return Export(family, config, record, generation, read)
+    family, record = families.publish(config)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    record["eos_token_id"] = tokenizer.token_to_id(stored.END_OF_TEXT)
+    arrays = native.read(folder / "model.safetensors")
+
+    def read(part):
+        first = part.name + "."
+        return {
+            n.removeprefix(first): a for n, a in arrays.items() if n.startswith(first)
+        }
+
+    return Export(family, config, record, None, read)
+
+
+def export(
+    folder: pathlib.Path,
+    destination: pathlib.Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    advance: Callable[[str, int, int], None] = lambda part, done, total: None,
+) -> Export:
+    """Writes a model as transformers keeps it.
+
+    Args:
+        folder: what `convert` or `pretrained.save` made.
+        destination: a folder that does not exist yet.
+        shard_bytes: of a file of weights, about; also of the memory that it takes.
+        advance: called with the part that comes next, and how many are done of how many.
+
+    Raises:
+        ValueError: as `plan`, or if the destination exists.
+    """
+    if destination.exists():
+        raise ValueError(f"{destination} exists; give another folder, or remove it.")
+    todo = plan(folder)
+    partial = destination.with_name(destination.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write_json(partial / "config.json", todo.record)
+    if todo.generation is not None:
+        _write_json(partial / "generation_config.json", todo.generation)
+    shutil.copyfile(folder / "tokenizer.json", partial / "tokenizer.json")
+    _write_shards(partial, _tensors(todo, advance), shard_bytes)
+    partial.rename(destination)
+    return todo
+
+
+def _tensors(
+    todo: Export, advance: Callable[[str, int, int], None]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """All tensors, by their published names."""
+    parts = todo.family.parts(todo.config)
+    for done, part in enumerate(parts):
+        advance(part.name, done, len(parts))
+        leaves = todo.read(part)
+        expected = {leaf.path for leaf in part.leaves}
+        if set(leaves) != expected:
+            missing, extra = expected - set(leaves), set(leaves) - expected
+            raise ValueError(
+                f"{part.name} does not fit the config: missing {sorted(missing)[:3]}, "
+                f"left over {sorted(extra)[:3]}."
+            )
+        for leaf in part.leaves:
+            yield from _part(leaf, leaves[leaf.path])
+    advance("", len(parts), len(parts))
+
+
+def _part(leaf: Leaf, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    for tensor, value in zip(leaf.tensors, leaf.part(array), strict=True):
+        if value.shape != tensor.shape:
+            raise ValueError(
+                f"{leaf.path}: {tensor.name} would have shape {value.shape}, expected "
+                f"{tensor.shape}."
+            )
+        yield tensor.name, value
+
+
+def _write_shards(
+    folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]], limit: int
+) -> None:
+    """One file, or several and their index."""
+    shards: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    total = size = 0
+
+    def flush():
+        path = folder / f"{len(shards)}.safetensors"
+        safetensors.numpy.save_file(held, path, {"format": "pt"})
+        path.chmod(0o644)
+        shards.append([*held])
+        held.clear()
+
+    for name, array in tensors:
+        if held and size + array.nbytes > limit:
+            flush()
+            size = 0
+        held[name] = array
+        size, total = size + array.nbytes, total + array.nbytes
+    flush()
+    if len(shards) == 1:
+        (folder / "0.safetensors").rename(folder / "model.safetensors")
+        return
+    files = [
+        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
+    ]
+    for i, file in enumerate(files):
+        (folder / f"{i}.safetensors").rename(folder / file)
+    where = {
+        name: file for file, names in zip(files, shards, strict=True) for name in names
+    }
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: pathlib.Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,43 @@
+"""The families of published models that can be converted, one file each."""
+
+from typing import Any
+
+from checkpoints_conv.families import mamba, mamba2, state_spaces
+from checkpoints_conv.family import Family
+from jaxspec.models.config import ModelConfig
+
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in (mamba2, mamba)}
+
+
+def find(record: dict[str, Any]) -> Family:
+    """The family of a published config.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    kind = record.get("model_type")
+    if kind is None and "ssm_cfg" in record:
+        return state_spaces.find(record)
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"config.json: unknown architecture {kind!r}; expected the model_type "
+            f"{', '.join(FAMILIES)}, or a config of state-spaces/mamba."
+        )
+    return FAMILIES[kind]
+
+
+def publish(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """A family that has such a model, and its published config.
+
+    Raises:
+        ValueError: if no family has.
+    """
+    for family in FAMILIES.values():
+        try:
+            return family, family.describe(config)
+        except ValueError:
+            continue
+    raise ValueError(
+        f"No family of published models has layers {config.layers!r} with these settings; "
+        f"known are {', '.join(FAMILIES)}."
+    )

@@ -1,0 +1,67 @@
+"""What there is to know of a family of published models."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from checkpoints_conv.table import Part, Tensor
+from jaxspec.models.config import ModelConfig
+
+
+class Family(NamedTuple):
+    """A family of published models.
+
+    Attributes:
+        name: its `model_type`.
+        architecture: the class in transformers that `export` writes for.
+        read: published config -> `ModelConfig`; refuses what is not implemented.
+        write: back, as far as a `ModelConfig` goes.
+        parts: `ModelConfig` -> the table of names.
+        head: name of the head, which models with a tied head may hold as well.
+        buffers: pattern of tensors that transformers computes by itself.
+    """
+
+    name: str
+    architecture: str
+    read: Callable[[dict[str, Any]], ModelConfig]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    parts: Callable[[ModelConfig], list[Part]]
+    head: str = "lm_head.weight"
+    buffers: str = r".*\.rotary_emb\.inv_freq"
+
+    def embedding(self, config: ModelConfig) -> Tensor:
+        """The table of the tokens."""
+        return self.parts(config)[0].tensors()[0]
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether a tensor is no parameter."""
+        return re.fullmatch(self.buffers, name) is not None
+
+    def describe(self, config: ModelConfig) -> dict[str, Any]:
+        """A published config that reads as `config`, but for dtype and chunk sizes.
+
+        Raises:
+            ValueError: if the family has no such model.
+        """
+        record = {"model_type": self.name, "architectures": [self.architecture]}
+        try:
+            record |= self.write(config)
+            again = self.read(record)
+        except (AttributeError, ValueError):  # of settings that the model lacks
+            again = None
+        if again is None or _meaning(again) != _meaning(config):
+            raise ValueError(
+                f"{self.name} has no model with layers {config.layers!r} and these "
+                "settings."
+            )
+        return record
+
+
+def _meaning(config: ModelConfig) -> ModelConfig:
+    """A config without what is a matter of speed or precision alone."""
+    mamba1, mamba2 = (
+        one and dataclasses.replace(one, chunk_size=1)
+        for one in (config.mamba1, config.mamba2)
+    )
+    return dataclasses.replace(config, mamba1=mamba1, mamba2=mamba2, dtype="float32")

@@ -1,0 +1,130 @@
+"""Reading a published config: every field is read, known not to matter, or refused.
+
+A field that nobody reads may change what the model computes. One that is off (null,
+false, zero, empty) cannot.
+"""
+
+import math
+from typing import Any
+
+REQUIRED = object()
+
+IRRELEVANT = {  # to what a model computes
+    *("_name_or_path", "architectures", "auto_map", "model_type", "name_or_path"),
+    *("transformers_version", "torch_dtype", "dtype", "use_cache", "id2label"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "label2id"),
+    *("initializer_range", "initializer_factor", "max_position_embeddings"),
+    *("max_length", "num_logits_to_keep", "output_router_logits", "return_dict"),
+    *("router_aux_loss_coef", "attention_dropout", "hidden_dropout", "dropout"),
+    *("use_mamba_kernels", "residual_in_fp32", "rescale_prenorm_residual"),
+    *("fused_add_norm", "z_loss_coefficient", "pretraining_tp", "is_decoder"),
+    *("use_mambapy", "use_falcon_mambapy", "use_associative_scan"),
+    *("use_mem_eff_path", "attn_implementation", "_attn_implementation"),
+    *("time_step_min", "time_step_max", "time_step_floor", "time_step_scale"),
+    *("time_step_init_scheme", "mamba_ssm_cache_dtype", "bos_token", "eos_token"),
+    *("problem_type", "tokenizer_class", "task_specific_params"),
+}
+"""How weights were begun, trained or cached, and what tokens are called."""
+
+
+class Fields:
+    """The fields of a config that are yet to be read."""
+
+    def __init__(self, record: dict[str, Any]):
+        self._left = dict(record)
+        self._seen: dict[str, Any] = {}
+
+    def take(self, name: str, default: Any = REQUIRED) -> Any:
+        """A field of any type.
+
+        Raises:
+            ValueError: if it is missing and there is no default.
+        """
+        if name in self._left:
+            self._seen[name] = self._left.pop(name)
+        value = self._seen.get(name)
+        if value is not None:
+            return value
+        if default is REQUIRED:
+            raise ValueError(f"config.json has no field {name}.")
+        return default
+
+    def integer(self, name: str, default: Any = REQUIRED) -> Any:
+        """A whole number."""
+        return self._typed(name, default, int, "a whole number")
+
+    def number(self, name: str, default: Any = REQUIRED) -> Any:
+        """A number."""
+        value = self._typed(name, default, (int, float), "a number")
+        return float(value) if isinstance(value, int) else value
+
+    def numbers(self, name: str, default: Any = REQUIRED) -> Any:
+        """Several numbers, of which some may be infinite."""
+        value = self.take(name, default)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"config.json: {name} must be a list, got {value!r}.")
+        return tuple(float(_plain(x)) for x in value)
+
+    def flag(self, name: str, default: Any = REQUIRED) -> Any:
+        """Yes or no."""
+        return self._typed(name, default, bool, "true or false")
+
+    def expect(self, name: str, *allowed: Any) -> None:
+        """A field that must have one of a few values, where it is there.
+
+        Raises:
+            ValueError: if it has another.
+        """
+        value = self.take(name, None)
+        if value is not None and value not in allowed:
+            raise ValueError(
+                f"config.json: jaxspec does not implement {name} {value!r}; it must be "
+                f"{' or '.join(map(repr, allowed))}."
+            )
+
+    def skip(self, *names: str) -> None:
+        """Fields of the family that do not matter."""
+        for name in names:
+            self._left.pop(name, None)
+
+    def finish(self) -> None:
+        """Refuses what is left.
+
+        Raises:
+            ValueError: naming it.
+        """
+        unknown = {
+            name: value
+            for name, value in self._left.items()
+            if value and name not in IRRELEVANT
+        }
+        if unknown:
+            listed = ", ".join(f"{name} {unknown[name]!r}" for name in sorted(unknown))
+            raise ValueError(f"config.json: jaxspec does not implement {listed}.")
+
+    def _typed(self, name: str, default: Any, types: Any, words: str) -> Any:
+        value = self.take(name, default)
+        if value is default:
+            return value
+        if not isinstance(value, types) or isinstance(value, bool) != (types is bool):
+            raise ValueError(f"config.json: {name} must be {words}, got {value!r}.")
+        return value
+
+
+def _plain(value: Any) -> float:
+    """A number that may be written as `{"__float__": "Infinity"}`, which JSON lacks."""
+    if isinstance(value, dict):
+        value = value.get("__float__")
+    if isinstance(value, str):
+        return float(value.replace("Infinity", "inf"))
+    return math.nan if value is None else value
+
+
+def json_numbers(values: tuple[float, ...]) -> list[Any]:
+    """The same way back, as transformers reads it."""
+    return [{"__float__": "Infinity"} if math.isinf(x) else x for x in values]
+
+
+def whole(value: float) -> int | float:
+    """An integer where it is one: transformers refuses `2.0` where it expects `2`."""
+    return int(value) if value == int(value) else value

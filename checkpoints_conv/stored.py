@@ -1,0 +1,85 @@
+"""What `convert` writes: a folder with one small Orbax checkpoint per part of a model.
+
+    config.json      jaxspec's
+    source.json      the published config, its family, and the tokens that end a text
+    tokenizer.json
+    params/embed  params/layers.0  ...  params/final_norm  params/lm_head
+
+A part is written under another name and renamed when it is whole, so what has its name is
+whole, and a model is read and written with about one part in memory.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+PARAMS, SOURCE = "params", "source.json"
+END_OF_TEXT = "<|endoftext|>"
+"""The token that ends a text where nothing says otherwise."""
+
+
+def write_part(folder: pathlib.Path, name: str, leaves: dict[str, np.ndarray]) -> None:
+    """Writes the leaves of a part, by their paths."""
+    tree: dict[str, Any] = {}
+    for path, array in leaves.items():
+        *groups, last = path.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[last] = array
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save((folder / PARAMS / name).absolute(), tree)
+
+
+def read_part(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    """Reads a part: a nested dict of arrays as they were written.
+
+    Raises:
+        ValueError: if it is missing or damaged.
+    """
+    path = (folder / PARAMS / name).absolute()
+    if not path.is_dir():
+        raise ValueError(
+            f"{folder} does not fit its config: it has no {PARAMS}/{name}."
+        )
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(path)
+    except Exception as error:  # Orbax and its stores raise all kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged: {reason}") from None
+
+
+def flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of a part, by their paths."""
+    leaves = {}
+    for name, node in tree.items():
+        below = flatten(node) if isinstance(node, dict) else {"": node}
+        leaves |= {f"{name}.{path}".rstrip("."): leaf for path, leaf in below.items()}
+    return leaves
+
+
+def has_part(folder: pathlib.Path, name: str) -> bool:
+    """Whether a part was written whole."""
+    return (folder / PARAMS / name).is_dir()
+
+
+def is_converted(folder: pathlib.Path) -> bool:
+    """Whether `convert` made the folder."""
+    return (folder / SOURCE).is_file()
+
+
+def read_source(folder: pathlib.Path) -> dict[str, Any]:
+    """What `source.json` says.
+
+    Raises:
+        ValueError: if it is damaged or missing.
+    """
+    try:
+        record = json.loads((folder / SOURCE).read_text())
+        return dict(record)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder / SOURCE} is damaged: {error}.") from None

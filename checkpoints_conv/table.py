@@ -1,0 +1,125 @@
+"""Tables of names: which published tensors a parameter is made of, and back.
+
+A model is a list of parts (the embedding, each block, the final norm, the head), a part a
+list of leaves, and a leaf the tensors that it joins by an invertible layout. `convert` and
+`export` follow the same table, one in each direction, so what one does the other undoes
+bit by bit.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxspec.models.config import ModelConfig
+
+
+class Tensor(NamedTuple):
+    """A published tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """How tensors become one array.
+
+    Attributes:
+        join: arrays -> array.
+        part: array, how many rows each tensor has -> arrays.
+    """
+
+    join: Callable[[list[np.ndarray]], np.ndarray]
+    part: Callable[[np.ndarray, list[int]], list[np.ndarray]]
+
+
+class Leaf(NamedTuple):
+    """A parameter, `path` within its part: `mamba2.in_proj.kernel`."""
+
+    path: str
+    tensors: tuple[Tensor, ...]
+    layout: Layout
+
+    def join(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """The parameter, of the tensors."""
+        return np.ascontiguousarray(self.layout.join(arrays))
+
+    def part(self, array: np.ndarray) -> list[np.ndarray]:
+        """The tensors, of the parameter."""
+        sizes = [tensor.shape[0] for tensor in self.tensors]
+        return [np.ascontiguousarray(a) for a in self.layout.part(array, sizes)]
+
+
+class Part(NamedTuple):
+    """What is written at once: `embed`, `layers.3`, `final_norm` or `lm_head`."""
+
+    name: str
+    leaves: tuple[Leaf, ...]
+
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of."""
+        return [tensor for leaf in self.leaves for tensor in leaf.tensors]
+
+
+def _cut(array: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    return np.split(array, np.cumsum(sizes)[:-1])
+
+
+def _join_filters(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays)[:, 0].T
+
+
+ROWS = Layout(np.concatenate, _cut)
+"""Tensors `[n, ...]` below each other."""
+
+COLUMNS = Layout(lambda a: np.concatenate(a).T, lambda a, n: _cut(a.T, n))
+"""Tensors `[n, C]` beside each other, transposed: `[C, sum n]`."""
+
+FILTERS = Layout(_join_filters, lambda a, n: _cut(a.T[:, None], n))
+"""Filters of a convolution, a channel each: `[E, 1, K]` to `[K, E]`."""
+
+
+def rows(path: str, *tensors: tuple) -> Leaf:
+    """Vectors, or tables as they are: each tensor is `name, size, ...`."""
+    named = (Tensor(name, tuple(shape)) for name, *shape in tensors)
+    return Leaf(path, tuple(named), ROWS)
+
+
+def columns(path: str, *tensors: tuple) -> Leaf:
+    """Kernels of projections: each tensor is `name, out, in`."""
+    return rows(path, *tensors)._replace(layout=COLUMNS)
+
+
+def linear(
+    path: str, names: Iterable[tuple[str, int]], width: int, bias: bool
+) -> Iterator[Leaf]:
+    """A projection of `width` inputs onto one thing, or several at once.
+
+    Args:
+        path: of the projection.
+        names: of what is projected onto, without `.weight`, and its size.
+        width: of the input.
+        bias: whether there is one.
+    """
+    names = list(names)
+    weights = [(f"{name}.weight", size, width) for name, size in names]
+    yield columns(f"{path}.kernel", *weights)
+    if bias:
+        yield rows(f"{path}.bias", *[(f"{name}.bias", size) for name, size in names])
+
+
+def model(
+    config: ModelConfig,
+    embed: str,
+    final_norm: str,
+    head: str,
+    blocks: Iterable[Iterable[Leaf]],
+) -> list[Part]:
+    """The parts of a model from the names of its ends and the leaves of its blocks."""
+    table = (config.vocab_size, config.d_model)
+    parts = [Part("embed", (rows("embedding", (embed, *table)),))]
+    parts += [Part(f"layers.{i}", tuple(block)) for i, block in enumerate(blocks)]
+    parts += [Part("final_norm", (rows("scale", (final_norm, config.d_model)),))]
+    if not config.tie_embeddings:
+        parts += [Part("lm_head", (columns("kernel", (head, *table)),))]
+    return parts

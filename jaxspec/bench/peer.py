@@ -1,0 +1,125 @@
+"""transformers' own generation with our weights: what `bench decode --peer` is compared to.
+
+The model is written as safetensors (`jaxspec export`), and loaded in the dtype that ours
+computes in. Prefill is not counted, as in our own loops: a text's time is that of all its
+tokens less that of its first alone.
+"""
+
+import importlib.util
+import os
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+import checkpoints_conv
+
+
+class Transformers:
+    """A model as transformers runs it: one prompt at a time, on a GPU if torch has one.
+
+    Attributes:
+        tokens, seconds: after the first token of each text, since the last `reset`.
+    """
+
+    def __init__(self, folder: pathlib.Path, dtype: str):
+        """Exports and loads a model.
+
+        Raises:
+            ModuleNotFoundError: if transformers or torch is missing.
+            ValueError: if no family that transformers knows has such a model.
+        """
+        check_installed()
+        import torch
+        import transformers
+
+        self._torch, self._version = torch, transformers.__version__
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(os.cpu_count() or 1)
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        with tempfile.TemporaryDirectory() as temporary:
+            exported = pathlib.Path(temporary) / "model"
+            checkpoints_conv.export(folder, exported)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                exported, dtype=getattr(torch, dtype)
+            )
+        self._model = model.to(self._device).eval()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins to count anew."""
+        self.tokens, self.seconds = 0, 0.0
+
+    def environment(self) -> dict[str, Any]:
+        """What was compared with."""
+        return {
+            "name": "transformers",
+            "version": self._version,
+            "torch": self._torch.__version__,
+            "device": self._device,
+            "threads": self._torch.get_num_threads(),
+        }
+
+    def decode(
+        self, prompt: list[int], repeats: int, settings: dict[str, Any]
+    ) -> list[int]:
+        """Continues a prompt, and counts the median of the times.
+
+        Args:
+            prompt: token ids.
+            repeats: timings.
+            settings: `max_new_tokens`, `temperature`, `top_k`, `top_p` and `stops`, as
+                `init_state` takes them.
+
+        Returns:
+            The prompt and what follows.
+        """
+        most = settings["max_new_tokens"]
+        self._generate(prompt, 2, settings)  # warms up
+        times = []
+        for _ in range(repeats):
+            first, text = (self._generate(prompt, n, settings) for n in (1, most))
+            times.append(text[1] - first[1])
+        written = text[0]
+        if len(written) > len(prompt) + 1:
+            self.tokens += len(written) - len(prompt) - 1
+            self.seconds += sorted(times)[len(times) // 2]
+        return written
+
+    def _generate(self, prompt, count, settings) -> tuple[list[int], float]:
+        """A text, and the seconds that it took."""
+        chosen = {"do_sample": False}
+        if temperature := settings["temperature"]:
+            chosen = {
+                "do_sample": True,
+                "temperature": temperature,
+                "top_k": settings["top_k"] or 0,
+                "top_p": settings["top_p"],
+            }
+        tokens = self._torch.tensor([prompt], device=self._device)
+        started = time.perf_counter()
+        with self._torch.inference_mode():
+            out = self._model.generate(
+                tokens,
+                attention_mask=self._torch.ones_like(tokens),
+                max_new_tokens=count,
+                eos_token_id=settings["stops"] or None,
+                pad_token_id=0,
+                **chosen,
+            )
+        written = out[0].tolist()  # waits for the device
+        return written, time.perf_counter() - started
+
+
+def check_installed() -> None:
+    """Says what is missing before anything long begins.
+
+    Raises:
+        ModuleNotFoundError: if transformers or torch is.
+    """
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"--peer transformers needs {name}: pip install 'jaxspec[hf]'."
+            )

@@ -1,0 +1,80 @@
+"""Converts a published checkpoint into a folder that every other command takes.
+
+SOURCE is a folder as the Hugging Face Hub keeps it: config.json, the weights in
+safetensors or PyTorch's .bin (one file or several; nothing pickled is executed), and
+tokenizer.json. DEST holds jaxspec's config, the tokenizer and one Orbax checkpoint per
+layer, in the dtypes of the source. Memory stays at about one layer; a conversion that was
+interrupted goes on where it stopped, and DEST appears when it is whole.
+
+    jaxspec convert mamba2-130m-hf mamba2-130m
+    jaxspec convert state-spaces/mamba-130m mamba-130m --tokenizer gpt-neox-20b
+    jaxspec generate --model mamba2-130m --draft-model mamba-130m --drafter model:8
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich import console as consoles
+from rich import progress
+
+import checkpoints_conv
+from checkpoints_conv import families
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.epilog = f"Families: {', '.join(families.FAMILIES)}, state-spaces/mamba."
+    parser.add_argument("source", type=pathlib.Path, help="folder of the checkpoint")
+    parser.add_argument("dest", type=pathlib.Path, help="folder to make")
+    parser.add_argument(
+        "--tokenizer",
+        type=pathlib.Path,
+        help="a tokenizer.json, or a folder with one (default: SOURCE)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    started = time.perf_counter()
+    with progress_bar(args.json) as advance:
+        done = checkpoints_conv.convert(
+            args.source, args.dest, tokenizer=args.tokenizer, advance=advance
+        )
+    record = {
+        "family": done.family.name,
+        "layers": done.config.layers,
+        "dtype": done.config.dtype,
+        "tensors": len(done.source.entries),
+        "bytes": sum(path.stat().st_size for path in done.source.files),
+        "seconds": time.perf_counter() - started,
+    }
+    if args.json:
+        print(json.dumps(record))
+    else:
+        consoles.Console().print(
+            f"{args.dest}: {record['family']}, {len(done.config.layers)} blocks, "
+            f"{record['bytes'] / 2**30:.2f} GiB in {record['seconds']:.1f} s. Go on with: "
+            f"jaxspec generate --model {args.dest}",
+            soft_wrap=True,
+        )
+
+
+@contextmanager
+def progress_bar(is_quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, and what moves it: part, done, total."""
+    console = consoles.Console(stderr=True, quiet=is_quiet)
+    columns = progress.Progress.get_default_columns()
+    with progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+
+        def advance(part: str, done: int, total: int) -> None:
+            bar.update(task, description=part, completed=done, total=total)
+
+        yield advance

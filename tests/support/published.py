@@ -1,0 +1,98 @@
+"""Tiny models of every family, made by transformers with random weights, and converted.
+
+All share their table of tokens and its head, which point from a token to the next, so that
+models of different families often agree.
+"""
+
+import atexit
+import functools
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+import torch
+import transformers
+
+import checkpoints_conv
+import folder
+
+torch.set_num_threads(1)
+transformers.utils.logging.disable_progress_bar()
+
+WIDTH, VOCAB = 32, folder.VOCAB
+MAMBA2 = {"num_heads": 4, "head_dim": 16, "state_size": 8, "hidden_size": WIDTH}
+FAMILIES = {  # transformers' config, and what it is given
+    "mamba2": (
+        "Mamba2Config",
+        {**MAMBA2, "n_groups": 2, "num_hidden_layers": 2, "tie_word_embeddings": True}
+        | {"time_step_limit": (0.01, 0.5), "use_bias": True, "chunk_size": 8},
+    ),
+    "mamba": (
+        "MambaConfig",
+        {"hidden_size": WIDTH, "state_size": 8, "num_hidden_layers": 2, "expand": 2},
+    ),
+}
+
+
+def names():
+    """Of the families."""
+    return list(FAMILIES)
+
+
+@functools.cache
+def model(name):
+    """The model of a family in transformers."""
+    config, settings = FAMILIES[name]
+    config = getattr(transformers, config)(vocab_size=VOCAB, **settings)
+    torch.manual_seed(0)
+    made = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for tensor in made.parameters():
+            _randomise(tensor)
+        table = torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
+        made.get_input_embeddings().weight.copy_(table)
+        if not config.tie_word_embeddings:
+            made.get_output_embeddings().weight.copy_(table.roll(1, 0))
+    return made
+
+
+def _randomise(tensor):
+    """Scales and rates around what they are, projections that keep a vector's size."""
+    noise = torch.randn_like(tensor)
+    if tensor.ndim == 1:
+        tensor += 0.2 * noise
+    elif tensor.ndim == 2 and min(tensor.shape) >= 4:
+        tensor.copy_(noise / tensor.shape[1] ** 0.5)
+    else:
+        tensor += 0.2 * noise
+
+
+def logits(name, tokens):
+    """Logits `[B, T, V]` of transformers' forward pass over whole texts `[B, T]`."""
+    tokens = torch.tensor(np.asarray(tokens), dtype=torch.long)
+    with torch.no_grad():
+        return model(name)(tokens, use_cache=False).logits.float().numpy()
+
+
+@functools.cache
+def source(name):
+    """A folder of the model as transformers saves it, with a tokenizer."""
+    path = _temporary() / name
+    model(name).save_pretrained(path)
+    folder.tokenizer().save(str(path / "tokenizer.json"))
+    return path
+
+
+@functools.cache
+def converted(name):
+    """The folder of the model that jaxspec loads."""
+    path = _temporary() / name
+    checkpoints_conv.convert(source(name), path)
+    return path
+
+
+def _temporary():
+    path = pathlib.Path(tempfile.mkdtemp(prefix="jaxspec-test-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
