@@ -193,7 +193,7 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
     texts = {
         "config.json": configs.to_json(todo.config),
         "tokenizer.json": todo.tokenizer,
-        stored.SOURCE: json.dumps(_provenance(todo), indent=2) + "\n",
+        stored.SOURCE: json.dumps(provenance(todo), indent=2) + "\n",
     }
     same = partial.is_dir() and all(
         (partial / name).is_file() and (partial / name).read_text() == text
@@ -210,7 +210,7 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         (partial / name).write_text(text)
 
 
-def _provenance(todo: Conversion) -> dict[str, Any]:
+def provenance(todo: Conversion) -> dict[str, Any]:
     """What `source.json` says."""
     published = todo.source.config
     path = todo.source.folder / "generation_config.json"

@@ -1,12 +1,13 @@
 """What there is to know of a family of published models."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from checkpoints_conv.table import Part, Tensor
-from jaxspec.models.config import ModelConfig
+from jaxspec.models.config import BLOCKS, ModelConfig
 
 
 class Family(NamedTuple):
@@ -59,9 +60,14 @@ class Family(NamedTuple):
 
 
 def _meaning(config: ModelConfig) -> ModelConfig:
-    """A config without what is a matter of speed or precision alone."""
-    mamba1, mamba2 = (
-        one and dataclasses.replace(one, chunk_size=1)
-        for one in (config.mamba1, config.mamba2)
-    )
-    return dataclasses.replace(config, mamba1=mamba1, mamba2=mamba2, dtype="float32")
+    """A config without what is a matter of speed, precision or spelling alone."""
+    used = {name for kind in config.layers for name in BLOCKS[kind]}
+    names = ("mamba1", "mamba2", "attention", "mlp")
+    own = {name: getattr(config, name) if name in used else None for name in names}
+    if c := own["mamba1"]:
+        rank = c.dt_rank or math.ceil(config.d_model / 16)
+        own["mamba1"] = dataclasses.replace(c, dt_rank=rank, chunk_size=1)
+    if c := own["mamba2"]:
+        groups = c.norm_groups or c.ngroups
+        own["mamba2"] = dataclasses.replace(c, norm_groups=groups, chunk_size=1)
+    return dataclasses.replace(config, **own, dtype="float32")

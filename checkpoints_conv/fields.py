@@ -123,8 +123,3 @@ def _plain(value: Any) -> float:
 def json_numbers(values: tuple[float, ...]) -> list[Any]:
     """The same way back, as transformers reads it."""
     return [{"__float__": "Infinity"} if math.isinf(x) else x for x in values]
-
-
-def whole(value: float) -> int | float:
-    """An integer where it is one: transformers refuses `2.0` where it expects `2`."""
-    return int(value) if value == int(value) else value

@@ -2,11 +2,19 @@
 
 from typing import Any
 
-from checkpoints_conv.families import mamba, mamba2, state_spaces
+from checkpoints_conv.families import (
+    falcon_h1,
+    granite,
+    llama,
+    mamba,
+    mamba2,
+    state_spaces,
+)
 from checkpoints_conv.family import Family
 from jaxspec.models.config import ModelConfig
 
-FAMILIES = {module.FAMILY.name: module.FAMILY for module in (mamba2, mamba)}
+_MODULES = (mamba2, mamba, llama, granite, falcon_h1)
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 
 
 def find(record: dict[str, Any]) -> Family:

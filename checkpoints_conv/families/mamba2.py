@@ -4,11 +4,10 @@ from typing import Any
 
 from checkpoints_conv import mixers, table
 from checkpoints_conv.family import Family
-from checkpoints_conv.fields import Fields, json_numbers, whole
+from checkpoints_conv.fields import Fields, json_numbers
+from checkpoints_conv.settings import INFINITE
 from checkpoints_conv.table import Part
 from jaxspec.models.config import Mamba2Config, ModelConfig
-
-INFINITE = (0.0, float("inf"))
 
 
 def read(record: dict[str, Any]) -> ModelConfig:
@@ -52,7 +51,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": len(config.layers),
-        "expand": whole(c.d_inner / config.d_model),
+        "expand": c.d_inner // config.d_model,
         "num_heads": c.nheads,
         "head_dim": c.headdim,
         "state_size": c.d_state,

@@ -11,6 +11,7 @@ from typing import Any
 from checkpoints_conv.families import mamba, mamba2
 from checkpoints_conv.family import Family
 from checkpoints_conv.fields import Fields
+from checkpoints_conv.settings import INFINITE
 from jaxspec.models.config import Mamba1Config, Mamba2Config, ModelConfig
 
 EMBED = "backbone.embedding.weight"
@@ -73,7 +74,7 @@ def _mamba2(f: Fields, d_model: int) -> Mamba2Config:
         conv_bias=f.flag("conv_bias", True),
         proj_bias=f.flag("bias", False),
         norm="before" if before else "after",
-        dt_limits=f.numbers("dt_limit", mamba2.INFINITE),
+        dt_limits=f.numbers("dt_limit", INFINITE),
     )
 
 

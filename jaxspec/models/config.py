@@ -146,6 +146,9 @@ class AttentionConfig:
         head_dim: width of a head.
         rope_fraction: share of a head's width that RoPE turns: 1 full, 0 none.
         rope_theta: base of RoPE's wavelengths.
+        rope_scaling: none, or Llama 3.1's four numbers: a turn that is made less than
+            `low` times in `length` tokens is made `factor` times slower, one that is
+            made more than `high` times is kept (factor, low, high, length).
         window: each token sees the last `window` tokens, itself included; 0 for all.
         scale: factor of the scores; 0 is `head_dim ** -0.5`.
         qkv_bias: bias of the projection in.
@@ -160,6 +163,7 @@ class AttentionConfig:
     head_dim: int = 64
     rope_fraction: float = 1.0
     rope_theta: float = 10_000.0
+    rope_scaling: tuple[float, ...] = ()
     window: int = 0
     scale: float = 0.0
     qkv_bias: bool = False
@@ -179,6 +183,10 @@ class AttentionConfig:
             0.0 <= self.rope_fraction <= 1.0 and self.rope_dim % 2 == 0,
             "rope_fraction must be within [0, 1] and turn an even number of "
             f"dimensions, got {self.rope_fraction} of {self.head_dim}.",
+        )
+        _require(
+            len(self.rope_scaling) in (0, 4),
+            f"rope_scaling is empty or four numbers, got {self.rope_scaling}.",
         )
         _require(self.window >= 0, f"window must not be negative, got {self.window}.")
 

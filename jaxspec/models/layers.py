@@ -1,6 +1,7 @@
 """The small pieces that all mixers share."""
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -81,6 +82,11 @@ def positions(config: AttentionConfig | None, index: jax.Array) -> Positions:
         return Positions(index, None, None)
     half = config.rope_dim // 2
     frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_scaling:
+        factor, low, high, length = config.rope_scaling
+        turns = frequency * length / (2 * math.pi)
+        kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequency = frequency * (kept + (1.0 - kept) / factor)
     angle = index[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
     return Positions(index, jnp.cos(angle), jnp.sin(angle))
 

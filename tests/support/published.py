@@ -22,6 +22,12 @@ transformers.utils.logging.disable_progress_bar()
 
 WIDTH, VOCAB = 32, folder.VOCAB
 MAMBA2 = {"num_heads": 4, "head_dim": 16, "state_size": 8, "hidden_size": WIDTH}
+HYBRID = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
+HYBRID |= {"mamba_chunk_size": 8, "hidden_size": WIDTH}
+ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": WIDTH}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0}
+LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64}
 FAMILIES = {  # transformers' config, and what it is given
     "mamba2": (
         "Mamba2Config",
@@ -31,6 +37,29 @@ FAMILIES = {  # transformers' config, and what it is given
     "mamba": (
         "MambaConfig",
         {"hidden_size": WIDTH, "state_size": 8, "num_hidden_layers": 2, "expand": 2},
+    ),
+    "llama": (
+        "LlamaConfig",
+        {**ATTENTION, "intermediate_size": 48, "num_hidden_layers": 2, "mlp_bias": True}
+        | {"attention_bias": True, "rope_parameters": LLAMA3},
+    ),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        {**HYBRID, **ATTENTION, "num_local_experts": 0, "shared_intermediate_size": 48}
+        | {"layer_types": ["linear_attention", "full_attention"]}
+        | {"embedding_multiplier": 3.0, "residual_multiplier": 0.6}
+        | {"attention_multiplier": 0.3, "logits_scaling": 6.0, "mamba_n_groups": 2}
+        | {"num_hidden_layers": 2, "tie_word_embeddings": True},
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        {**HYBRID, **ATTENTION, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"mamba_d_ssm": 48, "mamba_n_heads": 3, "mlp_multipliers": [0.7, 1.3]}
+        | {"embedding_multiplier": 1.5, "lm_head_multiplier": 0.3}
+        | {"key_multiplier": 0.4, "attention_in_multiplier": 1.2}
+        | {"attention_out_multiplier": 0.9, "ssm_in_multiplier": 1.25}
+        | {"ssm_out_multiplier": 0.5, "ssm_multipliers": [0.6, 1.5, 0.8, 1.2, 0.9]}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e11}},
     ),
 }
 

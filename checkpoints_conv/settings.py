@@ -1,0 +1,144 @@
+"""Groups of fields that several families spell alike, read and written.
+
+Newer configs hold RoPE's fields in `rope_parameters`, older ones beside the others; both
+are read, the newer way is written. The kinds of layers have two spellings as well.
+"""
+
+import math
+from typing import Any
+
+from checkpoints_conv.fields import Fields, json_numbers
+from jaxspec.models.config import AttentionConfig, Mamba2Config
+
+INFINITE = (0.0, math.inf)
+_KINDS = {
+    **{"mamba": "M", "linear_attention": "M"},
+    **{"attention": "*", "full_attention": "*", "mlp": "-"},
+}
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
+
+
+def kinds(f: Fields, name: str, count: int | None = None) -> str:
+    """Kinds of the layers, one character each; all Mamba-2 by default."""
+    names = f.take(name, None if count is None else ["mamba"] * count)
+    for kind in names:
+        if kind not in _KINDS:
+            raise ValueError(
+                f"config.json: jaxspec does not implement a layer {kind!r} in {name}; "
+                f"expected {', '.join(_KINDS)}."
+            )
+    if count not in (None, len(names)):
+        raise ValueError(
+            f"config.json: {name} names {len(names)} layers and num_hidden_layers is "
+            f"{count}."
+        )
+    return "".join(_KINDS[kind] for kind in names)
+
+
+def write_kinds(layers: str) -> list[str]:
+    """The newer spelling of what `kinds` reads."""
+    names = {kind: name for name, kind in _KINDS.items()}
+    return [names[kind] for kind in layers]
+
+
+def mamba2(f: Fields, d_model: int, **settings: Any) -> Mamba2Config:
+    """Mamba-2 as hybrids spell it; `settings` are what a family does otherwise."""
+    f.skip("mamba_chunk_size")
+    expand, heads = f.number("mamba_expand", 2.0), f.integer("mamba_n_heads", 128)
+    d_inner = f.integer("mamba_d_ssm", None) or round(expand * d_model)
+    is_auto = f.take("mamba_d_head", "auto") == "auto"
+    headdim = d_inner // heads if is_auto else f.integer("mamba_d_head")
+    if heads * headdim != d_inner:
+        raise ValueError(
+            f"config.json: mamba_n_heads * mamba_d_head is {heads * headdim}, and the "
+            f"mixer is {d_inner} wide; they must be equal."
+        )
+    return Mamba2Config(
+        nheads=heads,
+        headdim=headdim,
+        d_state=f.integer("mamba_d_state", 256),
+        ngroups=f.integer("mamba_n_groups", 1),
+        d_conv=f.integer("mamba_d_conv", 4),
+        conv_bias=f.flag("mamba_conv_bias", True),
+        proj_bias=f.flag("mamba_proj_bias", False),
+        dt_limits=f.numbers("time_step_limit", INFINITE),
+        **settings,
+    )
+
+
+def write_mamba2(c: Mamba2Config, d_model: int) -> dict[str, Any]:
+    """Writes what `mamba2` reads."""
+    return {
+        "mamba_expand": c.d_inner // d_model,
+        "mamba_n_heads": c.nheads,
+        "mamba_d_head": c.headdim,
+        "mamba_d_state": c.d_state,
+        "mamba_n_groups": c.ngroups,
+        "mamba_d_conv": c.d_conv,
+        "mamba_conv_bias": c.conv_bias,
+        "mamba_proj_bias": c.proj_bias,
+        "time_step_limit": json_numbers(c.dt_limits),
+    }
+
+
+def attention(f: Fields, d_model: int, **settings: Any) -> AttentionConfig:
+    """Attention with one flag for all its biases, as in Llama."""
+    heads = f.integer("num_attention_heads", 32)
+    bias = f.flag("attention_bias", False)
+    return AttentionConfig(
+        num_heads=heads,
+        num_kv_heads=f.integer("num_key_value_heads", heads),
+        head_dim=f.integer("head_dim", None) or d_model // heads,
+        qkv_bias=bias,
+        out_bias=bias,
+        **settings,
+    )
+
+
+def write_attention(c: AttentionConfig) -> dict[str, Any]:
+    """Writes what `attention` reads."""
+    return {
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_dim,
+        "attention_bias": c.qkv_bias,
+    }
+
+
+def rope(f: Fields, fraction: float = 1.0) -> dict[str, Any]:
+    """RoPE's settings in an `AttentionConfig`; `fraction` where the config says none."""
+    own = f.take("rope_parameters", {}) | (f.take("rope_scaling", None) or {})
+    outer = {
+        name: f.number(name, None) for name in ("rope_theta", "partial_rotary_factor")
+    }
+    r = Fields({name: value for name, value in outer.items() if value} | own)
+    kind = r.take("rope_type", r.take("type", "default"))
+    settings = {
+        "rope_theta": r.number("rope_theta", 10_000.0),
+        "rope_fraction": r.number("partial_rotary_factor", fraction),
+    }
+    if kind == "llama3":
+        length = r.integer("original_max_position_embeddings")
+        settings["rope_scaling"] = (*map(r.number, _LLAMA3), float(length))
+    elif kind != "default":
+        raise ValueError(
+            f"config.json: jaxspec does not implement rope_type {kind!r}; it must be "
+            "'default' or 'llama3'."
+        )
+    r.skip("max_position_embeddings")
+    r.finish()
+    return settings
+
+
+def write_rope(c: AttentionConfig) -> dict[str, Any]:
+    """Writes what `rope` reads."""
+    own = {
+        "rope_type": "llama3" if c.rope_scaling else "default",
+        "rope_theta": c.rope_theta,
+        "partial_rotary_factor": c.rope_fraction,
+    }
+    if c.rope_scaling:
+        *factors, length = c.rope_scaling
+        own |= dict(zip(_LLAMA3, factors, strict=True))
+        own["original_max_position_embeddings"] = int(length)
+    return {"rope_parameters": own}
