@@ -31,6 +31,10 @@ class Inputs(NamedTuple):
         """Leaves no effect to the tokens that `used` `[B, T]` does not name."""
         return self._replace(dt=jnp.where(used[..., None], self.dt, 0))
 
+    def complete(self, read: jax.Array) -> tuple["Inputs", jax.Array]:
+        """The records of tokens that were read, as they were, and their outputs."""
+        return self, read
+
 
 class DeltaInputs(NamedTuple):
     """The record of `T` tokens of the gated delta rule, from which it is replayed.
@@ -55,6 +59,13 @@ class DeltaInputs(NamedTuple):
         used = used[..., None]
         u, g = (jnp.where(used, a, 0) for a in (self.u, self.g))
         return self._replace(u=u, g=g)
+
+    def complete(
+        self, read: tuple[jax.Array, jax.Array]
+    ) -> tuple["DeltaInputs", jax.Array]:
+        """The records of tokens that were solved and read, and their outputs."""
+        u, y = read
+        return self._replace(u=u), y
 
 
 class Ring(NamedTuple):

@@ -32,6 +32,9 @@ def commit(config: ModelConfig, carry: tuple, tape: tuple, path: layers.Path) ->
     return carry
 
 
+drop_slots = layers.drop_slots
+
+
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
     """Stores SwiGLU's projection in parts: the gate, and what it gates."""
     if config.mlp.activation != "swiglu":

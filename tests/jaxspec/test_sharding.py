@@ -23,6 +23,7 @@ CASES = {  # model, drafter, rollback, scanned
     "groups-model-lazy": ("groups", "model", "lazy", False),
     "mamba1-ngram-lazy-scanned": ("mamba1", "ngram", "lazy", True),
     "one-group-model-replay-scanned": ("one-group", "model", "replay", True),
+    "delta-ngram-lazy": ("delta", "ngram", "lazy", False),
     "falcon-h1-ngram-replay": ("falcon-h1", "ngram", "replay", False),
 }
 BATCH = len(meshes.PROMPTS)
@@ -167,7 +168,9 @@ def test_loops_and_branches_are_counted():
 
 
 @pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize("name", ["one-group", "groups", "mamba1", "falcon-h1"])
+@pytest.mark.parametrize(
+    "name", ["one-group", "groups", "mamba1", "delta", "falcon-h1"]
+)
 def test_what_can_be_cut_is_cut(name, scanned):
     config = meshes.CONFIGS[name]
     params = meshes.make_params(name)
@@ -183,7 +186,7 @@ def test_what_can_be_cut_is_cut(name, scanned):
         if "tensor" in tuple(spec)
     }
     wanted = {"one-group": "x z dt q k v gate up", "groups": "x z dt BC q k v gate up"}
-    wanted |= {"mamba1": "x z", "falcon-h1": ""}
+    wanted |= {"mamba1": "x z", "delta": "qk v z b a gate up", "falcon-h1": ""}
     for part in wanted[name].split():
         assert any(path.endswith(f"kernel/{part}") for path in cut), part
     assert any(path.endswith("kernel/BC") for path in cut) == (name == "groups")
