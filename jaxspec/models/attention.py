@@ -58,6 +58,9 @@ def commit(config: ModelConfig, carry: Carry, tape: Tape, path: layers.Path) -> 
     )
 
 
+drop_slots = layers.drop_slots
+
+
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
     """Stores the projection in parts: queries, keys and values."""
 
