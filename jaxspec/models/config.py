@@ -203,6 +203,8 @@ class AttentionConfig:
         scale: factor of the scores; 0 is `head_dim ** -0.5`.
         qkv_bias: bias of the projection in.
         out_bias: bias of the projection out.
+        qk_norm: an RMS norm on every query and key, before RoPE.
+        output_gate: what every head reads is gated by a sigmoid of the block's input.
         in_multiplier: factor of the block's input.
         key_multiplier: factor of the keys.
         out_multiplier: factor of the output.
@@ -218,6 +220,8 @@ class AttentionConfig:
     scale: float = 0.0
     qkv_bias: bool = False
     out_bias: bool = False
+    qk_norm: bool = False
+    output_gate: bool = False
     in_multiplier: float = 1.0
     key_multiplier: float = 1.0
     out_multiplier: float = 1.0

@@ -136,8 +136,11 @@ def unit(x):
 def attention(config, p, past, x, position):
     c = config.attention
     h = dense(p["qkv_proj"], x * c.in_multiplier).reshape(-1, c.head_dim)
-    cuts = [c.num_heads, c.num_heads + c.num_kv_heads]
-    q, k, v = np.split(h, cuts)
+    cuts = np.cumsum([c.num_heads, c.num_kv_heads, c.num_kv_heads])
+    q, k, v, gate = np.split(h, cuts)
+    if c.qk_norm:
+        q = np.stack([outer_norm(config, p["q_norm"], head) for head in q])
+        k = np.stack([outer_norm(config, p["k_norm"], head) for head in k])
     past.setdefault("k", []).append(rope(c, k * c.key_multiplier, position))
     past.setdefault("v", []).append(v)
     q, seen = rope(c, q, position), c.window or len(past["k"])
@@ -148,7 +151,8 @@ def attention(config, p, past, x, position):
         scores = keys[:, group] @ q[head] * (c.scale or c.head_dim**-0.5)
         weights = np.exp(scores - scores.max())
         out.append(weights / weights.sum() @ values[:, group])
-    return dense(p["out_proj"], np.concatenate(out)) * c.out_multiplier
+    y = np.stack(out) / (1 + np.exp(-gate)) if c.output_gate else np.stack(out)
+    return dense(p["out_proj"], y.reshape(-1)) * c.out_multiplier
 
 
 def rope(c, x, position):

@@ -78,12 +78,25 @@ CONFIGS = {
             DELTA, num_key_heads=1, d_conv=3, allow_neg_eigval=True
         ),
     ),
-    "delta-hybrid": config("G*", zero_centered_norms=True),
+    "delta-hybrid": config(  # Qwen3-Next
+        "G*-",
+        attention=dataclasses.replace(
+            ATTENTION, rope_fraction=0.25, qk_norm=True, output_gate=True
+        ),
+        norm_eps=1e-6,
+        zero_centered_norms=True,
+        tie_embeddings=False,
+    ),
     "attention": config("*-", mlp=MLPConfig(24, "gelu", bias=True)),
     "attention-window": config(
         "**-",
         attention=dataclasses.replace(
-            ATTENTION, rope_fraction=0.5, window=5, scale=0.5, key_multiplier=0.8
+            ATTENTION,
+            rope_fraction=0.5,
+            window=5,
+            scale=0.5,
+            qk_norm=True,
+            key_multiplier=0.8,
         ),
         mlp=MLPConfig(24, "relu2"),
     ),
