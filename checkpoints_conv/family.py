@@ -62,7 +62,7 @@ class Family(NamedTuple):
 def _meaning(config: ModelConfig) -> ModelConfig:
     """A config without what is a matter of speed, precision or spelling alone."""
     used = {name for kind in config.layers for name in BLOCKS[kind]}
-    names = ("mamba1", "mamba2", "attention", "mlp")
+    names = {name for kind in BLOCKS for name in BLOCKS[kind]}
     own = {name: getattr(config, name) if name in used else None for name in names}
     if c := own["mamba1"]:
         rank = c.dt_rank or math.ceil(config.d_model / 16)

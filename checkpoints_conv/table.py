@@ -78,6 +78,9 @@ COLUMNS = Layout(lambda a: np.concatenate(a).T, lambda a, n: _cut(a.T, n))
 FILTERS = Layout(_join_filters, lambda a, n: _cut(a.T[:, None], n))
 """Filters of a convolution, a channel each: `[E, 1, K]` to `[K, E]`."""
 
+STACK = Layout(lambda a: a[0].swapaxes(1, 2), lambda a, _: [a.swapaxes(1, 2)])
+"""The kernels of all experts in one tensor, transposed: `[E, n, C]` to `[E, C, n]`."""
+
 
 def rows(path: str, *tensors: tuple) -> Leaf:
     """Vectors, or tables as they are: each tensor is `name, size, ...`."""
@@ -88,6 +91,11 @@ def rows(path: str, *tensors: tuple) -> Leaf:
 def columns(path: str, *tensors: tuple) -> Leaf:
     """Kernels of projections: each tensor is `name, out, in`."""
     return rows(path, *tensors)._replace(layout=COLUMNS)
+
+
+def stack(path: str, name: str, *shape: int) -> Leaf:
+    """Kernels of experts in one tensor of shape `experts, out, in`."""
+    return Leaf(path, (Tensor(name, shape),), STACK)
 
 
 def linear(

@@ -1,24 +1,25 @@
-"""Granite 4.0 (`granitemoehybrid`) without experts: a mixer and SwiGLU in every layer.
+"""Granite 4.0 (`granitemoehybrid`): a mixer, then SwiGLU or experts, in every layer.
 
-The mixer is Mamba-2 or attention, mostly without positions; everything is scaled.
+The mixer is Mamba-2 or attention, mostly without positions; everything is scaled. Beside
+the experts stands the same SwiGLU, which is then the one that all tokens share.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from checkpoints_conv import mixers, settings, table
 from checkpoints_conv.family import Family
 from checkpoints_conv.fields import Fields
-from checkpoints_conv.table import Part, linear
-from jaxspec.models.config import MLPConfig, ModelConfig
+from checkpoints_conv.table import Leaf, Part, columns, linear, stack
+from jaxspec.models.config import MLPConfig, ModelConfig, MoEConfig
 
 
 def read(record: dict[str, Any]) -> ModelConfig:
     """Reads transformers' config."""
-    f = Fields({"num_local_experts": 8} | record)
+    f = Fields(record)
     f.expect("hidden_act", "silu")
-    f.expect("num_local_experts", 0)
     f.expect("normalization_function", "rmsnorm")
-    f.skip("num_experts_per_tok", "intermediate_size")  # of experts
+    f.skip("init_method")
     d_model = f.integer("hidden_size")
     mixing = settings.kinds(f, "layer_types", f.integer("num_hidden_layers"))
     position = f.take("position_embedding_type", "nope")
@@ -27,13 +28,15 @@ def read(record: dict[str, Any]) -> ModelConfig:
     if position == "nope":
         rope = {"rope_fraction": 0.0}
     scale = f.number("attention_multiplier", 1.0)
+    own = _feed_forward(f)
+    feed_forward = "E" if "moe" in own else "-"
     config = ModelConfig(
         vocab_size=f.integer("vocab_size"),
         d_model=d_model,
-        layers="".join(kind + "-" for kind in mixing),
+        layers="".join(kind + feed_forward for kind in mixing),
         mamba2=settings.mamba2(f, d_model),
         attention=settings.attention(f, d_model, scale=scale, **rope),
-        mlp=MLPConfig(f.integer("shared_intermediate_size", 1024)),
+        **own,
         norm_eps=f.number("rms_norm_eps", 1e-6),
         tie_embeddings=f.flag("tie_word_embeddings", False),
         embedding_multiplier=f.number("embedding_multiplier", 1.0),
@@ -42,6 +45,17 @@ def read(record: dict[str, Any]) -> ModelConfig:
     )
     f.finish()
     return config
+
+
+def _feed_forward(f: Fields) -> dict[str, Any]:
+    """The settings of SwiGLU, or of the experts and the SwiGLU that they share."""
+    shared = f.integer("shared_intermediate_size", 1024)
+    experts = f.integer("num_local_experts", 8)
+    top_k = f.integer("num_experts_per_tok", 2)
+    d_ff = f.integer("intermediate_size", 11008)  # of an expert
+    if not experts:
+        return {"mlp": MLPConfig(shared)}
+    return {"moe": MoEConfig(experts, top_k, d_ff, shared_d_ff=shared)}
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
@@ -55,12 +69,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "hidden_size": config.d_model,
         "num_hidden_layers": len(config.layers) // 2,
         "layer_types": settings.write_kinds(config.layers[::2]),
-        "num_local_experts": 0,
+        **_write_feed_forward(config),
         **settings.write_mamba2(config.mamba2, config.d_model),
         **settings.write_attention(c),
         **position,
         "attention_multiplier": c.scale,
-        "shared_intermediate_size": config.mlp.d_ff,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "embedding_multiplier": config.embedding_multiplier,
@@ -69,28 +82,57 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _write_feed_forward(config: ModelConfig) -> dict[str, Any]:
+    """Writes what `_feed_forward` reads."""
+    if "E" not in config.layers:
+        return {"num_local_experts": 0, "shared_intermediate_size": config.mlp.d_ff}
+    return {
+        "num_local_experts": config.moe.num_experts,
+        "num_experts_per_tok": config.moe.top_k,
+        "intermediate_size": config.moe.d_ff,
+        "shared_intermediate_size": config.moe.shared_d_ff,
+    }
+
+
 def parts(config: ModelConfig) -> list[Part]:
     """The table of names."""
-    d_model, d_ff = config.d_model, config.mlp.d_ff
 
     def blocks():
         for i, kind in enumerate(config.layers[::2]):
             at = f"model.layers.{i}"
-            norm = mixers.norm("norm", f"{at}.input_layernorm", d_model)
+            norm = mixers.norm("norm", f"{at}.input_layernorm", config.d_model)
             if kind == "M":
                 yield norm, *mixers.mamba2(config, f"{at}.mamba")
             else:
                 yield norm, *mixers.attention(config, f"{at}.self_attn")
-            up = [(f"{at}.shared_mlp.input_linear", 2 * d_ff)]
-            down = [(f"{at}.shared_mlp.output_linear", d_model)]
-            yield (
-                mixers.norm("norm", f"{at}.post_attention_layernorm", d_model),
-                *linear("mlp.up_proj", up, d_model, False),
-                *linear("mlp.down_proj", down, d_ff, False),
-            )
+            norm = mixers.norm("norm", f"{at}.post_attention_layernorm", config.d_model)
+            if "E" in config.layers:
+                yield norm, *_experts(config, at)
+            else:
+                yield norm, *_swiglu(config, "mlp.", config.mlp.d_ff, at)
 
     ends = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
     return table.model(config, *ends, blocks())
+
+
+def _swiglu(config: ModelConfig, leaf: str, d_ff: int, at: str) -> Iterator[Leaf]:
+    """SwiGLU, its gate and what it gates in one tensor."""
+    up = [(f"{at}.shared_mlp.input_linear", 2 * d_ff)]
+    yield from linear(f"{leaf}up_proj", up, config.d_model, False)
+    down = [(f"{at}.shared_mlp.output_linear", config.d_model)]
+    yield from linear(f"{leaf}down_proj", down, d_ff, False)
+
+
+def _experts(config: ModelConfig, at: str) -> Iterator[Leaf]:
+    """All experts in one tensor, and the one that all tokens share."""
+    c, d_model, moe = config.moe, config.d_model, f"{at}.block_sparse_moe"
+    router = f"{moe}.router.layer.weight", c.num_experts, d_model
+    yield columns("moe.router.kernel", router)
+    up = f"{moe}.input_linear.weight", c.num_experts, 2 * c.d_ff, d_model
+    yield stack("moe.up_proj.kernel", *up)
+    down = f"{moe}.output_linear.weight", c.num_experts, d_model, c.d_ff
+    yield stack("moe.down_proj.kernel", *down)
+    yield from _swiglu(config, "moe.shared_", c.shared_d_ff, at)
 
 
 FAMILY = Family("granitemoehybrid", "GraniteMoeHybridForCausalLM", read, write, parts)

@@ -51,6 +51,13 @@ FAMILIES = {  # transformers' config, and what it is given
         | {"attention_multiplier": 0.3, "logits_scaling": 6.0, "mamba_n_groups": 2}
         | {"num_hidden_layers": 2, "tie_word_embeddings": True},
     ),
+    "granite-experts": (
+        "GraniteMoeHybridConfig",
+        {**HYBRID, **ATTENTION, "layer_types": ["linear_attention", "full_attention"]}
+        | {"num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 24}
+        | {"shared_intermediate_size": 16, "num_hidden_layers": 2}
+        | {"residual_multiplier": 0.6, "tie_word_embeddings": True},
+    ),
     "falcon_h1": (
         "FalconH1Config",
         {**HYBRID, **ATTENTION, "intermediate_size": 48, "num_hidden_layers": 2}
