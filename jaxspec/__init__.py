@@ -33,9 +33,11 @@ from jaxspec.drafting.static import static_tree as static_tree
 from jaxspec.drafting.suffix import SuffixDecoder as SuffixDecoder
 from jaxspec.drafting.suffix import SuffixTree as SuffixTree
 from jaxspec.host_decoding import generate_from_host as generate_from_host
+from jaxspec.models.adapter import from_step as from_step
 
 # Models.
 from jaxspec.models.config import AttentionConfig as AttentionConfig
+from jaxspec.models.config import DeltaConfig as DeltaConfig
 from jaxspec.models.config import Mamba1Config as Mamba1Config
 from jaxspec.models.config import Mamba2Config as Mamba2Config
 from jaxspec.models.config import MLPConfig as MLPConfig
