@@ -66,6 +66,11 @@ def find(name_or_dir: str | pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def read_config(name_or_dir: str | pathlib.Path) -> configs.ModelConfig:
+    """The shape of a model, as `find` finds it."""
+    return configs.from_json((find(name_or_dir) / "config.json").read_text())
+
+
 def load(
     name_or_dir: str | pathlib.Path,
     dtype: Literal["float32", "bfloat16"] | None = None,
@@ -85,7 +90,7 @@ def load(
             version, or does not fit the config.
     """
     folder = find(name_or_dir)
-    config = configs.from_json((folder / "config.json").read_text())
+    config = read_config(folder)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
     converted = stored.is_converted(folder)

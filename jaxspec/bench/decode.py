@@ -34,7 +34,6 @@ from jaxspec.bench import peer as peers
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import published, synthetic, timing
 from jaxspec.cli import options
-from jaxspec.models import config as configs
 from jaxspec.models import hybrid
 
 DEFAULT_DRAFTERS = ("ngram:8", "ngram:chain:7", "model:chain:4", "model:2,2,1")
@@ -154,9 +153,8 @@ def _run(args: argparse.Namespace) -> None:
     target = next(iter(setups.values())).target
     peer = None
     if args.peer:
-        folder = pretrained.find(args.model)
-        config = configs.from_json((folder / "config.json").read_text())
-        peer = peers.Transformers(folder, args.dtype or config.dtype)
+        dtype = args.dtype or pretrained.read_config(args.model).dtype
+        peer = peers.Transformers(pretrained.find(args.model), dtype)
     ids = [target.tokenizer.encode(text).ids for text in texts]
     rows = []
     columns = progress.Progress.get_default_columns()

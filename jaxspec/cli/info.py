@@ -18,7 +18,6 @@ from rich import table as tables
 
 from jaxspec import compilation, pretrained
 from jaxspec.cli import drafters, options
-from jaxspec.models import config as configs
 from jaxspec.models.rollback import ROLLBACKS, resolve
 from pallas_kernels import (
     PLATFORMS,
@@ -89,5 +88,5 @@ def _kind(kind: drafters.Kind) -> str:
 
 
 def _describe(name: str) -> str:
-    config = configs.from_json((pretrained.find(name) / "config.json").read_text())
+    config = pretrained.read_config(name)
     return f"{config.layers}, d_model {config.d_model}, {config.vocab_size} tokens"
