@@ -40,6 +40,7 @@ from jaxspec.models.config import Mamba1Config as Mamba1Config
 from jaxspec.models.config import Mamba2Config as Mamba2Config
 from jaxspec.models.config import MLPConfig as MLPConfig
 from jaxspec.models.config import ModelConfig as ModelConfig
+from jaxspec.models.config import MoEConfig as MoEConfig
 from jaxspec.models.hybrid import language_model as language_model
 from jaxspec.pretrained import check_same_tokenizer as check_same_tokenizer
 from jaxspec.pretrained import load as load

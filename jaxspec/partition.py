@@ -96,11 +96,25 @@ def by_rows(
         return jax.lax.with_sharding_constraint(leaf, spec)
 
     whole, cut = PartitionSpec(), PartitionSpec(over)
-    local = jax.shard_map(
+    local = per_device(f, (cut,) * len(args) + (whole,) * len(shared), cut)
+    return constrain_rows(local(*jax.tree.map(keep, args), *shared))
+
+
+def per_device(f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable:
+    """Makes a function run once per device of the ambient mesh, on its parts of arrays.
+
+    Args:
+        f: a function of arrays, in pytrees.
+        in_specs: how each argument is cut, a `PartitionSpec` for all of its arrays.
+        out_specs: how what it returns is put together.
+    """
+    present = {name for name, size in sizes().items() if size > 1}
+    if not present:
+        return f
+    return jax.shard_map(
         f,
-        in_specs=(cut,) * len(args) + (whole,) * len(shared),
-        out_specs=cut,
+        in_specs=in_specs,
+        out_specs=out_specs,
         axis_names=present,
         check_vma=False,
     )
-    return constrain_rows(local(*jax.tree.map(keep, args), *shared))

@@ -1,12 +1,11 @@
 """Shapes of published models, to compile and to measure without their weights.
 
 From the `config.json` of `state-spaces/mamba2-130m`, `mamba2-1.3b`, `mamba2-2.7b`,
-`mamba-2.8b`, `nvidia/Nemotron-H-8B-Base-8K`, `tiiuae/Falcon-H1-7B-Base` and
-`ibm-granite/granite-4.0-h-small`, and, for `nvidia/mamba2-hybrid-8b-3t-4k`, from
-Megatron-LM's `examples/mamba` and "An Empirical Study of Mamba-based Language Models"
-(Waleffe et al. 2024). What has no shape is left out: the factors of maximal update
-parametrisation stay at one. Every layer of Granite ends in a mixture of experts; here
-it is the shared expert alone, a dense SwiGLU.
+`mamba-2.8b`, `nvidia/Nemotron-H-8B-Base-8K`, `tiiuae/Falcon-H1-7B-Base`,
+`ibm-granite/granite-4.0-h-small` and `nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16`, and,
+for `nvidia/mamba2-hybrid-8b-3t-4k`, from Megatron-LM's `examples/mamba` and "An Empirical
+Study of Mamba-based Language Models" (Waleffe et al. 2024). What has no shape is left out:
+the factors of maximal update parametrisation stay at one.
 """
 
 from jaxspec.models.config import (
@@ -15,9 +14,10 @@ from jaxspec.models.config import (
     Mamba2Config,
     MLPConfig,
     ModelConfig,
+    MoEConfig,
 )
 
-_GRANITE = ("M-" * 5 + "*-" + "M-" * 4) * 4  # one attention layer in ten
+_GRANITE = ("ME" * 5 + "*E" + "ME" * 4) * 4  # one attention layer in ten
 
 
 def _mamba2(d_model: int, num_layers: int) -> ModelConfig:
@@ -84,7 +84,27 @@ MODELS = {
         attention=AttentionConfig(
             num_heads=32, num_kv_heads=8, head_dim=128, rope_fraction=0.0
         ),
-        mlp=MLPConfig(d_ff=1536),
+        moe=MoEConfig(num_experts=72, top_k=10, d_ff=768, shared_d_ff=1536),
+        dtype="bfloat16",
+    ),
+    "nemotron-3-nano": ModelConfig(
+        vocab_size=131_072,
+        d_model=2688,
+        layers="MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+        mamba2=Mamba2Config(nheads=64, ngroups=8),
+        attention=AttentionConfig(
+            num_heads=32, num_kv_heads=2, head_dim=128, rope_fraction=0.0
+        ),
+        moe=MoEConfig(
+            num_experts=128,
+            top_k=6,
+            d_ff=1856,
+            activation="relu2",
+            scores="sigmoid",
+            routed_multiplier=2.5,
+            shared_d_ff=3712,
+        ),
+        tie_embeddings=False,
         dtype="bfloat16",
     ),
 }

@@ -155,11 +155,11 @@ def _speculative(model, params, tokens, accepted: int):
 
 
 def _products(params, x):
-    """All weight matrices of the model, applied to `x` `[rows, d_model]`."""
+    """All weight matrices but experts', applied to `x` `[rows, d_model]`."""
     matrices = [hybrid.separate_head(params)["lm_head"]["kernel"]]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params["layers"]):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if name.endswith("_proj.kernel"):
+        if name.endswith("_proj.kernel") and leaf.ndim == 2:
             matrices.append(leaf)
 
     def body(_, x):

@@ -11,7 +11,7 @@ from jaxspec.core import LanguageModel
 from jaxspec.models.config import ModelConfig
 
 _ONES = ("scale", "D")
-_FLOAT32 = (*_ONES, "A_log", "dt_bias")
+_FLOAT32 = (*_ONES, "A_log", "dt_bias", "correction_bias")
 
 
 def params(config: ModelConfig, model: LanguageModel, seed: int = 0) -> Any:

@@ -8,8 +8,9 @@ step is `scan_tree` over a random tree of N nodes, the head on every node, the t
 follows each, and a `commit` of a path; an autoregressive step is `step`, the head and the
 token. Both run in one loop on the device, with donated states. `x AR` is what a tree costs
 in autoregressive steps: it pays where more tokens than that are accepted. GB/s is what the
-autoregressive step must read and write at least (weights once, states read and written)
-over its time, and `of copy` its share of what copying an array reaches on the same device.
+autoregressive step must read and write at least (weights once, but of experts those that
+rows choose at random, states read and written) over its time, and `of copy` its share of
+what copying an array reaches on the same device.
 """
 
 import argparse
@@ -152,7 +153,7 @@ def measure(args, name: str, batch: int, copy: float) -> list[dict[str, Any]]:
             step = loop(body, args.steps)
             calls[kind, nodes] = _keep(step, params, carry, batch, nodes)
     state = synthetic.num_bytes(jax.eval_shape(lambda: start(plain, params, False)))
-    least = _read_weights(config, params) + 2 * state
+    least = read_weights(config, params, batch) + 2 * state
     times = timing.medians(calls, args.repeats)
     baseline = times["AR", 1]
     return [
@@ -173,10 +174,27 @@ def _bandwidth(rate: float, copy: float) -> dict[str, float]:
     return {"gigabytes_per_second": rate / 1e9, "of_copy": rate / copy}
 
 
-def _read_weights(config: ModelConfig, params: Any) -> int:
-    """Bytes of the weights that every step reads: a table that is no head is looked up."""
+def read_weights(config: ModelConfig, params: Any, batch: int) -> float:
+    """Bytes of the weights that a step of `batch` rows reads, on average.
+
+    A table that is no head is looked up. An expert is read if a row chooses it, and rows
+    choose each as often as any other.
+
+    Args:
+        config: the shape of the model.
+        params: of it, stacked, arrays or their shapes.
+        batch: rows.
+    """
     table = 0 if config.tie_embeddings else synthetic.num_bytes(params["embed"])
-    return synthetic.num_bytes(params) - table
+    return synthetic.num_bytes(params) - table - _idle_experts(config, params, batch)
+
+
+def _idle_experts(config: ModelConfig, params: Any, batch: int) -> float:
+    if "E" not in config.layers:
+        return 0.0
+    own = params["layers"]["E"]["moe"]
+    idle = (1 - config.moe.top_k / config.moe.num_experts) ** batch
+    return idle * synthetic.num_bytes((own["up_proj"], own["down_proj"]))
 
 
 def _start(model, params, speculative: bool, *, batch: int, context: int, length: int):

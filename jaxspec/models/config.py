@@ -3,7 +3,8 @@
 Names follow state-spaces/mamba (`d_model, d_state, d_conv, expand, headdim, ngroups,
 chunk_size`). A model is a string of residual blocks, one character each:
 
-    M Mamba-2    m Mamba-1    G gated delta rule    * attention    - feed-forward
+    M Mamba-2    m Mamba-1    G gated delta rule    * attention
+    - feed-forward    E mixture of experts
     P Mamba-2 beside attention
 """
 
@@ -20,6 +21,7 @@ BLOCKS = {
     "G": ("delta",),
     "*": ("attention",),
     "-": ("mlp",),
+    "E": ("moe",),
     "P": ("mamba2", "attention"),
 }
 """The settings that each kind of block reads."""
@@ -264,6 +266,79 @@ class MLPConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """Mixture of experts.
+
+    Attributes:
+        num_experts: experts.
+        top_k: how many of them each token chooses.
+        d_ff: hidden width of an expert.
+        activation: of all experts, see `MLPConfig`.
+        scores: `"softmax"` over the experts (Granite, Qwen3-Next, Jamba), or `"sigmoid"`
+            of each, with a correction bias for the choice (Nemotron-H).
+        renormalize: the weights of the chosen add up to one, before `routed_multiplier`.
+        num_groups: groups of consecutive experts, under sigmoid scores.
+        top_groups: how many of them a token chooses from.
+        routed_multiplier: factor of the weights of the chosen.
+        shared_d_ff: hidden width of the expert that all tokens have; 0 for none.
+        shared_gate: its output is times the sigmoid of a projection (Qwen3-Next).
+        d_latent: width that the chosen experts' input is projected to and their output
+            from (Nemotron-3-Super); 0 for none, `d_model`.
+    """
+
+    num_experts: int
+    top_k: int
+    d_ff: int
+    activation: Literal["swiglu", "relu2", "gelu"] = "swiglu"
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    renormalize: bool = True
+    num_groups: int = 1
+    top_groups: int = 1
+    routed_multiplier: float = 1.0
+    shared_d_ff: int = 0
+    shared_gate: bool = False
+    d_latent: int = 0
+
+    def __post_init__(self):
+        _positive(self, "num_experts", "top_k", "d_ff", "num_groups", "top_groups")
+        _one_of(self, "activation", "swiglu", "relu2", "gelu")
+        _one_of(self, "scores", "softmax", "sigmoid")
+        groups, top = self.num_groups, self.top_groups
+        _require(
+            groups == 1 or self.scores == "sigmoid",
+            f"num_groups must be 1 unless scores are 'sigmoid', got {groups}.",
+        )
+        _require(
+            self.num_experts % groups == 0,
+            f"num_groups must divide num_experts, got {groups} and {self.num_experts}.",
+        )
+        _require(
+            top <= groups,
+            f"top_groups must not exceed num_groups, got {top} of {groups}.",
+        )
+        size = self.num_experts // groups
+        _require(
+            top == groups or size >= 2,
+            "A group is judged by its two best experts, got "
+            f"{self.num_experts} experts in {groups} groups.",
+        )
+        _require(
+            self.top_k <= top * size,
+            f"top_k must not exceed the {top * size} experts of {top} groups, got "
+            f"{self.top_k}."
+            if groups > 1
+            else f"top_k must not exceed num_experts, got {self.top_k} of {size}.",
+        )
+        for name in ("shared_d_ff", "d_latent"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative, got {value}.")
+        _require(
+            self.shared_d_ff > 0 or not self.shared_gate,
+            "shared_gate needs a shared expert: set shared_d_ff.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A language model.
 
@@ -271,7 +346,8 @@ class ModelConfig:
         vocab_size: tokens.
         d_model: width of the residual stream.
         layers: residual blocks in order, one character each (see the module).
-        mamba1, mamba2, delta, attention, mlp: settings of the mixers that `layers` names.
+        mamba1, mamba2, delta, attention, mlp, moe: settings of the mixers that `layers`
+            names.
         norm_eps: epsilon of every RMS norm.
         zero_centered_norms: norms between mixers, and of attention's queries and keys,
             scale by `1 + w`; those within a recurrence by `w` in any case.
@@ -290,6 +366,7 @@ class ModelConfig:
     delta: DeltaConfig | None = None
     attention: AttentionConfig | None = None
     mlp: MLPConfig | None = None
+    moe: MoEConfig | None = None
     norm_eps: float = 1e-5
     zero_centered_norms: bool = False
     tie_embeddings: bool = True
@@ -356,6 +433,7 @@ def from_json(text: str) -> ModelConfig:
         "delta": DeltaConfig,
         "attention": AttentionConfig,
         "mlp": MLPConfig,
+        "moe": MoEConfig,
     }
     for name, part in parts.items():
         if record.get(name) is not None:

@@ -6,6 +6,7 @@ its devices project back is added up: the column and row cuts of Megatron (Shoey
 groups of heads that share keys, or none. The rest is on every device.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ _PARAMS = {
     "delta": {"A_log": -1, "dt_bias": -1} | {"in_proj": -1, "conv": -1, "out_proj": -2},
     "attention": {"qkv_proj": -1, "out_proj": -2},
     "mlp": {"up_proj": -1, "down_proj": -2},
+    "moe": {"up_proj": -1, "down_proj": -2}
+    | {"shared_up_proj": -1, "shared_down_proj": -2},
 }
 _PAST = {
     "mamba2": {"tail": -1, "conv": -1, "state": -3, "states": -3, "A": -1}
@@ -41,6 +44,7 @@ _FUSED = {  # what has several things side by side, unless it is stored in parts
     "delta": ("in_proj", "conv"),
     "attention": ("qkv_proj",),
     "mlp": ("up_proj",),
+    "moe": ("up_proj", "shared_up_proj"),
 }
 KEY_CHANNELS = ("BC", "qk")  # stored in parts, those that heads share in groups
 _KEYS = {
@@ -77,6 +81,8 @@ def parts(config: ModelConfig, mixer: str) -> Parts:
     if mixer == "mamba1":
         channels = c.expand * config.d_model
         return Parts(channels, channels=channels)
+    if mixer == "moe":  # every device has a part of every expert
+        return Parts(math.gcd(c.d_ff, c.shared_d_ff))
     return Parts(c.num_kv_heads if mixer == "attention" else c.d_ff)
 
 
@@ -98,7 +104,7 @@ def param_specs(config: ModelConfig, params: Any, axes: dict[str, int]) -> Any:
         axis = _PARAMS[mixer].get(names[0])
         if axis is None or not is_cut(config, mixer, axes[TENSOR]):
             return PartitionSpec()
-        is_swiglu = mixer != "mlp" or config.mlp.activation == "swiglu"
+        is_swiglu = getattr(getattr(config, mixer), "activation", "swiglu") == "swiglu"
         is_whole = len(names) == 2 and names[0] in _FUSED[mixer] and is_swiglu
         is_bias_after_sum = axis == -2 and names[1] == "bias"
         if is_whole or is_bias_after_sum or _is_shared(config, mixer, names):

@@ -1,60 +1,69 @@
 """Feed-forward: SwiGLU (Shazeer 2020), squared ReLU (So et al. 2021), or GELU.
 
+    y = down(silu(gate(x)) up(x)),  down(relu(up(x))^2)  or  down(gelu(up(x)))
+
 It has no past: its carry and its tape are empty.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import layers
+from jaxspec.models import layers, stateless
 from jaxspec.models.config import ModelConfig
 
-
-def init_carry(
-    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
-):
-    """Nothing."""
-    return ()
-
-
-def init_tape(
-    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
-):
-    """Nothing."""
-    return ()
-
-
-def commit(config: ModelConfig, carry: tuple, tape: tuple, path: layers.Path) -> tuple:
-    """Nothing to keep."""
-    return carry
-
-
-drop_slots = layers.drop_slots
+init_carry = stateless.init_carry
+init_tape = stateless.init_tape
+commit = stateless.commit
+drop_slots = stateless.drop_slots
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
     """Stores SwiGLU's projection in parts: the gate, and what it gates."""
     if config.mlp.activation != "swiglu":
         return params
+    return {**params, "up_proj": split_gate(params["up_proj"])}
+
+
+def split_gate(params: Any) -> Any:
+    """Takes the gate and what it gates apart."""
 
     def halves(fused):
         gate, up = jnp.split(fused, 2, axis=-1)
         return {"gate": gate, "up": up}
 
-    return {**params, "up_proj": layers.split_leaves(params["up_proj"], halves)}
+    return layers.split_leaves(params, halves)
 
 
-class Mixer(nn.Module):
-    """The layer. `x` is `[..., d_model]`."""
+def up_width(activation: str, d_ff: int) -> int:
+    """Columns of the projection in: SwiGLU's gate stands before what it gates."""
+    return d_ff * (2 if activation == "swiglu" else 1)
 
-    config: ModelConfig
+
+def activate(
+    activation: str,
+    h: jax.Array | Mapping[str, jax.Array],
+    gate_multiplier: float = 1.0,
+) -> jax.Array:
+    """Applies the nonlinearity to `[..., up_width]`, or to its parts; `[..., d_ff]`."""
+    if activation == "swiglu":
+        is_split = isinstance(h, Mapping)
+        gate, h = (h["gate"], h["up"]) if is_split else jnp.split(h, 2, axis=-1)
+        return nn.silu(layers.scale_by(gate, gate_multiplier)) * h
+    if activation == "relu2":
+        return jnp.square(nn.relu(h))
+    return nn.gelu(h, approximate=False)
+
+
+class Mixer(stateless.Mixer):
+    """The layer."""
 
     def setup(self):
         c = self.config.mlp
-        width = c.d_ff * (2 if c.activation == "swiglu" else 1)
+        width = up_width(c.activation, c.d_ff)
         self.up_proj = layers.dense(self.config, width, bias=c.bias)
         self.down_proj = layers.dense(
             self.config,
@@ -63,46 +72,7 @@ class Mixer(nn.Module):
             scale=1 / len(self.config.layers),
         )
 
-    def step(
-        self,
-        carry: tuple,
-        x: jax.Array,
-        positions: layers.Positions,
-        layer: jax.Array | None = None,
-    ):
-        """One token."""
-        return carry, self._apply(x)
-
-    def scan(
-        self,
-        carry: tuple,
-        x: jax.Array,
-        positions: layers.Positions,
-        lengths: jax.Array,
-        layer: jax.Array | None = None,
-    ):
-        """Many tokens."""
-        return carry, self._apply(x)
-
-    def tree(
-        self,
-        carry: tuple,
-        tape: tuple,
-        x: jax.Array,
-        context: layers.TreeContext,
-        layer: jax.Array | None = None,
-    ):
-        """Nodes of a tree."""
-        return (carry, tape), self._apply(x)
-
-    def _apply(self, x: jax.Array) -> jax.Array:
-        c, h = self.config.mlp, self.up_proj(x)
-        if c.activation == "swiglu":
-            is_split = isinstance(h, dict)
-            gate, h = (h["gate"], h["up"]) if is_split else jnp.split(h, 2, axis=-1)
-            h = nn.silu(layers.scale_by(gate, c.gate_multiplier)) * h
-        elif c.activation == "relu2":
-            h = jnp.square(nn.relu(h))
-        else:
-            h = nn.gelu(h, approximate=False)
+    def mix(self, x: jax.Array) -> jax.Array:
+        c = self.config.mlp
+        h = activate(c.activation, self.up_proj(x), c.gate_multiplier)
         return layers.scale_by(self.down_proj(h), c.out_multiplier)

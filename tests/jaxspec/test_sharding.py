@@ -169,7 +169,7 @@ def test_loops_and_branches_are_counted():
 
 @pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize(
-    "name", ["one-group", "groups", "mamba1", "delta", "falcon-h1"]
+    "name", ["one-group", "groups", "mamba1", "delta", "falcon-h1", "experts"]
 )
 def test_what_can_be_cut_is_cut(name, scanned):
     config = meshes.CONFIGS[name]
@@ -186,7 +186,7 @@ def test_what_can_be_cut_is_cut(name, scanned):
         if "tensor" in tuple(spec)
     }
     wanted = {"one-group": "x z dt q k v gate up", "groups": "x z dt BC q k v gate up"}
-    wanted |= {"mamba1": "x z", "falcon-h1": ""}
+    wanted |= {"mamba1": "x z", "falcon-h1": "", "experts": "x z dt gate up"}
     wanted |= {"delta": "qk v z b a q k gate up"}
     for part in wanted[name].split():
         assert any(path.endswith(f"kernel/{part}") for path in cut), part

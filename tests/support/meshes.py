@@ -39,6 +39,7 @@ CONFIGS = {
     ),
     "draft": tiny.config("M", mamba2=HEADS["mamba2"]),
     "falcon-h1": tiny.CONFIGS["falcon-h1"],  # two groups for four devices
+    "experts": tiny.config("ME", mamba2=HEADS["mamba2"]),
 }
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [2, 7, 1, 8], [1, 6, 1, 8, 0, 3]]
 PROMPTS += [[1, 4, 1, 4, 2, 1], [5, 7, 7, 2], [6, 9, 3, 1], [9, 9]]

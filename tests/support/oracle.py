@@ -17,7 +17,7 @@ def logits(config, params, tokens):
         x = params["embed"]["embedding"][token] * config.embedding_multiplier
         for kind, block, own in zip(config.layers, params["layers"], past, strict=True):
             h = outer_norm(config, block["norm"], x)
-            for name in KINDS[kind]:
+            for name in BLOCKS[kind]:
                 mixer = MIXERS[name]
                 y = mixer(config, block[name], own.setdefault(name, {}), h, position)
                 x = x + config.residual_multiplier * y
@@ -164,29 +164,61 @@ def rope(c, x, position):
 
 
 def mlp(config, p, past, x, position):
-    c, h = config.mlp, dense(p["up_proj"], x)
-    if c.activation == "swiglu":
-        gate, h = np.split(h, 2)
-        h = silu(gate * c.gate_multiplier) * h
-    elif c.activation == "relu2":
-        h = np.maximum(h, 0.0) ** 2
-    else:
-        h = h * 0.5 * (1.0 + np.vectorize(math.erf)(h / np.sqrt(2.0)))
+    c = config.mlp
+    h = activate(c.activation, dense(p["up_proj"], x), c.gate_multiplier)
     return dense(p["down_proj"], h) * c.out_multiplier
 
 
-MIXERS = {
-    "mamba2": mamba2,
-    "mamba1": mamba1,
-    "delta": delta,
-    "attention": attention,
-    "mlp": mlp,
-}
-KINDS = {
+def activate(activation, h, gate_multiplier=1.0):
+    if activation == "swiglu":
+        gate, h = np.split(h, 2)
+        return silu(gate * gate_multiplier) * h
+    if activation == "relu2":
+        return np.maximum(h, 0.0) ** 2
+    return h * 0.5 * (1.0 + np.vectorize(math.erf)(h / np.sqrt(2.0)))
+
+
+def moe(config, p, past, x, position):
+    c, y = config.moe, 0.0
+    own = dense(p["latent_in_proj"], x) if c.d_latent else x
+    for expert, weight in chosen(c, p, x).items():
+        h = activate(c.activation, own @ p["up_proj"]["kernel"][expert])
+        y += weight * (h @ p["down_proj"]["kernel"][expert])
+    if c.d_latent:
+        y = dense(p["latent_out_proj"], y)
+    if c.shared_d_ff:
+        h = activate(c.activation, dense(p["shared_up_proj"], x))
+        h = dense(p["shared_down_proj"], h)
+        y += h / (1.0 + np.exp(-dense(p["shared_gate"], x))) if c.shared_gate else h
+    return y
+
+
+def chosen(c, p, x):
+    """The weights of the chosen experts, by index."""
+    s = dense(p["router"], x)
+    names = list(range(c.num_experts))
+    if c.scores == "softmax":
+        s = np.exp(s - s.max())
+        s = rank = s / s.sum()
+    else:
+        s = 1.0 / (1.0 + np.exp(-s))
+        rank = s + p["correction_bias"]
+        size = c.num_experts // c.num_groups
+        groups = [names[i : i + size] for i in range(0, c.num_experts, size)]
+        groups.sort(key=lambda group: -sum(sorted(rank[group])[-2:]))
+        names = sorted(sum(groups[: c.top_groups], []))
+    names = sorted(names, key=lambda e: -rank[e])[: c.top_k]
+    total = sum(s[names]) if c.renormalize else 1.0
+    return {e: c.routed_multiplier * s[e] / total for e in names}
+
+
+MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "delta": delta}
+MIXERS |= {"attention": attention, "mlp": mlp, "moe": moe}
+BLOCKS = {
     "M": ["mamba2"],
     "m": ["mamba1"],
     "G": ["delta"],
     "*": ["attention"],
     "-": ["mlp"],
-    "P": ["mamba2", "attention"],
 }
+BLOCKS |= {"E": ["moe"], "P": ["mamba2", "attention"]}

@@ -17,6 +17,7 @@ from jaxspec.models.config import (
     Mamba2Config,
     MLPConfig,
     ModelConfig,
+    MoEConfig,
 )
 from jaxspec.trees import TokenTree
 
@@ -26,11 +27,12 @@ MAMBA2 = Mamba2Config(nheads=4, headdim=8, d_state=8, chunk_size=8)
 DELTA = DeltaConfig(4, 2, value_head_dim=8, key_head_dim=6, chunk_size=8)
 ATTENTION = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8)
 MLP = MLPConfig(d_ff=24)
+MOE = MoEConfig(num_experts=6, top_k=2, d_ff=8, shared_d_ff=12, shared_gate=True)
 
 
 def config(layers, **settings):
     parts = {"mamba1": MAMBA1, "mamba2": MAMBA2, "delta": DELTA}
-    parts |= {"attention": ATTENTION, "mlp": MLP}
+    parts |= {"attention": ATTENTION, "mlp": MLP, "moe": MOE}
     return ModelConfig(VOCAB, 16, layers, **(parts | settings))
 
 
@@ -133,6 +135,7 @@ CONFIGS = {
         residual_multiplier=0.6,
         logits_multiplier=0.5,
     ),
+    "experts": config("ME*E"),
     "small-hybrid": config("M*-m"),
     "hybrid": config("M*-M*-m"),
 }

@@ -14,6 +14,7 @@ from jaxspec.models.config import (
     Mamba2Config,
     MLPConfig,
     ModelConfig,
+    MoEConfig,
 )
 
 SMALL = {"vocab_size": 11, "d_model": 8}
@@ -39,7 +40,7 @@ MODELS = {
     ),
     "all": ModelConfig(
         **SMALL,
-        layers="M-m-*-P",
+        layers="M-m-*-PE",
         mamba1=Mamba1Config(norm="unit"),
         mamba2=Mamba2Config(
             nheads=4,
@@ -50,6 +51,7 @@ MODELS = {
         ),
         attention=AttentionConfig(4, 1, window=16, scale=0.2),
         mlp=MLPConfig(d_ff=32, activation="relu2", bias=True),
+        moe=MoEConfig(8, 2, 4, "gelu", "sigmoid", False, 4, 2, 2.5, 6, True, 5),
         tie_embeddings=False,
         dtype="bfloat16",
     ),
@@ -71,7 +73,7 @@ def test_an_infinite_limit_survives_json():
 def test_json_names_the_version_of_the_format():
     record = json.loads(configs.to_json(MODELS["all"]))
     assert record["format_version"] == configs.FORMAT_VERSION
-    assert record["layers"] == "M-m-*-P"
+    assert record["layers"] == "M-m-*-PE"
 
 
 def test_configs_are_equal_by_value():
@@ -129,6 +131,7 @@ def test_json_that_is_no_config_is_refused(text, message):
         ("M*", "block '\\*', which needs the settings `attention`"),
         ("G", "block 'G', which needs the settings `delta`"),
         ("P", "block 'P', which needs the settings `attention`"),
+        ("ME", "block 'E', which needs the settings `moe`"),
         ("Mm", "block 'm', which needs the settings `mamba1`"),
     ],
 )
@@ -190,10 +193,39 @@ def test_layers_that_cannot_be_built_are_refused(layers, message):
             "window must not be negative, got -1",
         ),
         (MLPConfig, {"d_ff": 4, "activation": "relu"}, "activation must be .*'relu'"),
+        (MoEConfig, {"activation": "relu"}, "activation must be .*'relu'"),
+        (MoEConfig, {"scores": "top"}, "scores must be one of .*'top'"),
+        (MoEConfig, {"num_groups": 2}, "must be 1 unless scores are 'sigmoid', got 2"),
+        (
+            MoEConfig,
+            {"scores": "sigmoid", "num_groups": 3},
+            "num_groups must divide num_experts, got 3 and 8",
+        ),
+        (
+            MoEConfig,
+            {"scores": "sigmoid", "num_groups": 2, "top_groups": 3},
+            "top_groups must not exceed num_groups, got 3 of 2",
+        ),
+        (
+            MoEConfig,
+            {"scores": "sigmoid", "num_groups": 8, "top_groups": 2},
+            "two best experts, got 8 experts in 8 groups",
+        ),
+        (
+            MoEConfig,
+            {"scores": "sigmoid", "num_groups": 4, "top_k": 3},
+            "top_k must not exceed the 2 experts of 1 groups, got 3",
+        ),
+        (MoEConfig, {"top_k": 9}, "top_k must not exceed num_experts, got 9 of 8"),
+        (MoEConfig, {"shared_d_ff": -1}, "shared_d_ff must not be negative, got -1"),
+        (MoEConfig, {"d_latent": -2}, "d_latent must not be negative, got -2"),
+        (MoEConfig, {"shared_gate": True}, "needs a shared expert: set shared_d_ff"),
         (ModelConfig, {"dtype": "float16"}, "dtype must be one of .*'float16'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(cls, settings, message):
+    if cls is MoEConfig:
+        settings = {"num_experts": 8, "top_k": 2, "d_ff": 4, **settings}
     if cls is ModelConfig:
         settings = {**SMALL, "layers": "m", "mamba1": Mamba1Config(), **settings}
     with pytest.raises(ValueError, match=message):
@@ -213,6 +245,8 @@ def test_settings_that_do_not_fit_are_refused(cls, settings, message):
         *[(AttentionConfig(2, 1), n) for n in ("num_heads", "num_kv_heads")],
         *[(AttentionConfig(2, 1), n) for n in ("head_dim", "rope_theta")],
         (MLPConfig(d_ff=4), "d_ff"),
+        *[(MoEConfig(8, 2, 4), n) for n in ("num_experts", "top_k", "d_ff")],
+        *[(MoEConfig(8, 2, 4), n) for n in ("num_groups", "top_groups")],
         *[(MODELS["all"], n) for n in ("vocab_size", "d_model", "norm_eps")],
     ],
 )

@@ -1,0 +1,73 @@
+"""What mixers have in common that have no past: empty carries and tapes."""
+
+import jax
+from flax import linen as nn
+
+from jaxspec.models import layers
+from jaxspec.models.config import ModelConfig
+
+
+def init_carry(
+    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
+):
+    """Nothing."""
+    return ()
+
+
+def init_tape(
+    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
+):
+    """Nothing."""
+    return ()
+
+
+def commit(config: ModelConfig, carry: tuple, tape: tuple, path: layers.Path) -> tuple:
+    """Nothing to keep."""
+    return carry
+
+
+def drop_slots(tape: tuple, count: int) -> tuple:
+    """Nothing to drop."""
+    return tape
+
+
+class Mixer(nn.Module):
+    """A layer of tokens each on its own; `mix` takes `x` `[B, ..., d_model]`."""
+
+    config: ModelConfig
+
+    def mix(self, x: jax.Array) -> jax.Array:
+        """What the layer makes of its input."""
+        raise NotImplementedError
+
+    def step(
+        self,
+        carry: tuple,
+        x: jax.Array,
+        positions: layers.Positions,
+        layer: jax.Array | None = None,
+    ):
+        """One token."""
+        return carry, self.mix(x)
+
+    def scan(
+        self,
+        carry: tuple,
+        x: jax.Array,
+        positions: layers.Positions,
+        lengths: jax.Array,
+        layer: jax.Array | None = None,
+    ):
+        """Many tokens."""
+        return carry, self.mix(x)
+
+    def tree(
+        self,
+        carry: tuple,
+        tape: tuple,
+        x: jax.Array,
+        context: layers.TreeContext,
+        layer: jax.Array | None = None,
+    ):
+        """Nodes of a tree."""
+        return (carry, tape), self.mix(x)
