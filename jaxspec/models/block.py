@@ -14,14 +14,8 @@ from flax import linen as nn
 from jaxspec.models import attention, delta, layers, mamba1, mamba2, mlp, moe
 from jaxspec.models.config import BLOCKS, ModelConfig
 
-MIXERS = {
-    "mamba2": mamba2,
-    "mamba1": mamba1,
-    "delta": delta,
-    "attention": attention,
-    "mlp": mlp,
-    "moe": moe,
-}
+MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "delta": delta}
+MIXERS |= {"attention": attention, "mlp": mlp, "moe": moe}
 
 
 def init_carry(config: ModelConfig, kind: str, *settings: int) -> tuple:

@@ -3,8 +3,9 @@
 Names follow state-spaces/mamba (`d_model, d_state, d_conv, expand, headdim, ngroups,
 chunk_size`). A model is a string of residual blocks, one character each:
 
-    M Mamba-2    m Mamba-1    G gated delta rule    * attention    - feed-forward
-    E mixture of experts    P Mamba-2 beside attention
+    M Mamba-2    m Mamba-1    G gated delta rule    * attention
+    - feed-forward    E mixture of experts
+    P Mamba-2 beside attention
 """
 
 import dataclasses
@@ -355,8 +356,8 @@ class ModelConfig:
         vocab_size: tokens.
         d_model: width of the residual stream.
         layers: residual blocks in order, one character each (see the module).
-        mamba1, mamba2, delta, attention, mlp, moe: settings of the mixers that
-            `layers` names.
+        mamba1, mamba2, delta, attention, mlp, moe: settings of the mixers that `layers`
+            names.
         norm_eps: epsilon of every RMS norm.
         zero_centered_norms: norms between mixers, and of attention's queries and keys,
             scale by `1 + w`; those within a recurrence by `w` in any case.

@@ -26,6 +26,11 @@ def commit(config: ModelConfig, carry: tuple, tape: tuple, path: layers.Path) ->
     return carry
 
 
+def drop_slots(tape: tuple, count: int) -> tuple:
+    """Nothing to drop."""
+    return tape
+
+
 class Mixer(nn.Module):
     """A layer of tokens each on its own; `mix` takes `x` `[B, ..., d_model]`."""
 

@@ -17,7 +17,7 @@ def logits(config, params, tokens):
         x = params["embed"]["embedding"][token] * config.embedding_multiplier
         for kind, block, own in zip(config.layers, params["layers"], past, strict=True):
             h = outer_norm(config, block["norm"], x)
-            for name in KINDS[kind]:
+            for name in BLOCKS[kind]:
                 mixer = MIXERS[name]
                 y = mixer(config, block[name], own.setdefault(name, {}), h, position)
                 x = x + config.residual_multiplier * y
@@ -212,20 +212,13 @@ def chosen(c, p, x):
     return {e: c.routed_multiplier * s[e] / total for e in names}
 
 
-MIXERS = {
-    "mamba2": mamba2,
-    "mamba1": mamba1,
-    "delta": delta,
-    "attention": attention,
-    "mlp": mlp,
-    "moe": moe,
-}
-KINDS = {
+MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "delta": delta}
+MIXERS |= {"attention": attention, "mlp": mlp, "moe": moe}
+BLOCKS = {
     "M": ["mamba2"],
     "m": ["mamba1"],
     "G": ["delta"],
     "*": ["attention"],
     "-": ["mlp"],
-    "E": ["moe"],
-    "P": ["mamba2", "attention"],
 }
+BLOCKS |= {"E": ["moe"], "P": ["mamba2", "attention"]}
