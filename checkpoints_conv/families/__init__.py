@@ -11,6 +11,7 @@ from checkpoints_conv.families import (
     llama,
     mamba,
     mamba2,
+    mamba_in_llama,
     nemotron_h,
     state_spaces,
 )
@@ -18,7 +19,7 @@ from checkpoints_conv.family import Family
 from jaxspec.models.config import ModelConfig
 
 _PURE = (mamba2, mamba, falcon_mamba, llama)
-_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba)
+_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba, mamba_in_llama)
 FAMILIES = {module.FAMILY.name: module.FAMILY for module in _PURE + _HYBRID}
 
 
@@ -29,6 +30,8 @@ def find(record: dict[str, Any]) -> Family:
         ValueError: if there is none.
     """
     kind = record.get("model_type")
+    if mamba_in_llama.FIELD in record and kind == "llama":
+        return mamba_in_llama.FAMILY
     if kind is None and "ssm_cfg" in record:
         return state_spaces.find(record)
     if kind not in FAMILIES:
