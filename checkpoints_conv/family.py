@@ -66,7 +66,8 @@ def _meaning(config: ModelConfig) -> ModelConfig:
     own = {name: getattr(config, name) if name in used else None for name in names}
     if c := own["mamba1"]:
         rank = c.dt_rank or math.ceil(config.d_model / 16)
-        own["mamba1"] = dataclasses.replace(c, dt_rank=rank, chunk_size=1)
+        eps = (c.norm_eps or config.norm_eps) if c.norm != "none" else 0.0
+        own["mamba1"] = dataclasses.replace(c, dt_rank=rank, norm_eps=eps, chunk_size=1)
     if c := own["mamba2"]:
         groups = c.norm_groups or c.ngroups
         own["mamba2"] = dataclasses.replace(c, norm_groups=groups, chunk_size=1)

@@ -69,10 +69,11 @@ def attention(config: ModelConfig, at: str) -> Iterator[Leaf]:
     yield from linear("attention.out_proj", out, heads, c.out_bias)
 
 
-def swiglu(config: ModelConfig, at: str) -> Iterator[Leaf]:
-    """SwiGLU with its gate apart, as in Llama."""
+def mlp(config: ModelConfig, at: str) -> Iterator[Leaf]:
+    """Feed-forward, the gate of SwiGLU apart, as in Llama."""
     c = config.mlp
-    up = [(f"{at}.gate_proj", c.d_ff), (f"{at}.up_proj", c.d_ff)]
+    names = ("gate_proj", "up_proj") if c.activation == "swiglu" else ("up_proj",)
+    up = [(f"{at}.{name}", c.d_ff) for name in names]
     yield from linear("mlp.up_proj", up, config.d_model, c.bias)
     down = [(f"{at}.down_proj", config.d_model)]
     yield from linear("mlp.down_proj", down, c.d_ff, c.bias)

@@ -3,18 +3,23 @@
 from typing import Any
 
 from checkpoints_conv.families import (
+    bamba,
     falcon_h1,
+    falcon_mamba,
     granite,
+    jamba,
     llama,
     mamba,
     mamba2,
+    nemotron_h,
     state_spaces,
 )
 from checkpoints_conv.family import Family
 from jaxspec.models.config import ModelConfig
 
-_MODULES = (mamba2, mamba, llama, granite, falcon_h1)
-FAMILIES = {module.FAMILY.name: module.FAMILY for module in _MODULES}
+_PURE = (mamba2, mamba, falcon_mamba, llama)
+_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba)
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in _PURE + _HYBRID}
 
 
 def find(record: dict[str, Any]) -> Family:

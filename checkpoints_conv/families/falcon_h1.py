@@ -102,7 +102,7 @@ def parts(config: ModelConfig) -> list[Part]:
                 *mixers.attention(config, f"{at}.self_attn"),
             )
             norm = mixers.norm("norm", f"{at}.pre_ff_layernorm", config.d_model)
-            yield norm, *mixers.swiglu(config, f"{at}.feed_forward")
+            yield norm, *mixers.mlp(config, f"{at}.feed_forward")
 
     ends = "model.embed_tokens.weight", "model.final_layernorm.weight", "lm_head.weight"
     return table.model(config, *ends, blocks())

@@ -51,7 +51,7 @@ def parts(config: ModelConfig) -> list[Part]:
             norm = mixers.norm("norm", f"{at}.input_layernorm", config.d_model)
             yield norm, *mixers.attention(config, f"{at}.self_attn")
             norm = mixers.norm("norm", f"{at}.post_attention_layernorm", config.d_model)
-            yield norm, *mixers.swiglu(config, f"{at}.mlp")
+            yield norm, *mixers.mlp(config, f"{at}.mlp")
 
     ends = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
     return table.model(config, *ends, blocks())

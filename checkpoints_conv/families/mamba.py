@@ -23,8 +23,13 @@ def read_fields(f: Fields, **settings: Any) -> ModelConfig:
     f.expect("hidden_act", "silu")
     f.expect("rms_norm", True)
     d_model, expand = f.integer("hidden_size"), f.integer("expand", 2)
-    for name in ("intermediate_size", "d_inner"):
-        f.expect(name, expand * d_model)
+    width = f.integer("intermediate_size", expand * d_model)  # which goes before expand
+    f.expect("d_inner", width)
+    if width % d_model:
+        raise ValueError(
+            f"config.json: intermediate_size {width} must be a multiple of hidden_size "
+            f"{d_model}."
+        )
     count = f.integer("num_hidden_layers", None) or f.integer("n_layer")
     f.expect("n_layer", count)
     f.expect("d_model", d_model)
@@ -32,7 +37,7 @@ def read_fields(f: Fields, **settings: Any) -> ModelConfig:
     is_auto = f.take("time_step_rank", "auto") == "auto"
     rank = math.ceil(d_model / 16) if is_auto else f.integer("time_step_rank")
     mixer = Mamba1Config(
-        expand=expand,
+        expand=width // d_model,
         d_state=f.integer("state_size", 16),
         d_conv=f.integer("conv_kernel", 4),
         dt_rank=rank,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec import pretrained
 from jaxspec.core import Drafter, LanguageModel
@@ -177,17 +178,31 @@ def _grown(make_builder: Callable[[str], Builder]) -> Callable[[Tools, str], Mad
 
 
 def _draft(tools: Tools, max_path: int) -> tuple[LanguageModel, Any]:
-    """The draft model and its params, trimmed if so asked."""
+    """The draft model and its params, trimmed if so asked, or to the target's tokens.
+
+    Tables of one tokenizer are padded to different sizes.
+    """
     draft = pretrained.load(tools.draft, tools.dtype, max_path=max_path)
     tokenizer = pretrained.load_tokenizer(
         pretrained.find(tools.target) / "tokenizer.json"
     )
     pretrained.check_same_tokenizer(tokenizer, draft.tokenizer)
-    if tools.vocabulary is None:
+    sizes = _vocab_size(tools.target), draft.model.vocab_size
+    if tools.vocabulary is not None:
+        hash_ = pretrained.tokenizer_hash(tokenizer)
+        keep = vocabulary.load(tools.vocabulary, hash_).keep
+    elif sizes[0] != sizes[1]:
+        keep = np.arange(min(sizes), dtype=np.int32)
+    else:
         return draft.model, draft.params
-    kept = vocabulary.load(tools.vocabulary, pretrained.tokenizer_hash(tokenizer))
-    head = hybrid.trim_head(draft.params, kept.keep)
-    return draft.model, Trimmed(head, jnp.asarray(kept.keep))
+    head = hybrid.trim_head(draft.params, keep)
+    model = draft.model._replace(vocab_size=sizes[0])
+    return model, Trimmed(head, jnp.asarray(keep))
+
+
+def _vocab_size(name: str) -> int:
+    config = pretrained.find(name) / "config.json"
+    return configs.from_json(config.read_text()).vocab_size
 
 
 def _static(law: str, noise: str = "own") -> Callable[[str], Builder]:
@@ -275,10 +290,8 @@ def _rasd(order: str) -> Callable[[Tools, str], Made]:
 
 
 def _recycling(tools: Tools, shape: str) -> Made:
-    config = pretrained.find(tools.target) / "config.json"
-    vocab_size = configs.from_json(config.read_text()).vocab_size
     topology = sequoia.optimal_tree(ACCEPTANCE, _nodes(shape), LOOKUP_PATH)
-    return Made(recycling(vocab_size, topology), None)
+    return Made(recycling(_vocab_size(tools.target), topology), None)
 
 
 LEVELS = "children level by level (3,2,1) or chain:K"

@@ -43,6 +43,7 @@ class Mamba1Config:
         proj_bias: bias of the projections in and out.
         norm: RMS norms on B, C and the low-rank dt: `"unit"` without scales
             (Falcon-Mamba), `"learned"` with scales (Jamba).
+        norm_eps: epsilon of these; 0 is the model's.
         chunk_size: tokens that `scan` takes at once; a matter of speed alone.
     """
 
@@ -53,6 +54,7 @@ class Mamba1Config:
     conv_bias: bool = True
     proj_bias: bool = False
     norm: Literal["none", "unit", "learned"] = "none"
+    norm_eps: float = 0.0
     chunk_size: int = 32
 
     def __post_init__(self):

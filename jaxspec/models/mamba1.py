@@ -96,10 +96,10 @@ class Mixer(nn.Module):
         self.A_log = self.param("A_log", _init_A_log, (c.d_state, width))
         self.D = self.param("D", nn.initializers.ones, (width,), jnp.float32)
         if c.norm != "none":
-            scaled = c.norm == "learned"
-            self.dt_norm = layers.RMSNorm(config.norm_eps, scaled=scaled)
-            self.B_norm = layers.RMSNorm(config.norm_eps, scaled=scaled)
-            self.C_norm = layers.RMSNorm(config.norm_eps, scaled=scaled)
+            eps, scaled = c.norm_eps or config.norm_eps, c.norm == "learned"
+            self.dt_norm = layers.RMSNorm(eps, scaled=scaled)
+            self.B_norm = layers.RMSNorm(eps, scaled=scaled)
+            self.C_norm = layers.RMSNorm(eps, scaled=scaled)
         self.out_proj = layers.dense(
             config, config.d_model, bias=c.proj_bias, scale=1 / len(config.layers)
         )

@@ -1,7 +1,7 @@
 """Tiny models of every family, made by transformers with random weights, and converted.
 
-All share their table of tokens and its head, which point from a token to the next, so that
-models of different families often agree.
+All share their table of tokens, and their heads are close to it, so that models of
+different families often agree.
 """
 
 import atexit
@@ -68,6 +68,39 @@ FAMILIES = {  # transformers' config, and what it is given
         | {"ssm_out_multiplier": 0.5, "ssm_multipliers": [0.6, 1.5, 0.8, 1.2, 0.9]}
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e11}},
     ),
+    "falcon_mamba": (
+        "FalconMambaConfig",
+        {"hidden_size": WIDTH, "state_size": 8, "num_hidden_layers": 2, "expand": 16}
+        | {"intermediate_size": 64, "mixer_rms_eps": 1e-2},
+    ),
+    "nemotron_h": (
+        "NemotronHConfig",
+        {**ATTENTION, "head_dim": 16, "intermediate_size": 48, "ssm_state_size": 8}
+        | {"layers_block_type": ["linear_attention", "mlp", "full_attention"]}
+        | {"mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "chunk_size": 8}
+        | {"time_step_min": 0.5, "mlp_bias": True},
+    ),
+    "bamba": (
+        "BambaConfig",
+        {**HYBRID, **ATTENTION, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"attn_layer_indices": [1]},
+    ),
+    "jamba": (
+        "JambaConfig",
+        {**ATTENTION, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1}
+        | {"mamba_d_state": 8},
+    ),
+}
+
+
+DRAFTS = {  # smaller ones, that draft
+    "small-mamba": ("MambaConfig", {"hidden_size": WIDTH, "num_hidden_layers": 1}),
+    "small-mamba2": (
+        "Mamba2Config",
+        {**MAMBA2, "num_hidden_layers": 1, "tie_word_embeddings": True, "n_groups": 1}
+        | {"vocab_size": VOCAB + 8},
+    ),
 }
 
 
@@ -79,17 +112,20 @@ def names():
 @functools.cache
 def model(name):
     """The model of a family in transformers."""
-    config, settings = FAMILIES[name]
-    config = getattr(transformers, config)(vocab_size=VOCAB, **settings)
+    config, settings = (FAMILIES | DRAFTS)[name]
+    config = getattr(transformers, config)(**{"vocab_size": VOCAB} | settings)
     torch.manual_seed(0)
     made = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for tensor in made.parameters():
             _randomise(tensor)
-        table = torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1)
+        table = torch.randn(config.vocab_size, WIDTH, generator=generator)
         made.get_input_embeddings().weight.copy_(table)
         if not config.tie_word_embeddings:
-            made.get_output_embeddings().weight.copy_(table.roll(1, 0))
+            made.get_output_embeddings().weight.copy_(
+                table + 0.2 * torch.randn(VOCAB, WIDTH)
+            )
     return made
 
 

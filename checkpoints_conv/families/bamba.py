@@ -1,0 +1,73 @@
+"""Bamba (`bamba`): Mamba-2 or, seldom, attention, then SwiGLU, in every layer."""
+
+from typing import Any
+
+from checkpoints_conv import mixers, settings, table
+from checkpoints_conv.family import Family
+from checkpoints_conv.fields import Fields
+from checkpoints_conv.table import Part
+from jaxspec.models.config import MLPConfig, ModelConfig
+
+
+def read(record: dict[str, Any]) -> ModelConfig:
+    """Reads transformers' config."""
+    f = Fields(record)
+    f.expect("hidden_act", "silu")
+    d_model, count = f.integer("hidden_size"), f.integer("num_hidden_layers")
+    attends = {*f.take("attn_layer_indices", [])}
+    config = ModelConfig(
+        vocab_size=f.integer("vocab_size"),
+        d_model=d_model,
+        layers="".join("*-" if i in attends else "M-" for i in range(count)),
+        mamba2=settings.mamba2(f, d_model),
+        attention=settings.attention(f, d_model, **settings.rope(f, fraction=0.5)),
+        mlp=MLPConfig(
+            f.integer("intermediate_size", 14336), bias=f.flag("mlp_bias", False)
+        ),
+        norm_eps=f.number("rms_norm_eps", 1e-5),
+        tie_embeddings=f.flag("tie_word_embeddings", False),
+    )
+    f.finish()
+    return config
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """Writes transformers' config."""
+    mixing = config.layers[::2]
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": len(mixing),
+        "attn_layer_indices": [i for i, kind in enumerate(mixing) if kind == "*"],
+        **settings.write_mamba2(config.mamba2, config.d_model),
+        **settings.write_attention(config.attention),
+        **settings.write_rope(config.attention),
+        "intermediate_size": config.mlp.d_ff,
+        "mlp_bias": config.mlp.bias,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def parts(config: ModelConfig) -> list[Part]:
+    """The table of names."""
+    mixer = {
+        "M": (mixers.mamba2, "mamba"),
+        "*": (mixers.attention, "self_attn"),
+        "m": (mixers.mamba1, "mamba"),
+    }
+
+    def blocks():
+        for i, kind in enumerate(config.layers[::2]):
+            at = f"model.layers.{i}"
+            leaves, name = mixer[kind]
+            norm = mixers.norm("norm", f"{at}.input_layernorm", config.d_model)
+            yield norm, *leaves(config, f"{at}.{name}")
+            norm = mixers.norm("norm", f"{at}.pre_ff_layernorm", config.d_model)
+            yield norm, *mixers.mlp(config, f"{at}.feed_forward")
+
+    ends = "model.embed_tokens.weight", "model.final_layernorm.weight", "lm_head.weight"
+    return table.model(config, *ends, blocks())
+
+
+FAMILY = Family("bamba", "BambaForCausalLM", read, write, parts)

@@ -1,0 +1,126 @@
+"""Nemotron-H (`nemotron_h`): Mamba-2, attention or a feed-forward block, one at a time.
+
+Transformers bounds the step sizes from below by `time_step_min` and so does this; NVIDIA's
+own code does not, and its models hardly ever meet the bound.
+"""
+
+import math
+from typing import Any
+
+from checkpoints_conv import mixers, settings, table
+from checkpoints_conv.family import Family
+from checkpoints_conv.fields import Fields
+from checkpoints_conv.table import Part
+from jaxspec.models.config import AttentionConfig, Mamba2Config, MLPConfig, ModelConfig
+
+_ACTIVATIONS = {"relu2": "relu2", "gelu": "gelu"}
+_OF_EXPERTS = ("n_routed_experts", "n_shared_experts", "moe_intermediate_size")
+_OF_EXPERTS += ("moe_shared_expert_intermediate_size", "moe_shared_expert_overlap")
+_OF_EXPERTS += ("num_experts_per_tok", "routed_scaling_factor", "n_group", "topk_group")
+_OF_EXPERTS += ("norm_topk_prob", "moe_latent_size", "mtp_layers_block_type")
+_OF_EXPERTS += ("mtp_hybrid_override_pattern",)
+
+
+def read(record: dict[str, Any]) -> ModelConfig:
+    """Reads transformers' config."""
+    f = Fields(record)
+    f.expect("mamba_hidden_act", "silu")
+    f.expect("num_nextn_predict_layers", 0)
+    for name in ("attention_bias", "mamba_proj_bias"):  # which transformers ignores
+        f.expect(name, False)
+    f.skip("chunk_size", "expand", "time_step_limit", "num_hidden_layers", *_OF_EXPERTS)
+    layers = _layers(f)
+    d_model = f.integer("hidden_size")
+    heads = f.integer("num_attention_heads", 32)
+    activation = f.take("mlp_hidden_act", "relu2")
+    f.expect("mlp_hidden_act", *_ACTIVATIONS)
+    config = ModelConfig(
+        vocab_size=f.integer("vocab_size"),
+        d_model=d_model,
+        layers=layers,
+        mamba2=Mamba2Config(
+            nheads=f.integer("mamba_num_heads", 128),
+            headdim=f.integer("mamba_head_dim", 64),
+            d_state=f.integer("ssm_state_size", 128),
+            ngroups=f.integer("n_groups", 8),
+            d_conv=f.integer("conv_kernel", 4),
+            conv_bias=f.flag("use_conv_bias", True),
+            proj_bias=f.flag("use_bias", False),
+            dt_limits=(f.number("time_step_min", 0.001), math.inf),
+        ),
+        attention=AttentionConfig(
+            num_heads=heads,
+            num_kv_heads=f.integer("num_key_value_heads", heads),
+            head_dim=f.integer("head_dim", None)
+            or f.integer("attention_head_dim", 128),
+            rope_fraction=0.0,
+            window=f.integer("sliding_window", 0),
+        ),
+        mlp=MLPConfig(
+            d_ff=f.integer("intermediate_size"),
+            activation=_ACTIVATIONS[activation],
+            bias=f.flag("mlp_bias", False),
+        ),
+        norm_eps=f.number("layer_norm_epsilon", 1e-5),
+        tie_embeddings=f.flag("tie_word_embeddings", False),
+    )
+    f.finish()
+    return config
+
+
+def _layers(f: Fields) -> str:
+    """Kinds of the blocks: a list of names, or, older, jaxspec's own letters."""
+    pattern = f.take("hybrid_override_pattern", None)
+    if pattern is None:
+        return settings.kinds(f, "layers_block_type")
+    f.skip("layers_block_type")
+    if unknown := sorted(set(pattern) - set("M*-")):
+        raise ValueError(
+            f"config.json: jaxspec does not implement a layer {unknown[0]!r} in "
+            f"hybrid_override_pattern {pattern!r}; expected M, * and -."
+        )
+    return pattern
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """Writes transformers' config."""
+    mamba2, attention, mlp = config.mamba2, config.attention, config.mlp
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "layers_block_type": settings.write_kinds(config.layers),
+        "mamba_num_heads": mamba2.nheads,
+        "mamba_head_dim": mamba2.headdim,
+        "ssm_state_size": mamba2.d_state,
+        "n_groups": mamba2.ngroups,
+        "conv_kernel": mamba2.d_conv,
+        "use_conv_bias": mamba2.conv_bias,
+        "use_bias": mamba2.proj_bias,
+        "time_step_min": mamba2.dt_limits[0],
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.num_kv_heads,
+        "head_dim": attention.head_dim,
+        "sliding_window": attention.window or None,
+        "intermediate_size": mlp.d_ff,
+        "mlp_hidden_act": mlp.activation,
+        "mlp_bias": mlp.bias,
+        "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def parts(config: ModelConfig) -> list[Part]:
+    """The table of names."""
+    mixer = {"M": mixers.mamba2, "*": mixers.attention, "-": mixers.mlp}
+
+    def block(i):
+        at = f"backbone.layers.{i}"
+        yield mixers.norm("norm", f"{at}.norm", config.d_model)
+        yield from mixer[config.layers[i]](config, f"{at}.mixer")
+
+    blocks = map(block, range(len(config.layers)))
+    ends = "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight"
+    return table.model(config, *ends, blocks)
+
+
+FAMILY = Family("nemotron_h", "NemotronHForCausalLM", read, write, parts)

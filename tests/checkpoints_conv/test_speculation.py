@@ -1,0 +1,79 @@
+"""Speculation changes no text of a converted model, whatever family drafts."""
+
+import functools
+
+import pytest
+
+import jaxspec
+import published
+from jaxspec import metrics
+from jaxspec.cli import drafters
+from jaxspec.models.rollback import ROLLBACKS
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [200], [31, 41, 59, 26, 53, 58, 97, 93, 23, 84, 62]]
+NEW, SHAPE = 64, "model:2,1"
+THOROUGH = (
+    "mamba2",
+    "falcon_h1",
+)  # the others' mixers are theirs, or of the shipped models
+CASES = [
+    (name, rollback)
+    for name in published.names()
+    for rollback in (ROLLBACKS if name in THOROUGH else ("lazy",))
+]
+
+
+def draft_of(name):
+    """Of another family than the target's."""
+    return "small-mamba" if name == "mamba2" else "small-mamba2"
+
+
+@functools.cache
+def make_drafter(name):
+    target, draft = (published.converted(n) for n in (name, draft_of(name)))
+    return drafters.make(SHAPE, drafters.Tools(str(target), str(draft)))
+
+
+@functools.cache
+def load(name, rollback):
+    return jaxspec.load(published.converted(name), rollback=rollback, max_path=3)
+
+
+def start(name, rollback, made=None):
+    model, params, _ = load(name, rollback)
+    tokens, lengths = jaxspec.pad_prompts(PROMPTS, multiple=16)
+    weights = jaxspec.Params(params, made and made.params)
+    drafter = made and made.drafter
+    options = {"target": model, "drafter": drafter, "max_new_tokens": NEW}
+    return weights, jaxspec.init_state(weights, tokens, lengths, **options)
+
+
+@functools.cache
+def plain(name):
+    weights, state = start(name, "replay")
+    return jaxspec.generate(weights, state, target=load(name, "replay").model)
+
+
+@pytest.mark.parametrize("name, rollback", CASES)
+def test_speculation_changes_nothing(name, rollback):
+    made = make_drafter(name)
+    weights, state = start(name, rollback, made)
+    model, params, _ = load(name, rollback)
+    state, info = jaxspec.speculative_generate(
+        weights, state, target=model, drafter=made.drafter
+    )
+    for row in range(len(PROMPTS)):
+        found = metrics.compare(model, params, plain(name), state, row)
+        assert found.identical or found.near_tie
+    assert metrics.block_efficiency(info) > 1.1
+
+
+def test_tables_padded_otherwise_are_cut_to_what_both_have():
+    """So that it was 288 tokens that drafted above, and here 280 draft for these."""
+    assert load("small-mamba2", "replay").model.vocab_size == published.VOCAB + 8
+    target, draft = (str(published.converted(n)) for n in ("small-mamba2", "mamba"))
+    drafter, params = drafters.make(SHAPE, drafters.Tools(target, draft))
+    assert drafter.vocab_size == published.VOCAB + 8
+    for made in (params, make_drafter("mamba").params):
+        assert made.vocab_ids.tolist() == list(range(published.VOCAB))
+        assert made.params["lm_head"]["kernel"].shape[1] == published.VOCAB

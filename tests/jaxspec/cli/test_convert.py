@@ -1,0 +1,82 @@
+"""`jaxspec convert` and `export`, and a converted model in the other commands."""
+
+import json
+
+import pytest
+
+import published
+from jaxspec.cli.__main__ import main
+
+PROMPT = "def add(a, b):\n"
+
+
+def run(capsys, *arguments):
+    status = main([*map(str, arguments), "--json"])
+    out, err = capsys.readouterr()
+    assert (status, err) == (0, "")
+    return json.loads(out)
+
+
+def test_there_and_back_again(capsys, tmp_path):
+    dest, back = tmp_path / "model", tmp_path / "back"
+    record = run(capsys, "convert", published.source("llama"), dest)
+    size = (published.source("llama") / "model.safetensors").stat().st_size
+    assert set(record) == {"family", "layers", "dtype", "tensors", "bytes", "seconds"}
+    assert (record["family"], record["layers"]) == ("llama", "*-*-")
+    assert (record["dtype"], record["bytes"]) == ("float32", size)
+    record = run(capsys, "export", dest, back, "--shard-bytes", 10**9)
+    assert record["family"] == "llama"
+    theirs = published.source("llama") / "model.safetensors"
+    assert (back / "model.safetensors").stat().st_size == pytest.approx(
+        theirs.stat().st_size, rel=0.01
+    )
+
+
+def test_a_bar_and_what_to_do_next(capsys, tmp_path):
+    dest = tmp_path / "model"
+    assert main(["convert", str(published.source("mamba2")), str(dest)]) == 0
+    out, err = capsys.readouterr()
+    assert "mamba2, 2 blocks" in out and f"generate --model {dest}" in out
+    assert "100%" in err
+    assert main(["export", str(dest), str(tmp_path / "back")]) == 0
+    out, err = capsys.readouterr()
+    assert "Mamba2ForCausalLM.from_pretrained(" in out and "100%" in err
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_converted_models_generate_with_a_draft_of_another_family(capsys, dtype):
+    target, draft = (published.converted(n) for n in ("llama", "small-mamba2"))
+    record = run(
+        capsys,
+        "generate",
+        *("--model", target, "--draft-model", draft, "--drafter", "model:2,1"),
+        *("--prompt", PROMPT, "--max-tokens", 12, "--dtype", dtype, "--compare"),
+    )
+    assert len(record["tokens"]) <= 12
+    same = record["autoregressive"]
+    assert dtype == "bfloat16" or same["identical"] or same["near_ties"]
+
+
+def error_of(capsys, *arguments):
+    status = main([*map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert status == 2 and out == "" and err.count("\n") == 1
+    return err
+
+
+def test_bad_input_is_one_line(capsys, tmp_path):
+    converted, source = published.converted("mamba2"), published.source("mamba2")
+    message = error_of(capsys, "convert", tmp_path, tmp_path / "x", "--json")
+    assert message.startswith("jaxspec convert: There is no")
+    message = error_of(capsys, "convert", source, converted, "--json")
+    assert "exists; give another folder" in message
+    message = error_of(capsys, "export", source, tmp_path / "x", "--json")
+    assert message.startswith("jaxspec export: ") and "jaxspec convert" in message
+    message = error_of(capsys, "generate", "--model", source, "--json")
+    assert "convert it first: jaxspec convert" in message
+
+
+def test_a_draft_of_another_tokenizer_is_refused(capsys):
+    options = "--model", published.converted("mamba2"), "--drafter", "model:2"
+    message = error_of(capsys, "generate", *options, "--prompt", "x", "--json")
+    assert "tokenizer is not the target's" in message
