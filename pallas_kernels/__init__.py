@@ -1,9 +1,9 @@
 """Tree-structured ops of state-space and hybrid models: arrays in, arrays out.
 
-One package an op: `tree_ssd` (Mamba-2), `tree_scan` (Mamba-1), `tree_conv`,
-`tree_attention`, and `tree_path`, which keeps what was accepted. In each, `__init__` is the
-contract, `reference.py` the plain loop that defines it, and every other file a faster
-implementation of the same functions.
+One package an op: `tree_ssd` (Mamba-2), `tree_scan` (Mamba-1), `tree_delta` (the gated
+delta rule), `tree_conv`, `tree_attention`, and `tree_path`, which keeps what was accepted.
+In each, `__init__` is the contract, `reference.py` the plain loop that defines it, and
+every other file a faster implementation of the same functions.
 
 What a model keeps per layer (states, rings, caches) may be handed over stacked, with the
 layer's index: a kernel then reads and writes it in place, and no program slices it.
@@ -11,6 +11,7 @@ layer's index: a kernel then reads and writes it in place, and no program slices
 
 from pallas_kernels._dispatch import PLATFORMS as PLATFORMS
 from pallas_kernels._dispatch import Implementation as Implementation
+from pallas_kernels.inputs import DeltaInputs as DeltaInputs
 from pallas_kernels.inputs import Inputs as Inputs
 from pallas_kernels.inputs import Ring as Ring
 from pallas_kernels.topology import Topology as Topology

@@ -1,5 +1,6 @@
 """Arrays of several layers, stacked along their first axis."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,6 +37,14 @@ def take(stacked: Any, layer: jax.Array | int) -> Any:
     return jax.tree.map(
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked
     )
+
+
+def map_layers(f: Callable[..., jax.Array], *args: Any) -> jax.Array:
+    """Applies `f` to every layer."""
+    if jax.tree.leaves(args)[0].shape[0] == 1:
+        # A mapped axis, even of one, costs a CPU its fast products.
+        return f(*jax.tree.map(lambda a: a[0], args))[None]
+    return jax.vmap(f)(*args)
 
 
 def put(stacked: jax.Array, value: jax.Array, layer: jax.Array) -> jax.Array:

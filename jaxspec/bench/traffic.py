@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from jaxspec.bench import targets
 from jaxspec.core import LanguageModel
+from jaxspec.models import block, rollback
 from jaxspec.models.config import ModelConfig
 from jaxspec.trees import TokenTree
 
@@ -105,23 +106,16 @@ def compiled(
 
 
 def _layers(config: ModelConfig) -> list[_Layer]:
-    act = jnp.dtype(config.dtype).itemsize
+    """What the recurrent mixers of a model keep, by their own empty pasts."""
     layers = []
     for kind in config.layers:
-        if kind in "MP":
-            m = config.mamba2
-            record = (m.d_inner + m.ngroups * m.d_state) * act + 4 * m.nheads
-            conv, state = m.conv_dim * act, 4 * m.d_inner * m.d_state
-            rates = 4 * m.nheads
-        elif kind == "m":
-            m = config.mamba1
-            width = m.expand * config.d_model
-            record = (width + m.d_state) * act + 4 * width
-            conv, state = width * act, 4 * width * m.d_state
-            rates = state
-        else:
-            continue
-        layers.append(_Layer(state, record, conv, (m.d_conv - 1) * conv, rates))
+        one, split = 1, False
+        carries = block.init_carry(config, kind, one, one, one, split)
+        tapes = block.init_tape(config, kind, one, one, "replay", split)
+        for carry, tape in zip(carries, tapes, strict=True):
+            if isinstance(carry, rollback.Carry):
+                sizes = map(_bytes, (carry.state, carry.ring, tape.conv, carry.tail))
+                layers.append(_Layer(*sizes, rates=_bytes(tape.A)))
     return layers
 
 

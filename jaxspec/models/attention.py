@@ -58,20 +58,23 @@ def commit(config: ModelConfig, carry: Carry, tape: Tape, path: layers.Path) -> 
     )
 
 
+drop_slots = layers.drop_slots
+
+
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """Stores the projection in parts: queries, keys and values."""
-
-    def parts(fused):
-        return dict(zip("qkv", _split_columns(config, fused), strict=True))
-
-    return {**params, "qkv_proj": layers.split_leaves(params["qkv_proj"], parts)}
+    """Stores the projection in parts: queries, keys and values, and gates."""
+    columns = functools.partial(_split_columns, config)
+    return {**params, "qkv_proj": layers.split_leaves(params["qkv_proj"], columns)}
 
 
-def _split_columns(config: ModelConfig, fused: jax.Array) -> list[jax.Array]:
-    """Takes `[..., q k v]` apart."""
+def _split_columns(config: ModelConfig, fused: jax.Array) -> dict[str, jax.Array]:
+    """Takes `[..., q k v gate]` apart, the gate if there is one."""
     c = config.attention
     first, width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    return jnp.split(fused, [first, first + width], axis=-1)
+    cuts = [first, first + width, first + 2 * width]
+    names = ["q", "k", "v", "gate"] if c.output_gate else ["q", "k", "v"]
+    parts = jnp.split(fused, cuts[: len(names) - 1], axis=-1)
+    return dict(zip(names, parts, strict=True))
 
 
 def _zeros(config: ModelConfig, batch_size: int, rows: int):
@@ -87,8 +90,11 @@ class Mixer(nn.Module):
 
     def setup(self):
         c = self.config.attention
-        heads = c.num_heads + 2 * c.num_kv_heads
+        heads = c.num_heads * (1 + c.output_gate) + 2 * c.num_kv_heads
         self.qkv_proj = layers.dense(self.config, heads * c.head_dim, bias=c.qkv_bias)
+        if c.qk_norm:
+            self.q_norm = layers.norm(self.config)
+            self.k_norm = layers.norm(self.config)
         self.out_proj = layers.dense(
             self.config,
             self.config.d_model,
@@ -104,11 +110,11 @@ class Mixer(nn.Module):
         layer: jax.Array | None = None,
     ):
         """One token, at the end of the cache."""
-        q, *new = self._project(x[:, None], positions)
+        q, new, gate = self._project(x[:, None], positions)
         index = positions.index[:, 0]
         write = rows.write if layer is None else functools.partial(rows.write_at, layer)
         carry = Carry(*map(lambda a, b: write(a, b, index), carry, new))
-        return carry, self._output(self._attend(q, carry, index, layer))[:, 0]
+        return carry, self._output(self._attend(q, carry, index, layer), gate)[:, 0]
 
     def scan(
         self,
@@ -119,7 +125,7 @@ class Mixer(nn.Module):
         layer: jax.Array | None = None,
     ):
         """Many tokens, of which row `b` has `lengths[b]`; a block of queries at a time."""
-        q, *new = self._project(x, positions)
+        q, new, gate = self._project(x, positions)
         batch, length = x.shape[:2]
         index = positions.index
         live = jnp.arange(length)[None] < lengths[:, None]
@@ -137,7 +143,7 @@ class Mixer(nn.Module):
             lambda block: self._attend(block[0], carry, block[1], layer),
             (blocks, first),
         )
-        return carry, self._output(layers.join_chunks(y, length))
+        return carry, self._output(layers.join_chunks(y, length), gate)
 
     def tree(
         self,
@@ -148,7 +154,7 @@ class Mixer(nn.Module):
         layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape."""
-        q, *new = self._project(x, context.positions)
+        q, new, gate = self._project(x, context.positions)
         tape, nodes = layers.put_slots(tape, Tape(*new), context.start, layer)
         y = tree_attention.attend(
             context.topology,
@@ -159,7 +165,7 @@ class Mixer(nn.Module):
             layer=layer,
             **self._settings(),
         )
-        return (carry, tape), self._output(y)
+        return (carry, tape), self._output(y, gate)
 
     def _settings(self) -> dict[str, Any]:
         c = self.config.attention
@@ -167,21 +173,24 @@ class Mixer(nn.Module):
         return dict(head_dim=c.head_dim, window=c.window or None, scale=scale)
 
     def _project(self, x: jax.Array, positions: layers.Positions):
-        """Queries `[B, T, H d]`, keys and values `[B, T, K d]`, rotated."""
+        """Queries `[B, T, H d]`, keys and values `[B, T, K d]`, rotated, and gates.
+
+        The gates `[B, T, H d]` are None where there are none.
+        """
         c = self.config.attention
         h = self.qkv_proj(layers.scale_by(x, c.in_multiplier))
-        is_split = isinstance(h, dict)
-        parts = (
-            [h[name] for name in "qkv"] if is_split else _split_columns(self.config, h)
-        )
-        q, keys, values = parts
+        if not isinstance(h, dict):
+            h = _split_columns(self.config, h)
 
-        def rotate(x):
-            heads = x.reshape(*x.shape[:-1], -1, c.head_dim)
-            return layers.rotate(heads, positions).reshape(x.shape)
-
+        q, keys = (h[name].reshape(*x.shape[:-1], -1, c.head_dim) for name in "qk")
+        if c.qk_norm:
+            q, keys = self.q_norm(q), self.k_norm(keys)
         keys = layers.scale_by(keys, c.key_multiplier)
-        return rotate(q), rotate(keys), values
+        q, keys = (
+            layers.rotate(heads, positions).reshape(*x.shape[:-1], -1)
+            for heads in (q, keys)
+        )
+        return q, (keys, h["v"]), h.get("gate")
 
     def _attend(
         self, q: jax.Array, carry: Carry, index: jax.Array, layer: jax.Array | None
@@ -191,7 +200,9 @@ class Mixer(nn.Module):
             q, *carry, index, layer=layer, **self._settings()
         )
 
-    def _output(self, y: jax.Array) -> jax.Array:
-        """Projects y `[B, T, H d]` float32."""
+    def _output(self, y: jax.Array, gate: jax.Array | None) -> jax.Array:
+        """Gates and projects y `[B, T, H d]` float32."""
+        if gate is not None:
+            y = y * nn.sigmoid(gate.astype(jnp.float32))
         y = self.out_proj(y.astype(jnp.dtype(self.config.dtype)))
         return layers.scale_by(y, self.config.attention.out_multiplier)

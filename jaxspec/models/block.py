@@ -3,7 +3,7 @@
     x + m * sum over mixers of mixer(norm(x))
 
 where most blocks have one mixer, and Falcon-H1's have two side by side. A new mixer joins
-as a module with `init_carry`, `init_tape`, `commit`, `split` and a `Mixer`.
+as a module with `init_carry`, `init_tape`, `commit`, `drop_slots`, `split` and a `Mixer`.
 """
 
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxspec.models import attention, layers, mamba1, mamba2, mlp, moe
+from jaxspec.models import attention, delta, layers, mamba1, mamba2, mlp, moe
 from jaxspec.models.config import BLOCKS, ModelConfig
 
-MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "attention": attention}
-MIXERS |= {"mlp": mlp, "moe": moe}
+MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "delta": delta}
+MIXERS |= {"attention": attention, "mlp": mlp, "moe": moe}
 
 
 def init_carry(config: ModelConfig, kind: str, *settings: int) -> tuple:
@@ -46,17 +46,12 @@ def commit(
     )
 
 
-def drop_slots(tape: tuple, count: int) -> tuple:
-    """Cuts the first slots off a tape; decay rates have no slots."""
-
-    def drop(own):
-        rates = getattr(own, "A", None)
-        if rates is not None:
-            own = own._replace(A=None)
-        own = jax.tree.map(lambda leaf: leaf[:, count:], own)
-        return own if rates is None else own._replace(A=rates)
-
-    return tuple(drop(own) for own in tape)
+def drop_slots(kind: str, tape: tuple, count: int) -> tuple:
+    """Cuts the first slots off a tape."""
+    return tuple(
+        MIXERS[name].drop_slots(own, count)
+        for name, own in zip(BLOCKS[kind], tape, strict=True)
+    )
 
 
 class Block(nn.Module):
@@ -66,7 +61,7 @@ class Block(nn.Module):
     kind: str
 
     def setup(self):
-        self.norm = layers.RMSNorm(self.config.norm_eps)
+        self.norm = layers.norm(self.config)
         for name in BLOCKS[self.kind]:
             setattr(self, name, MIXERS[name].Mixer(self.config))
 

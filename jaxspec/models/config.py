@@ -3,8 +3,8 @@
 Names follow state-spaces/mamba (`d_model, d_state, d_conv, expand, headdim, ngroups,
 chunk_size`). A model is a string of residual blocks, one character each:
 
-    M Mamba-2    m Mamba-1    * attention    - feed-forward    E mixture of experts
-    P Mamba-2 beside attention
+    M Mamba-2    m Mamba-1    G gated delta rule    * attention    - feed-forward
+    E mixture of experts    P Mamba-2 beside attention
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 BLOCKS = {
     "M": ("mamba2",),
     "m": ("mamba1",),
+    "G": ("delta",),
     "*": ("attention",),
     "-": ("mlp",),
     "E": ("moe",),
@@ -139,6 +140,55 @@ class Mamba2Config:
 
 
 @dataclasses.dataclass(frozen=True)
+class DeltaConfig:
+    """The gated delta rule (Yang et al. 2024), as Qwen3-Next has it.
+
+    Attributes:
+        num_value_heads: heads, each with a state of its own.
+        num_key_heads: groups of heads that share queries and keys.
+        value_head_dim: width of a value.
+        key_head_dim: width of a query and a key; a multiple of 128 where a TPU is meant.
+        d_conv: taps of the causal convolution.
+        allow_neg_eigval: `beta` is within (0, 2) rather than (0, 1), so that a token can
+            turn around what the state holds at its key.
+        chunk_size: tokens that `scan` takes at once; a matter of speed alone.
+    """
+
+    num_value_heads: int
+    num_key_heads: int
+    value_head_dim: int = 128
+    key_head_dim: int = 128
+    d_conv: int = 4
+    allow_neg_eigval: bool = False
+    chunk_size: int = 64
+
+    def __post_init__(self):
+        _positive(self, "num_value_heads", "num_key_heads", "chunk_size")
+        _positive(self, "value_head_dim", "key_head_dim")
+        _require(self.d_conv >= 2, f"d_conv must be at least 2, got {self.d_conv}.")
+        _require(
+            self.num_value_heads % self.num_key_heads == 0,
+            "num_key_heads must divide num_value_heads, got "
+            f"{self.num_key_heads} and {self.num_value_heads}.",
+        )
+
+    @property
+    def key_dim(self) -> int:
+        """Channels of the queries, and of the keys."""
+        return self.num_key_heads * self.key_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Channels of the values."""
+        return self.num_value_heads * self.value_head_dim
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the convolution: q, k and v."""
+        return 2 * self.key_dim + self.value_dim
+
+
+@dataclasses.dataclass(frozen=True)
 class AttentionConfig:
     """Grouped-query attention.
 
@@ -155,6 +205,8 @@ class AttentionConfig:
         scale: factor of the scores; 0 is `head_dim ** -0.5`.
         qkv_bias: bias of the projection in.
         out_bias: bias of the projection out.
+        qk_norm: an RMS norm on every query and key, before RoPE.
+        output_gate: what every head reads is gated by a sigmoid of the block's input.
         in_multiplier: factor of the block's input.
         key_multiplier: factor of the keys.
         out_multiplier: factor of the output.
@@ -170,6 +222,8 @@ class AttentionConfig:
     scale: float = 0.0
     qkv_bias: bool = False
     out_bias: bool = False
+    qk_norm: bool = False
+    output_gate: bool = False
     in_multiplier: float = 1.0
     key_multiplier: float = 1.0
     out_multiplier: float = 1.0
@@ -301,8 +355,11 @@ class ModelConfig:
         vocab_size: tokens.
         d_model: width of the residual stream.
         layers: residual blocks in order, one character each (see the module).
-        mamba1, mamba2, attention, mlp, moe: settings of the mixers that `layers` names.
+        mamba1, mamba2, delta, attention, mlp, moe: settings of the mixers that `layers`
+            names.
         norm_eps: epsilon of every RMS norm.
+        zero_centered_norms: norms between mixers, and of attention's queries and keys,
+            scale by `1 + w`; those within a recurrence by `w` in any case.
         tie_embeddings: the head is the embedding, transposed.
         embedding_multiplier: factor of the embeddings.
         residual_multiplier: factor of each block's output.
@@ -315,10 +372,12 @@ class ModelConfig:
     layers: str
     mamba1: Mamba1Config | None = None
     mamba2: Mamba2Config | None = None
+    delta: DeltaConfig | None = None
     attention: AttentionConfig | None = None
     mlp: MLPConfig | None = None
     moe: MoEConfig | None = None
     norm_eps: float = 1e-5
+    zero_centered_norms: bool = False
     tie_embeddings: bool = True
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
@@ -341,8 +400,12 @@ class ModelConfig:
                     f"layers {self.layers!r} has a block {kind!r}, which needs the "
                     f"settings `{setting}`.",
                 )
-        taps = {m.d_conv for m in (self.mamba1, self.mamba2) if m is not None}
-        _require(len(taps) < 2, f"mamba1 and mamba2 must share d_conv, got {taps}.")
+
+    @property
+    def conv_width(self) -> int:
+        """Taps of the widest convolution of the mixers that `layers` names."""
+        names = {name for kind in self.layers for name in BLOCKS[kind]}
+        return max(getattr(getattr(self, name), "d_conv", 1) for name in names)
 
 
 def to_json(config: ModelConfig) -> str:
@@ -376,6 +439,7 @@ def from_json(text: str) -> ModelConfig:
     parts = {
         "mamba1": Mamba1Config,
         "mamba2": Mamba2Config,
+        "delta": DeltaConfig,
         "attention": AttentionConfig,
         "mlp": MLPConfig,
         "moe": MoEConfig,

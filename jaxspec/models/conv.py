@@ -89,7 +89,12 @@ class CausalConv(nn.Module):
         return y
 
     def tree(self, tail: Any, u: Any, window: jax.Array) -> Any:
-        """Nodes of a tree: u `[B, N, E]`, window `[B, n, K]` -> y `[B, n, E]`."""
+        """Nodes of a tree: u `[B, N, E]`, window `[B, n, K']` -> y `[B, n, E]`.
+
+        A window may be wider than this filter, where others of the model are.
+        """
+        wider = window.shape[-1] - self.width
+        window = window[..., wider:] - wider
 
         def convolve(u, tail, weight, bias, parts):
             return tree_conv.convolve(window, u, tail, weight, bias, parts=parts)
@@ -106,7 +111,8 @@ def _append(tail: jax.Array, u: jax.Array) -> jax.Array:
 def _cuts(channels: Any, parts: layout.Parts) -> Any:
     """Into how many parts each array can be cut."""
     if isinstance(channels, dict):
-        return {"x": parts.heads, "BC": parts.keys}
+        keys = layout.KEY_CHANNELS
+        return {n: parts.keys if n in keys else parts.heads for n in channels}
     return parts.channels
 
 

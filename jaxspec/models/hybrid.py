@@ -75,9 +75,10 @@ def split_projections(config: ModelConfig, params: Params) -> Params:
     """Stores fused projections in parts, each of which can be cut over devices by heads.
 
     The same function as several narrower products, which the model recognises: `in_proj`
-    as z, x, BC and dt and the convolution as x and BC (Mamba-2), as x and z (Mamba-1),
-    `qkv_proj` as q, k and v, SwiGLU's `up_proj` as gate and up. The columns of a fused
-    one, cut evenly, are cut within its parts, and devices would have to exchange them.
+    as z, x, BC and dt and the convolution as x and BC (Mamba-2), as x and z (Mamba-1), as
+    qk, v, z, b and a and the convolution as qk and v (delta rule), `qkv_proj` as q, k, v
+    and gate, SwiGLU's `up_proj` as gate and up. The columns of a fused one, cut evenly,
+    are cut within its parts, and devices would have to exchange them.
     """
     if layers.is_split(params):
         return params

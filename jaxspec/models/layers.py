@@ -122,6 +122,23 @@ def put(arrays: Any, value: Any, layer: jax.Array | None) -> Any:
     return jax.tree.map(lambda a, new: stacked.put(a, new, layer), arrays, value)
 
 
+def join_slots(tape: Any, values: Any, start: int, layer: jax.Array | None) -> Any:
+    """A layer's slots before `start` of a tape `[B, N, ...]`, and then the values."""
+
+    def join(tape, new):
+        new = new.astype(tape.dtype)
+        if start == 0:
+            return new
+        return jnp.concatenate([at(tape, layer)[:, :start], new], axis=1)
+
+    return jax.tree.map(join, tape, values)
+
+
+def drop_slots(tape: Any, count: int) -> Any:
+    """Cuts the first slots off a tape `[B, N, ...]`."""
+    return jax.tree.map(lambda leaf: leaf[:, count:], tape)
+
+
 def put_slots(tape: Any, values: Any, start: int, layer: jax.Array | None) -> tuple:
     """Writes slots `start, ...` of a layer's tape `[B, N, ...]`.
 
@@ -152,11 +169,13 @@ class RMSNorm(nn.Module):
         eps: added to the mean square.
         groups: parts of the axis that are normalised apart.
         scaled: whether there is a learned scale.
+        centered: whether the scale is learned as its distance from one.
     """
 
     eps: float
     groups: int = 1
     scaled: bool = True
+    centered: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -165,9 +184,16 @@ class RMSNorm(nn.Module):
         square = jnp.mean(y * y, axis=-1, keepdims=True)
         y = (y * jax.lax.rsqrt(square + self.eps)).reshape(x.shape)
         if self.scaled:
-            scale = self.param("scale", nn.initializers.ones, (width,), jnp.float32)
-            y = y * scale.astype(jnp.float32).reshape(*[1] * (x.ndim - 1), width)
+            init = nn.initializers.zeros if self.centered else nn.initializers.ones
+            scale = self.param("scale", init, (width,), jnp.float32)
+            scale = scale.astype(jnp.float32).reshape(*[1] * (x.ndim - 1), width)
+            y = y * (1.0 + scale if self.centered else scale)
         return y.astype(x.dtype)
+
+
+def norm(config: ModelConfig) -> RMSNorm:
+    """A norm as a model has them between its mixers."""
+    return RMSNorm(config.norm_eps, centered=config.zero_centered_norms)
 
 
 class Projection(nn.Dense):

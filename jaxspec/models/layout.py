@@ -23,6 +23,7 @@ _PARAMS = {
     | {"in_proj": -1, "conv": -1, "out_proj": -2},
     "mamba1": {"A_log": -1, "dt_bias": -1, "D": -1, "dt_proj": -1, "x_proj": -2}
     | {"in_proj": -1, "conv": -1, "out_proj": -2},
+    "delta": {"A_log": -1, "dt_bias": -1} | {"in_proj": -1, "conv": -1, "out_proj": -2},
     "attention": {"qkv_proj": -1, "out_proj": -2},
     "mlp": {"up_proj": -1, "down_proj": -2},
     "moe": {"up_proj": -1, "down_proj": -2}
@@ -33,14 +34,23 @@ _PAST = {
     | {"ring": -1, "inputs": -1},
     "mamba1": {"tail": -1, "conv": -1, "state": -1, "states": -1, "A": -1}
     | {"ring": -1, "inputs": -1},
+    "delta": {"tail": -1, "conv": -1, "state": -3, "states": -3}
+    | {"ring": -1, "inputs": -1},
     "attention": {"keys": -1, "values": -1},
 }
 _FUSED = {  # what has several things side by side, unless it is stored in parts
     "mamba2": ("in_proj", "conv"),
     "mamba1": ("in_proj",),
+    "delta": ("in_proj", "conv"),
     "attention": ("qkv_proj",),
     "mlp": ("up_proj",),
     "moe": ("up_proj", "shared_up_proj"),
+}
+KEY_CHANNELS = ("BC", "qk")  # stored in parts, those that heads share in groups
+_KEYS = {
+    "mamba2": ("B", *KEY_CHANNELS),
+    "mamba1": ("B",),
+    "delta": ("k", *KEY_CHANNELS),
 }
 
 
@@ -49,7 +59,8 @@ class Parts(NamedTuple):
 
     Attributes:
         heads: what belongs to heads.
-        keys: what heads share in groups, Mamba's B and C; 1 is not to be cut.
+        keys: what heads share in groups, Mamba's B and C, the delta rule's queries and
+            keys; 1 is not to be cut.
         channels: those of the convolution; 1 where keys are beside the heads' channels,
             unless they are stored in parts.
     """
@@ -64,6 +75,9 @@ def parts(config: ModelConfig, mixer: str) -> Parts:
     c = getattr(config, mixer)
     if mixer == "mamba2":
         return Parts(c.ngroups if c.ngroups > 1 else c.nheads, c.ngroups)
+    if mixer == "delta":
+        groups = c.num_key_heads
+        return Parts(groups if groups > 1 else c.num_value_heads, groups)
     if mixer == "mamba1":
         channels = c.expand * config.d_model
         return Parts(channels, channels=channels)
@@ -155,7 +169,8 @@ def row_specs(tree: Any, axes: dict[str, int]) -> Any:
 
 def _is_shared(config: ModelConfig, mixer: str, names: list[str]) -> bool:
     """Whether it is of keys that all heads share."""
-    return names[-1] in ("B", "BC") and parts(config, mixer).keys == 1
+    is_key = names[-1] in _KEYS.get(mixer, ())
+    return is_key and parts(config, mixer).keys == 1
 
 
 def _each(config: ModelConfig, storage: Any, f: Callable[..., Any]) -> Any:

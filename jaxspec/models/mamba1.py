@@ -7,6 +7,7 @@
 Falcon-Mamba and Jamba put RMS norms on dt_low, B and C.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -51,7 +52,14 @@ def commit(
 ) -> rollback.Carry:
     """Keeps the accepted path."""
     parts = layout.parts(config, "mamba1")
-    return rollback.commit(carry, tape, path, tree_scan.fold, parts)
+
+    def fold(state, inputs):
+        return tree_scan.fold(state, tape.A, inputs)
+
+    return rollback.commit(carry, tape, path, fold, parts)
+
+
+drop_slots = rollback.drop_slots
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -168,13 +176,11 @@ class Mixer(nn.Module):
         new, C = self._inputs(self.conv.tree(tail, slots, context.window))
         past, y = rollback.read(
             tree_scan,
-            self._read_states,
+            functools.partial(self._read_states, x=new.x, C=C),
             carry,
             tape,
             new,
-            self._A(),
-            C,
-            self.D.astype(jnp.float32),
+            (self._A(), C, self.D.astype(jnp.float32)),
             context,
             layer,
             max_depth=context.max_depth,
@@ -190,7 +196,11 @@ class Mixer(nn.Module):
         self, carry: rollback.Carry, chosen: jax.Array, length: jax.Array
     ) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-        return rollback.fold_ring(carry, chosen, length, self._A(), tree_scan.fold)
+
+        def fold(state, inputs):
+            return tree_scan.fold(state, self._A(), inputs)
+
+        return rollback.fold_ring(carry, chosen, length, fold)
 
     def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The inputs and the gates of the channels."""

@@ -50,7 +50,14 @@ def commit(
 ) -> rollback.Carry:
     """Keeps the accepted path."""
     parts = layout.parts(config, "mamba2")
-    return rollback.commit(carry, tape, path, tree_ssd.fold, parts)
+
+    def fold(state, inputs):
+        return tree_ssd.fold(state, tape.A, inputs)
+
+    return rollback.commit(carry, tape, path, fold, parts)
+
+
+drop_slots = rollback.drop_slots
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +115,7 @@ class Mixer(nn.Module):
         self.in_proj = layers.dense(self.config, width, bias=c.proj_bias)
         parts = layout.parts(self.config, "mamba2")
         self.conv = conv.CausalConv(c.conv_dim, c.d_conv, c.conv_bias, dtype, parts)
-        self.A_log = self.param("A_log", _init_A_log, (c.nheads,))
+        self.A_log = self.param("A_log", init_A_log, (c.nheads,))
         self.dt_bias = self.param("dt_bias", init_dt_bias, (c.nheads,))
         shape = (c.nheads, c.headdim) if c.D_per_channel else (c.nheads,)
         self.D = self.param("D", nn.initializers.ones, shape, jnp.float32)
@@ -192,8 +199,11 @@ class Mixer(nn.Module):
         tape = tape._replace(conv=record)
         tail = layers.at(carry.tail, layer)
         new, C = self._inputs(self.conv.tree(tail, slots, context.window), dt)
-        args = new, self._A(), C, self._D(), context, layer
-        past, y = rollback.read(tree_ssd, self._read_states, carry, tape, *args)
+        read_states = functools.partial(self._read_states, x=new.x, C=C)
+        args = self._A(), C, self._D()
+        past, y = rollback.read(
+            tree_ssd, read_states, carry, tape, new, args, context, layer
+        )
         return past, self._output(y, z)
 
     def _read_states(self, states: jax.Array, x: jax.Array, C: jax.Array) -> jax.Array:
@@ -208,7 +218,11 @@ class Mixer(nn.Module):
         self, carry: rollback.Carry, chosen: jax.Array, length: jax.Array
     ) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-        return rollback.fold_ring(carry, chosen, length, self._A(), tree_ssd.fold)
+
+        def fold(state, inputs):
+            return tree_ssd.fold(state, self._A(), inputs)
+
+        return rollback.fold_ring(carry, chosen, length, fold)
 
     def _A(self) -> jax.Array:
         return -jnp.exp(self.A_log.astype(jnp.float32))
@@ -275,7 +289,7 @@ class Mixer(nn.Module):
         return layers.scale_by(out, c.out_multiplier)
 
 
-def _init_A_log(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def init_A_log(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1.0, 16.0))
 
 

@@ -29,6 +29,7 @@ from jaxspec.models.config import ModelConfig, MoEConfig
 init_carry = stateless.init_carry
 init_tape = stateless.init_tape
 commit = stateless.commit
+drop_slots = stateless.drop_slots
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class Network:
         embed_key, head_key, *keys = jax.random.split(key, 2 + len(config.layers))
         normal = nn.initializers.normal(0.02)
         shape = (config.vocab_size, config.d_model)
+        hidden = jnp.zeros((1, config.d_model), jnp.dtype(config.dtype))
         params = {
             "embed": {"embedding": normal(embed_key, shape, jnp.float32)},
             "layers": self.stack.collect(
@@ -84,7 +85,7 @@ class Network:
                     for kind, key in zip(config.layers, keys, strict=True)
                 ]
             ),
-            "final_norm": {"scale": jnp.ones((config.d_model,), jnp.float32)},
+            "final_norm": layers.norm(config).init(key, hidden)["params"],
         }
         if not config.tie_embeddings:
             kernel = normal(head_key, shape[::-1], jnp.float32)
@@ -208,7 +209,7 @@ class Network:
         context = layers.TreeContext(
             topology=topo,
             start=start,
-            window=topology.windows(parents, self._conv_width())[:, start:],
+            window=topology.windows(parents, self.config.conv_width)[:, start:],
             positions=self._positions(index),
             length=carry.position,
             max_depth=stop if joint else self.max_path,
@@ -379,7 +380,7 @@ class Network:
         tape, hidden = self.extend_tree(params, carry, tape, both, 0, both.num_nodes)
         carry = self._advance(carry, tape)
         blocks = self.stack.map(
-            lambda kind, left: block.drop_slots(left, first), tape.blocks
+            lambda kind, left: block.drop_slots(kind, left, first), tape.blocks
         )
         return carry, Tape(blocks, tree.tokens), hidden[:, first:]
 
@@ -398,15 +399,10 @@ class Network:
         return layers.scale_by(x, self.config.embedding_multiplier)
 
     def _norm(self, params: Params, x: jax.Array) -> jax.Array:
-        norm = layers.RMSNorm(self.config.norm_eps)
-        return norm.apply({"params": params["final_norm"]}, x)
+        return layers.norm(self.config).apply({"params": params["final_norm"]}, x)
 
     def _positions(self, index: jax.Array) -> layers.Positions:
         return layers.positions(self.config.attention, index)
-
-    def _conv_width(self) -> int:
-        mixer = self.config.mamba2 or self.config.mamba1
-        return mixer.d_conv if mixer else 1
 
 
 def _whole_tiles(rows: int) -> int:

@@ -20,7 +20,10 @@ import jax.numpy as jnp
 
 from jaxspec import rows
 from jaxspec.models import conv, layers, layout
-from pallas_kernels import Inputs, Ring, tree_path
+from pallas_kernels import DeltaInputs, Inputs, Ring, tree_path
+
+Records = Inputs | DeltaInputs
+Fold = Callable[[jax.Array, Records], jax.Array]  # state, records of a chain -> state
 
 Rollback = Literal["auto", "snapshot", "replay", "lazy", "joint"]
 ROLLBACKS = ("snapshot", "replay", "lazy", "joint")
@@ -48,7 +51,7 @@ class Tape(NamedTuple):
         conv: `[B, N, E]` inputs of the convolution, perhaps in parts.
         inputs: records of the nodes, `[B, N, ...]`, or None under snapshot.
         states: `[B, N, ...]` float32 state after each node under snapshot, else None.
-        A: decay rates, so that replay needs no params to fold, else None.
+        A: Mamba's decay rates, so that replay needs no params to fold, else None.
     """
 
     conv: Any
@@ -88,13 +91,11 @@ def put(carry: Carry, tail: Any, state: jax.Array, layer: jax.Array | None) -> C
 
 def read(
     op: Any,
-    read_states: Callable[..., jax.Array],
+    read_states: Callable[[jax.Array], jax.Array],
     carry: Carry,
     tape: Tape,
-    new: Inputs,
-    A: jax.Array,
-    C: jax.Array,
-    D: jax.Array,
+    new: Records,
+    args: tuple[jax.Array, ...],
     context: layers.TreeContext,
     layer: jax.Array | None,
     **settings: Any,
@@ -102,14 +103,12 @@ def read(
     """Runs new nodes of a tree: what they leave behind, and what they read.
 
     Args:
-        op: `tree_ssd` or `tree_scan`.
-        read_states: `states, x, C -> y`, for states that are there already.
+        op: `tree_ssd`, `tree_scan` or `tree_delta`.
+        read_states: `states -> y`, for states that are there already.
         carry: of the layer, or of all.
         tape: likewise.
-        new: records of the nodes.
-        A: as `op` takes it.
-        C: as `op` takes it.
-        D: as `op` takes it.
+        new: records of the nodes, to be solved where they are the delta rule's.
+        args: what `op` takes beside records and the past; decay rates come first.
         context: of the tree.
         layer: index of the layer, None if there is one.
         **settings: of `op.read` and `op.verify`.
@@ -118,25 +117,29 @@ def read(
     if tape.states is not None:
         known = layers.at(tape.states, layer)[:, :start]
         state, parents = layers.at(carry.state, layer), topology.parents[:, start:]
-        states = op.node_states(parents, new, A, state, known)
+        states = op.node_states(parents, new, args[0], state, known)
         record, _ = layers.put_slots(tape.states, states, start, layer)
-        return (carry, tape._replace(states=record)), read_states(states, new.x, C)
-    record, inputs = layers.put_slots(tape.inputs, new, start, layer)
-    rates = None if tape.A is None else layers.put(tape.A, A, layer)
-    tape = tape._replace(inputs=record, A=rates)
-    args = topology, inputs, A, C, D, carry.state
+        return (carry, tape._replace(states=record)), read_states(states)
+    if tape.A is not None:
+        tape = tape._replace(A=layers.put(tape.A, args[0], layer))
+    inputs = layers.join_slots(tape.inputs, new, start, layer)
     ring = None if carry.ring is None else Ring(carry.ring, context.ring_length)
+    args = topology, inputs, *args, carry.state, ring
     if context.fold is None:
-        return (carry, tape), op.read(*args, ring, layer=layer, **settings)
-    y, state = op.verify(*args, ring, context.fold, layer=layer, **settings)
-    return (carry._replace(state=state), tape), y
+        found = op.read(*args, layer=layer, **settings)
+    else:
+        found, state = op.verify(*args, context.fold, layer=layer, **settings)
+        carry = carry._replace(state=state)
+    new, y = new.complete(found)
+    record, _ = layers.put_slots(tape.inputs, new, start, layer)
+    return (carry, tape._replace(inputs=record)), y
 
 
 def commit(
     carry: Carry,
     tape: Tape,
     path: layers.Path,
-    fold: Callable[..., jax.Array],
+    fold: Fold,
     parts: layout.Parts,
 ) -> Carry:
     """Keeps a path.
@@ -145,7 +148,7 @@ def commit(
         carry: of the layer.
         tape: of the layer.
         path: what is kept.
-        fold: `state, A, inputs -> state`, advances a state over a chain.
+        fold: advances a state over a chain.
         parts: into how many a mesh can cut the records.
     """
     tail = conv.advance(carry.tail, tape.conv, path, parts)
@@ -154,6 +157,7 @@ def commit(
         state = rows.take_one(tape.states, last)
         state = rows.select(path.count > 0, state, carry.state)
         return Carry(tail, state, carry.ring)
+    cuts = type(tape.inputs)(parts.heads, parts.heads, parts.keys)
     if carry.ring is not None:
         ring = jax.tree.map(
             lambda ring, new, parts: tree_path.append(
@@ -161,24 +165,23 @@ def commit(
             ),
             carry.ring,
             tape.inputs,
-            Inputs(x=parts.heads, dt=parts.heads, B=parts.keys),
+            cuts,
         )
         return Carry(tail, carry.state, ring)
     inputs = jax.tree.map(
         lambda leaf, parts: layers.take_path(leaf, path, parts),
         tape.inputs,
-        Inputs(x=parts.heads, dt=parts.heads, B=parts.keys),
+        cuts,
     )
-    return Carry(tail, fold(carry.state, tape.A, inputs), None)
+    return Carry(tail, fold(carry.state, inputs), None)
 
 
-def fold_ring(
-    carry: Carry,
-    chosen: jax.Array,
-    length: jax.Array,
-    A: jax.Array,
-    fold: Callable[..., jax.Array],
-) -> Carry:
+def drop_slots(tape: Tape, count: int) -> Tape:
+    """Cuts the first slots off a tape; decay rates have no slots."""
+    return layers.drop_slots(tape._replace(A=None), count)._replace(A=tape.A)
+
+
+def fold_ring(carry: Carry, chosen: jax.Array, length: jax.Array, fold: Fold) -> Carry:
     """Folds the first `length` entries of the ring into the state in the chosen rows."""
-    folded = fold(carry.state, A, Ring(carry.ring, length).live())
+    folded = fold(carry.state, Ring(carry.ring, length).live())
     return carry._replace(state=rows.select(chosen, folded, carry.state))

@@ -26,6 +26,9 @@ def commit(config: ModelConfig, carry: tuple, tape: tuple, path: layers.Path) ->
     return carry
 
 
+drop_slots = layers.drop_slots
+
+
 class Mixer(nn.Module):
     """A layer of tokens each on its own; `mix` takes `x` `[B, ..., d_model]`."""
 

@@ -14,18 +14,22 @@ import jax.numpy as jnp
 from pallas_kernels import stacked
 
 
-def _advance(state, A, x, dt, B):
-    """One token of one row: state `[H, P, S]`, x `[H P]`, dt `[H]`, B `[G S]`."""
+def advance(state, g, v, k):
+    """One write on one row: state `[H, P, S]`, g `[H]`, v `[H P]`, k `[G S]`."""
     heads, dim, width = state.shape
-    x, dt, B = (a.astype(state.dtype) for a in (x, dt, B))
-    x, B = x.reshape(heads, dim), _per_head(B.reshape(-1, width), heads)
-    decay = jnp.exp(dt * A)
-    return decay[:, None, None] * state + jnp.einsum("h,hp,hs->hps", dt, x, B)
+    v, k = v.reshape(heads, dim), per_head(k.reshape(-1, width), heads)
+    return jnp.exp(g)[:, None, None] * state + jnp.einsum("hp,hs->hps", v, k)
 
 
-def _per_head(keys, heads):
+def per_head(keys, heads):
     """Keys `[..., G, S]` of groups as `[..., H, S]`."""
     return jnp.repeat(keys, heads // keys.shape[-2], axis=-2)
+
+
+def _advance(state, A, x, dt, B):
+    """One token of one row: state `[H, P, S]`, x `[H P]`, dt `[H]`, B `[G S]`."""
+    x, dt, B = (a.astype(state.dtype) for a in (x, dt, B))
+    return advance(state, dt * A, jnp.repeat(dt, state.shape[1]) * x, B)
 
 
 def _fold(state, A, inputs):
@@ -60,7 +64,7 @@ def read(tree, inputs, A, C, D, state, ring, layer):
     batch, queries = C.shape[:2]
     heads, width = state.shape[1], state.shape[3]
     states = node_states(tree.parents, inputs, A, state, state[:, None][:, :0])
-    C = _per_head(C.astype(state.dtype).reshape(batch, queries, -1, width), heads)
+    C = per_head(C.astype(state.dtype).reshape(batch, queries, -1, width), heads)
     y = jnp.einsum("bihps,bihs->bihp", states[:, -queries:], C)
     x = inputs.x[:, -queries:].astype(state.dtype)
     return y.reshape(x.shape) + jnp.einsum("e,bie->bie", D, x)

@@ -23,6 +23,7 @@ CASES = {  # model, drafter, rollback, scanned
     "groups-model-lazy": ("groups", "model", "lazy", False),
     "mamba1-ngram-lazy-scanned": ("mamba1", "ngram", "lazy", True),
     "one-group-model-replay-scanned": ("one-group", "model", "replay", True),
+    "delta-ngram-lazy": ("delta", "ngram", "lazy", False),
     "falcon-h1-ngram-replay": ("falcon-h1", "ngram", "replay", False),
 }
 BATCH = len(meshes.PROMPTS)
@@ -168,7 +169,7 @@ def test_loops_and_branches_are_counted():
 
 @pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize(
-    "name", ["one-group", "groups", "mamba1", "falcon-h1", "experts"]
+    "name", ["one-group", "groups", "mamba1", "delta", "falcon-h1", "experts"]
 )
 def test_what_can_be_cut_is_cut(name, scanned):
     config = meshes.CONFIGS[name]
@@ -186,6 +187,7 @@ def test_what_can_be_cut_is_cut(name, scanned):
     }
     wanted = {"one-group": "x z dt q k v gate up", "groups": "x z dt BC q k v gate up"}
     wanted |= {"mamba1": "x z", "falcon-h1": "", "experts": "x z dt gate up"}
+    wanted |= {"delta": "qk v z b a q k gate up"}
     for part in wanted[name].split():
         assert any(path.endswith(f"kernel/{part}") for path in cut), part
     assert any(path.endswith("kernel/BC") for path in cut) == (name == "groups")

@@ -18,7 +18,7 @@ import jaxspec
 import tiny
 from jaxspec import checkpointing, metrics, sharding
 from jaxspec.models import hybrid
-from jaxspec.models.config import AttentionConfig, Mamba2Config
+from jaxspec.models.config import AttentionConfig, DeltaConfig, Mamba2Config
 
 MAX_PATH = 4
 HEADS = {  # all that four devices can share evenly
@@ -32,6 +32,11 @@ CONFIGS = {
     "one-group": tiny.config("M*-M", **HEADS),
     "groups": tiny.config("M*-", **HEADS | {"mamba2": GROUPS}, tie_embeddings=False),
     "mamba1": tiny.config("mm"),
+    "delta": tiny.config(
+        "G*-",
+        delta=DeltaConfig(8, 4, 4, 8, chunk_size=8),
+        attention=AttentionConfig(8, 4, head_dim=8, qk_norm=True, output_gate=True),
+    ),
     "draft": tiny.config("M", mamba2=HEADS["mamba2"]),
     "falcon-h1": tiny.CONFIGS["falcon-h1"],  # two groups for four devices
     "experts": tiny.config("ME", mamba2=HEADS["mamba2"]),

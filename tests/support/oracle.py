@@ -16,12 +16,12 @@ def logits(config, params, tokens):
     for position, token in enumerate(tokens):
         x = params["embed"]["embedding"][token] * config.embedding_multiplier
         for kind, block, own in zip(config.layers, params["layers"], past, strict=True):
-            h = norm(x, block["norm"].get("scale"), config.norm_eps)
+            h = outer_norm(config, block["norm"], x)
             for name in BLOCKS[kind]:
                 mixer = MIXERS[name]
                 y = mixer(config, block[name], own.setdefault(name, {}), h, position)
                 x = x + config.residual_multiplier * y
-        x = norm(x, params["final_norm"]["scale"], config.norm_eps)
+        x = outer_norm(config, params["final_norm"], x)
         tied = "lm_head" not in params
         head = params["embed"]["embedding"].T if tied else params["lm_head"]["kernel"]
         rows.append(x @ head * config.logits_multiplier)
@@ -32,6 +32,10 @@ def norm(x, scale, eps, groups=1):
     parts = x.reshape(groups, -1)
     parts = parts / np.sqrt(np.mean(parts**2, axis=-1, keepdims=True) + eps)
     return parts.reshape(x.shape) * (1.0 if scale is None else scale)
+
+
+def outer_norm(config, p, x):
+    return norm(x, p["scale"] + config.zero_centered_norms, config.norm_eps)
 
 
 def silu(x):
@@ -105,11 +109,38 @@ def mamba1(config, p, past, x, position):
     return dense(p["out_proj"], y * silu(z))
 
 
+def delta(config, p, past, x, position):
+    c, heads = config.delta, config.delta.num_value_heads
+    h = dense(p["in_proj"], x)
+    qkv, z, b, a = np.split(h, np.cumsum([c.conv_dim, c.value_dim, heads]))
+    q, k, v = np.split(silu(conv(p["conv"], past, qkv)), [c.key_dim, 2 * c.key_dim])
+    q, k = (
+        np.repeat(unit(a.reshape(c.num_key_heads, -1)), heads // c.num_key_heads, 0)
+        for a in (q, k)
+    )
+    v, beta = v.reshape(heads, -1), (1 + c.allow_neg_eigval) / (1 + np.exp(-b))
+    state = past.get("state", np.zeros((heads, c.value_head_dim, c.key_head_dim)))
+    decay = np.exp(-np.exp(p["A_log"]) * softplus(a + p["dt_bias"]))
+    state = decay[:, None, None] * state
+    u = beta[:, None] * (v - np.einsum("hps,hs->hp", state, k))
+    past["state"] = state = state + u[:, :, None] * k[:, None]
+    y = np.einsum("hps,hs->hp", state, q / np.sqrt(c.key_head_dim))
+    y = np.stack([norm(head, p["norm"]["scale"], config.norm_eps) for head in y])
+    return dense(p["out_proj"], y.reshape(-1) * silu(z))
+
+
+def unit(x):
+    return x / np.sqrt((x**2).sum(axis=-1, keepdims=True) + 1e-6)
+
+
 def attention(config, p, past, x, position):
     c = config.attention
     h = dense(p["qkv_proj"], x * c.in_multiplier).reshape(-1, c.head_dim)
-    cuts = [c.num_heads, c.num_heads + c.num_kv_heads]
-    q, k, v = np.split(h, cuts)
+    cuts = np.cumsum([c.num_heads, c.num_kv_heads, c.num_kv_heads])
+    q, k, v, gate = np.split(h, cuts)
+    if c.qk_norm:
+        q = np.stack([outer_norm(config, p["q_norm"], head) for head in q])
+        k = np.stack([outer_norm(config, p["k_norm"], head) for head in k])
     past.setdefault("k", []).append(rope(c, k * c.key_multiplier, position))
     past.setdefault("v", []).append(v)
     q, seen = rope(c, q, position), c.window or len(past["k"])
@@ -120,7 +151,8 @@ def attention(config, p, past, x, position):
         scores = keys[:, group] @ q[head] * (c.scale or c.head_dim**-0.5)
         weights = np.exp(scores - scores.max())
         out.append(weights / weights.sum() @ values[:, group])
-    return dense(p["out_proj"], np.concatenate(out)) * c.out_multiplier
+    y = np.stack(out) / (1 + np.exp(-gate)) if c.output_gate else np.stack(out)
+    return dense(p["out_proj"], y.reshape(-1)) * c.out_multiplier
 
 
 def rope(c, x, position):
@@ -180,7 +212,7 @@ def chosen(c, p, x):
     return {e: c.routed_multiplier * s[e] / total for e in names}
 
 
-MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "attention": attention}
-MIXERS |= {"mlp": mlp, "moe": moe}
-BLOCKS = {"M": ["mamba2"], "m": ["mamba1"], "*": ["attention"], "-": ["mlp"]}
-BLOCKS |= {"E": ["moe"], "P": ["mamba2", "attention"]}
+MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "delta": delta}
+MIXERS |= {"attention": attention, "mlp": mlp, "moe": moe}
+BLOCKS = {"M": ["mamba2"], "m": ["mamba1"], "G": ["delta"], "*": ["attention"]}
+BLOCKS |= {"-": ["mlp"], "E": ["moe"], "P": ["mamba2", "attention"]}

@@ -26,7 +26,8 @@ layouts = pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "sc
 # Rollback and trees differ by mixer, not by its options.
 tree_models = pytest.mark.parametrize(
     "name",
-    ["mamba1", "mamba2-groups", "attention-window", "falcon-h1", "hybrid"],
+    ["mamba1", "mamba2-groups", "delta-hybrid"]
+    + ["attention-window", "falcon-h1", "hybrid"],
 )
 
 

@@ -12,6 +12,7 @@ from jaxspec import sampling
 from jaxspec.models import hybrid
 from jaxspec.models.config import (
     AttentionConfig,
+    DeltaConfig,
     Mamba1Config,
     Mamba2Config,
     MLPConfig,
@@ -23,14 +24,15 @@ from jaxspec.trees import TokenTree
 VOCAB = 48
 MAMBA1 = Mamba1Config(d_state=8, chunk_size=8)
 MAMBA2 = Mamba2Config(nheads=4, headdim=8, d_state=8, chunk_size=8)
+DELTA = DeltaConfig(4, 2, value_head_dim=8, key_head_dim=6, chunk_size=8)
 ATTENTION = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8)
 MLP = MLPConfig(d_ff=24)
 MOE = MoEConfig(num_experts=6, top_k=2, d_ff=8, shared_d_ff=12, shared_gate=True)
 
 
 def config(layers, **settings):
-    parts = {"mamba1": MAMBA1, "mamba2": MAMBA2, "attention": ATTENTION}
-    parts |= {"mlp": MLP, "moe": MOE}
+    parts = {"mamba1": MAMBA1, "mamba2": MAMBA2, "delta": DELTA}
+    parts |= {"attention": ATTENTION, "mlp": MLP, "moe": MOE}
     return ModelConfig(VOCAB, 16, layers, **(parts | settings))
 
 
@@ -70,11 +72,31 @@ CONFIGS = {
         logits_multiplier=0.5,
         tie_embeddings=False,
     ),
+    "delta": config(  # beside filters of another width
+        "GM",
+        delta=dataclasses.replace(
+            DELTA, num_key_heads=1, d_conv=3, allow_neg_eigval=True
+        ),
+    ),
+    "delta-hybrid": config(  # Qwen3-Next
+        "G*-",
+        attention=dataclasses.replace(
+            ATTENTION, rope_fraction=0.25, qk_norm=True, output_gate=True
+        ),
+        norm_eps=1e-6,
+        zero_centered_norms=True,
+        tie_embeddings=False,
+    ),
     "attention": config("*-", mlp=MLPConfig(24, "gelu", bias=True)),
     "attention-window": config(
         "**-",
         attention=dataclasses.replace(
-            ATTENTION, rope_fraction=0.5, window=5, scale=0.5, key_multiplier=0.8
+            ATTENTION,
+            rope_fraction=0.5,
+            window=5,
+            scale=0.5,
+            qk_norm=True,
+            key_multiplier=0.8,
         ),
         mlp=MLPConfig(24, "relu2"),
     ),

@@ -5,11 +5,12 @@ import pytest
 import tiny
 from jaxspec.bench import traffic
 from jaxspec.models import hybrid
-from jaxspec.models.config import Mamba1Config, Mamba2Config
+from jaxspec.models.config import DeltaConfig, Mamba1Config, Mamba2Config
 from jaxspec.models.rollback import ROLLBACKS
 
 CONFIGS = {
     "mamba1": tiny.config("mm", mamba1=Mamba1Config()),
+    "delta": tiny.config("GG", delta=DeltaConfig(4, 2, 16, 64)),
     "mamba2": tiny.config("MM", mamba2=Mamba2Config(nheads=4, headdim=16, d_state=64)),
 }
 BATCH, NODES, RING = 2, 6, 8

@@ -1,26 +1,35 @@
 """In bfloat16 a model stays close to float64, and its states and laws in float32."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import tiny
 from jaxspec import trees
 from jaxspec.models import hybrid
-from rounds import LENGTHS, MAX_PATH, NUM_NODES, pad_paths, rollbacks
+from jaxspec.models.rollback import ROLLBACKS
+from rounds import LENGTHS, MAX_PATH, NUM_NODES, pad_paths
 
 CLOSE = 0.05  # of the largest logit; bfloat16 has 8 bits
 NAME = "small-hybrid"
-CONFIG = dataclasses.replace(tiny.CONFIGS[NAME], dtype="bfloat16")
 
 
-@rollbacks
-def test_bfloat16_is_close_to_float64(rollback):
+def make(name, rollback):
+    config = dataclasses.replace(tiny.CONFIGS[name], dtype="bfloat16")
+    return hybrid.language_model(config, rollback=rollback, max_path=MAX_PATH)
+
+
+@pytest.mark.parametrize(
+    "name, rollback", [*itertools.product([NAME], ROLLBACKS), ("delta", "lazy")]
+)
+def test_bfloat16_is_close_to_float64(name, rollback):
     """Also after a commit, whichever way the path was kept."""
-    model = hybrid.language_model(CONFIG, rollback=rollback, max_path=MAX_PATH)
-    params, rng = tiny.params(NAME), np.random.default_rng(27)
+    model = make(name, rollback)
+    params, rng = tiny.params(name), np.random.default_rng(27)
     prompt = tiny.random_tokens(rng, 3, max(LENGTHS))
     tree = tiny.random_tree(rng, 3, NUM_NODES, MAX_PATH)
     deepest = [
@@ -41,13 +50,13 @@ def test_bfloat16_is_close_to_float64(rollback):
     for row, path in enumerate(deepest):
         accepted = np.asarray(tree.tokens)[row, path]
         text = [*np.asarray(prompt[row, : LENGTHS[row]]), *accepted, prompt[row, 0]]
-        expected = tiny.oracle_logits(NAME, text)
+        expected = tiny.oracle_logits(name, text)
         assert tiny.relative_error(nodes[row, path[-1]], expected[-2]) < CLOSE
         assert tiny.relative_error(last[row], expected[-1]) < CLOSE
 
 
 def test_bfloat16_keeps_states_and_laws_in_float32():
-    model = hybrid.language_model(CONFIG, rollback="lazy", max_path=MAX_PATH)
+    model = make(NAME, "lazy")
     carry = model.init_carry(None, 2, 20)
     tree = trees.chain(jnp.ones((2, 3), jnp.int32))
     carry, _, hidden = jax.jit(model.scan_tree)(tiny.params(NAME), carry, tree)
@@ -56,3 +65,10 @@ def test_bfloat16_keeps_states_and_laws_in_float32():
     state = carry.blocks[0][0]
     assert (state.state.dtype, state.ring.dt.dtype) == (jnp.float32, jnp.float32)
     assert state.ring.x.dtype == state.tail.dtype == jnp.bfloat16
+
+
+def test_what_the_delta_rule_writes_stays_in_float32():
+    (delta, *_), *_ = make("delta", "lazy").init_carry(None, 2, 20).blocks
+    written = delta.state, delta.ring.u, delta.ring.g
+    assert all(leaf.dtype == jnp.float32 for leaf in written)
+    assert delta.tail.dtype == delta.ring.k.dtype == jnp.bfloat16

@@ -1,6 +1,7 @@
 """After any commits the model is as if it had been run afresh on what was kept."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 import tiny
 from jaxspec import trees
+from jaxspec.models.rollback import ROLLBACKS
 from jaxspec.trees import TokenTree
 from rounds import (
     HYBRID,
@@ -41,8 +43,11 @@ def test_after_any_commits_the_model_is_as_if_run_afresh(name, rollback):
     check_nodes(name, texts, tree, logits, nodes)
 
 
-@pytest.mark.parametrize("name", ["mamba1", "mamba2-groups"])
-@rollbacks
+@pytest.mark.parametrize(
+    "name, rollback",
+    [*itertools.product(["mamba1", "mamba2-groups"], ROLLBACKS)]
+    + [("delta", "replay"), ("delta", "lazy")],
+)
 def test_nothing_drifts_over_many_commits(name, rollback):
     carry, texts, _ = read_prompt(name, rollback, max_length=60)
     round_ = compiled_round(name, rollback)
@@ -146,7 +151,7 @@ def test_a_done_row_keeps_its_past(rollback):
         assert any(jax.tree.leaves(changed))
 
 
-@pytest.mark.parametrize("name", ["falcon-h1", "hybrid"])
+@pytest.mark.parametrize("name", ["falcon-h1", "delta-hybrid", "hybrid"])
 @rollbacks
 def test_extending_by_levels_is_scan_tree(name, rollback):
     model, params = model_and_params(name, rollback)

@@ -9,6 +9,7 @@ import pytest
 from jaxspec.models import config as configs
 from jaxspec.models.config import (
     AttentionConfig,
+    DeltaConfig,
     Mamba1Config,
     Mamba2Config,
     MLPConfig,
@@ -23,6 +24,12 @@ MODELS = {
     ),
     "mamba2": ModelConfig(
         **SMALL, layers="MM", mamba2=Mamba2Config(nheads=4, ngroups=2)
+    ),
+    "delta": ModelConfig(
+        **SMALL,
+        layers="G",
+        delta=DeltaConfig(4, 2, key_head_dim=6, allow_neg_eigval=True),
+        zero_centered_norms=True,
     ),
     "attention": ModelConfig(
         **SMALL, layers="*", attention=AttentionConfig(4, 2, rope_fraction=0.5)
@@ -118,6 +125,7 @@ def test_json_that_is_no_config_is_refused(text, message):
         ("", "at least one block"),
         ("MxM", "Unknown block 'x' in layers 'MxM'; expected one of M m"),
         ("M*", "block '\\*', which needs the settings `attention`"),
+        ("G", "block 'G', which needs the settings `delta`"),
         ("P", "block 'P', which needs the settings `attention`"),
         ("ME", "block 'E', which needs the settings `moe`"),
         ("Mm", "block 'm', which needs the settings `mamba1`"),
@@ -150,6 +158,16 @@ def test_layers_that_cannot_be_built_are_refused(layers, message):
         (Mamba1Config, {"norm": "after"}, "norm must be one of .*'after'"),
         (Mamba1Config, {"dt_rank": -1}, "dt_rank must not be negative, got -1"),
         (Mamba1Config, {"d_conv": 1}, "d_conv must be at least 2, got 1"),
+        (
+            DeltaConfig,
+            {"num_value_heads": 4, "num_key_heads": 3},
+            "num_key_heads must divide num_value_heads, got 3 and 4",
+        ),
+        (
+            DeltaConfig,
+            {"num_value_heads": 2, "num_key_heads": 1, "d_conv": 1},
+            "d_conv must be at least 2, got 1",
+        ),
         (
             AttentionConfig,
             {"num_heads": 4, "num_kv_heads": 3},
@@ -217,6 +235,9 @@ def test_settings_that_do_not_fit_are_refused(cls, settings, message):
         *[(Mamba1Config(), n) for n in ("expand", "d_state", "chunk_size")],
         *[(Mamba2Config(nheads=2), n) for n in ("nheads", "headdim", "d_state")],
         *[(Mamba2Config(nheads=2), n) for n in ("ngroups", "chunk_size")],
+        *[(DeltaConfig(2, 1), n) for n in ("num_value_heads", "num_key_heads")],
+        *[(DeltaConfig(2, 1), n) for n in ("value_head_dim", "key_head_dim")],
+        (DeltaConfig(2, 1), "chunk_size"),
         *[(AttentionConfig(2, 1), n) for n in ("num_heads", "num_kv_heads")],
         *[(AttentionConfig(2, 1), n) for n in ("head_dim", "rope_theta")],
         (MLPConfig(d_ff=4), "d_ff"),
@@ -230,17 +251,13 @@ def test_sizes_are_positive(config, name, value):
         dataclasses.replace(config, **{name: value})
 
 
-def test_both_mambas_have_one_width_of_convolution():
-    with pytest.raises(ValueError, match="must share d_conv"):
-        ModelConfig(
-            **SMALL,
-            layers="mM",
-            mamba1=Mamba1Config(d_conv=3),
-            mamba2=Mamba2Config(nheads=2),
-        )
-
-
 def test_the_derived_widths():
     mamba2 = Mamba2Config(nheads=3, headdim=5, ngroups=3, d_state=7)
     assert (mamba2.d_inner, mamba2.conv_dim) == (15, 15 + 2 * 3 * 7)
+    delta = DeltaConfig(4, 2, value_head_dim=3, key_head_dim=5)
+    assert (delta.key_dim, delta.value_dim, delta.conv_dim) == (10, 12, 32)
+    widths = {"delta": DeltaConfig(4, 2, d_conv=5), "mamba1": Mamba1Config(d_conv=3)}
+    for layers, width in {"m": 3, "mG": 5, "G": 5, "*": 1}.items():
+        parts = widths | {"attention": AttentionConfig(2, 1)}
+        assert ModelConfig(**SMALL, layers=layers, **parts).conv_width == width
     assert AttentionConfig(2, 1, head_dim=8, rope_fraction=0.25).rope_dim == 2

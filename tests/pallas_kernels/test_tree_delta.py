@@ -1,0 +1,466 @@
+"""One suite for every implementation of `tree_delta`."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import DeltaInputs, Ring, topology, tree_delta
+from pallas_kernels.tree_delta import xla
+from tests.pallas_kernels import trees
+from tests.pallas_kernels.records import (
+    CHANNELS,
+    DIM,
+    HEADS,
+    RING,
+    RING_LENGTHS,
+    STATE,
+    cut,
+    in_layer_one,
+    normal,
+    overwrite,
+    widen,
+)
+from tests.pallas_kernels.trees import TREES, assert_close, definition, jitted, real
+
+NAMES = trees.runnable(tree_delta)
+every = pytest.mark.parametrize("name", NAMES)
+plain = pytest.mark.parametrize("name", [n for n in NAMES if "pallas" not in n])
+on_meshes = pytest.mark.parametrize("name", trees.shardable(tree_delta))
+FOLD = np.array([True, False, True, False])
+
+
+def unit(a, width=STATE):
+    """Keys of length one."""
+    by_group = a.reshape(*a.shape[:-1], -1, width)
+    by_group = by_group / np.linalg.norm(by_group, axis=-1, keepdims=True)
+    return by_group.reshape(a.shape)
+
+
+def make_inputs(rng, batch, length, groups, strength):
+    shape = batch, length, HEADS
+    return DeltaInputs(
+        u=normal(rng, batch, length, CHANNELS),
+        g=-strength * rng.uniform(0, 1, shape).astype(np.float32),
+        k=unit(normal(rng, batch, length, groups * STATE)),
+    )
+
+
+def make_args(parents, ring=True, groups=2, strength=1.0, seed=0):
+    """The arguments of `read`, all nodes new; `g` is at least `-strength`."""
+    rng = np.random.default_rng(seed)
+    batch, num_nodes = parents.shape
+    length = np.resize(np.array(RING_LENGTHS, np.int32), batch)
+    records = make_inputs(rng, batch, RING, groups, strength)
+    return (
+        trees.derive(parents),
+        make_inputs(rng, batch, num_nodes, groups, strength),
+        rng.uniform(0, 2, (batch, num_nodes, HEADS)).astype(np.float32),
+        unit(normal(rng, batch, num_nodes, groups * STATE)),
+        normal(rng, batch, HEADS, DIM, STATE),
+        Ring(records, length) if ring else None,
+    )
+
+
+def in_half(args):
+    """Keys and queries in bfloat16; all else stays float32."""
+    tree, inputs, beta, q, state, ring = args
+
+    def halve(inputs):
+        return inputs._replace(k=inputs.k.astype(jnp.bfloat16))
+
+    ring = ring._replace(inputs=halve(ring.inputs))
+    return tree, halve(inputs), beta, q.astype(jnp.bfloat16), state, ring
+
+
+def read(name, *args):
+    return jitted(tree_delta.read, name)(*args)
+
+
+def verify(name, *args):
+    return jitted(tree_delta.verify, name)(*args, FOLD[: len(args[-1].length)])
+
+
+def assert_read_is_defined(name, parents, args):
+    """Asserts agreement with the definition on the nodes of the trees."""
+    nodes = real(parents)
+    for found, expected in zip(
+        read(name, *args), definition(tree_delta.read, *args), strict=True
+    ):
+        assert_close(found[nodes], expected[nodes])
+
+
+@pytest.mark.parametrize("ring", [False, True])
+@trees.every_tree
+@every
+def test_read_matches_the_definition(name, parents, ring):
+    assert_read_is_defined(name, parents, make_args(parents, ring))
+
+
+@every
+def test_all_heads_may_share_their_keys(name):
+    parents = TREES["one per row"]
+    assert_read_is_defined(name, parents, make_args(parents, groups=1))
+
+
+def test_the_default_matches_the_definition():
+    parents = TREES["one per row"]
+    assert_read_is_defined(None, parents, make_args(parents))
+
+
+@pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize("tree", ["chain", "one per row", "padded"])
+@every
+def test_strong_decays_do_not_overflow(name, tree, ring):
+    args = make_args(TREES[tree], ring, strength=60.0)
+    assert_read_is_defined(name, TREES[tree], args)
+
+
+@pytest.mark.parametrize("known", [1, 3, 6])
+@pytest.mark.parametrize("tree", ["binary", "one per row"])
+@every
+def test_solved_nodes_are_not_solved_again(name, tree, known):
+    """The last nodes find what all at once find, from the records of those before."""
+    topo, inputs, beta, q, state, ring = make_args(TREES[tree])
+    u, y = read(name, topo, inputs, beta, q, state, ring)
+    solved = np.concatenate([u[:, :known], inputs.u[:, known:]], axis=1)
+    rest = inputs._replace(u=solved), beta[:, known:], q[:, known:], state, ring
+    assert_close(read(name, topo, *rest), (u[:, known:], y[:, known:]))
+
+
+@every
+def test_a_node_reads_its_own_path(name):
+    parents = TREES["caterpillar"]
+    tree, inputs, beta, q, state, ring = make_args(parents)
+    slots = trees.path(parents[0], 6)
+    chain = topology.chain(len(parents), len(slots))
+    alone, beta_, q_ = jax.tree.map(lambda a: a[:, slots], (inputs, beta, q))
+    outputs = read(name, chain, alone, beta_, q_, state, ring)
+    whole = read(name, tree, inputs, beta, q, state, ring)
+    assert_close(outputs, jax.tree.map(lambda a: a[:, slots], whole))
+
+
+@pytest.mark.parametrize("value", trees.FILLINGS)
+@every
+def test_unused_ring_slots_change_no_bit(name, value):
+    *args, ring = make_args(TREES["one per row"])
+    used = np.arange(RING) < ring.length[:, None]
+    others = ring._replace(inputs=overwrite(ring.inputs, used, value))
+    found, again = verify(name, *args, ring), verify(name, *args, others)
+    jax.tree.map(np.testing.assert_array_equal, again, found)
+
+
+@every
+def test_an_empty_ring_is_no_ring(name):
+    *args, ring = make_args(TREES["one per row"])
+    empty = ring._replace(length=np.zeros_like(ring.length))
+    assert_close(read(name, *args, empty), read(name, *args, None))
+
+
+@every
+def test_a_ring_is_folded_into_the_state(name):
+    *args, state, ring = make_args(TREES["one per row"])
+    used = ring._replace(length=np.full_like(ring.length, RING))
+    folded = jitted(tree_delta.fold, name)(state, used.inputs)
+    assert_close(read(name, *args, folded, None), read(name, *args, state, used))
+
+
+@pytest.mark.parametrize("value", trees.FILLINGS)
+@every
+def test_padding_is_finite_and_read_by_no_node(name, value):
+    """Values, keys and queries may be anything; log decays are not positive."""
+    parents = TREES["padded"]
+    nodes = real(parents)
+    tree, inputs, beta, q, state, ring = make_args(parents)
+    outputs = read(name, tree, inputs, beta, q, state, ring)
+    others, other_q = overwrite((inputs, q), nodes, value)
+    others = others._replace(g=overwrite(inputs.g, nodes, -value))
+    again = read(name, tree, others, overwrite(beta, nodes, 2), other_q, state, ring)
+    for found, expected in zip(again, outputs, strict=True):
+        assert np.isfinite(expected).all()
+        np.testing.assert_array_equal(found[nodes], expected[nodes])
+
+
+@trees.every_tree
+@every
+def test_verify_reads_and_folds_the_chosen_rows(name, parents):
+    args = make_args(parents)
+    found, state = verify(name, *args)
+    nodes, fold = real(parents), FOLD[: len(parents)]
+    for a, b in zip(found, definition(tree_delta.read, *args), strict=True):
+        assert_close(a[nodes], b[nodes])
+    before, ring = args[4:]
+    folded = definition(tree_delta.fold, before, Ring(*ring).live())
+    assert_close(state[fold], folded[fold])
+    np.testing.assert_array_equal(state[~fold], before[~fold])
+
+
+@every
+def test_one_layer_of_several_is_meant(name):
+    *args, state, ring = make_args(TREES["one per row"])
+    found, folded = verify(name, *args, state, ring)
+    (states,), (records,) = in_layer_one(state), in_layer_one(ring.inputs)
+    stacked = *args, states, ring._replace(inputs=records)
+    fold = FOLD[: len(state)]
+
+    @jax.jit
+    def both(*args):
+        again = tree_delta.read(*args, layer=jnp.int32(1), implementation=name)
+        args = *args, fold
+        return again, tree_delta.verify(*args, layer=jnp.int32(1), implementation=name)
+
+    again, (others, layers) = both(*stacked)
+    assert_close((again, others), (found, found))
+    assert_close(layers[1], folded)
+    np.testing.assert_array_equal(layers[::2], states[::2])
+
+
+@pytest.mark.parametrize("strength", [1.0, 60.0])
+@every
+def test_fold_matches_the_definition(name, strength):
+    _, inputs, _, _, state, _ = make_args(TREES["chain"], strength=strength)
+    folded = jitted(tree_delta.fold, name)(state, inputs)
+    assert_close(folded, definition(tree_delta.fold, state, inputs))
+
+
+@every
+def test_folding_what_was_solved_is_the_recurrence(name):
+    """The records that `read` completes lead to the state after the last node."""
+    tree, inputs, beta, q, state, _ = make_args(TREES["chain"])
+    u, _ = read(name, tree, inputs, beta, q, state, None)
+    folded = jitted(tree_delta.fold, name)(state, inputs._replace(u=u))
+    states = definition(tree_delta.node_states, tree.parents, inputs, beta, state)
+    assert_close(folded, states[:, -1])
+
+
+@every
+def test_folding_nothing_changes_no_bit(name):
+    _, inputs, _, _, state, _ = make_args(TREES["chain"])
+    nothing = inputs._replace(u=np.zeros_like(inputs.u), g=np.zeros_like(inputs.g))
+    folded = jitted(tree_delta.fold, name)(state, nothing)
+    np.testing.assert_array_equal(folded, state)
+
+
+@pytest.mark.parametrize("strength", [1.0, 60.0])
+@pytest.mark.parametrize("tree", ["binary", "one per row", "padded"])
+@plain
+def test_node_states_match_the_definition(name, tree, strength):
+    parents = TREES[tree]
+    _, inputs, beta, _, state, _ = make_args(parents, strength=strength)
+    args = parents, inputs, beta, state
+    states = jitted(tree_delta.node_states, name)(*args)
+    nodes = real(parents)
+    assert_close(states[nodes], definition(tree_delta.node_states, *args)[nodes])
+
+
+@pytest.mark.parametrize("known", [1, 4])
+@plain
+def test_node_states_continue_from_known_ones(name, known):
+    parents, node_states = TREES["one per row"], jitted(tree_delta.node_states, name)
+    _, inputs, beta, _, state, _ = make_args(parents)
+    states = node_states(parents, inputs, beta, state)
+    new = cut(inputs, known, None), beta[:, known:]
+    rest = node_states(parents[:, known:], *new, state, states[:, :known])
+    assert_close(rest, states[:, known:])
+
+
+@every
+def test_half_precision_keys(name):
+    """XLA computes in float32; a kernel may round what a softmax's weights round."""
+    args = in_half(make_args(TREES["one per row"]))
+    found, state = verify(name, *args)
+    assert {a.dtype for a in (*found, state)} == {np.dtype(np.float32)}
+    tolerance = 5e-3 if "pallas" in name else trees.TOLERANCE
+    expected = definition(tree_delta.read, *widen(args))
+    before, ring = widen(args)[4:]
+    folded = definition(tree_delta.fold, before, Ring(*ring).live())
+    fold = FOLD[: len(state)]
+    pairs = (*found, state[fold]), (*expected, folded[fold])
+    for a, b in zip(*pairs, strict=True):
+        assert np.abs(a - b).max() < tolerance * np.abs(b).max()
+
+
+@pytest.mark.parametrize("in_axes", ["all", "some"])
+@every
+def test_vmap_is_a_loop(name, in_axes):
+    first, second = TREES["binary"], TREES["one per row"]
+    calls = [make_args(first), make_args(second, seed=1)]
+    axes = (0,) * 6 if in_axes == "all" else (None, 0, 0, None, None, 0)
+    trees.assert_vmap_is_a_loop(tree_delta.read, calls, axes, name)
+    calls = [(*call, FOLD[: len(first)]) for call in calls]
+    trees.assert_vmap_is_a_loop(tree_delta.verify, calls, (*axes, 0), name)
+
+
+@every
+def test_vmap_of_fold_is_a_loop(name):
+    calls = []
+    for seed in range(2):
+        _, inputs, _, _, state, _ = make_args(TREES["chain"], seed=seed)
+        calls.append((state, inputs))
+    trees.assert_vmap_is_a_loop(tree_delta.fold, calls, (0, 0), name)
+
+
+@on_meshes
+def test_shards_over_rows_and_heads(name):
+    parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
+    rows, heads, state = P("data"), P("data", None, "model"), P("data", "model")
+    inputs = DeltaInputs(heads, heads, heads)
+    specs = rows, inputs, heads, heads, state, Ring(inputs, rows)
+    args = (*make_args(parents), FOLD)
+    trees.assert_shards_are_parts(
+        tree_delta.verify, args, (*specs, rows), ((heads, heads), state), name
+    )
+
+
+@on_meshes
+def test_a_mesh_is_cut_over_by_itself(name):
+    parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
+    args = (*make_args(parents), FOLD)
+    trees.assert_a_mesh_changes_nothing(tree_delta.verify, args, name)
+
+
+def gradients(tree, *args, implementation):
+    def loss(inputs, beta, q, state):
+        u, y = tree_delta.read(
+            tree, inputs, beta, q, state, implementation=implementation
+        )
+        inputs = inputs._replace(u=u)
+        state = tree_delta.fold(state, inputs, implementation=implementation)
+        return jnp.sum(y**2) + jnp.sum(state**2)
+
+    gradients = jax.grad(loss, argnums=range(4))(*args)
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients)])
+
+
+@pytest.mark.parametrize("strength", [1.0, 60.0])
+def test_gradients_match_the_definition(strength):
+    *args, _ = make_args(TREES["chain"][:1, :4], strength=strength)
+    assert_close(jitted(gradients, "xla")(*args), definition(gradients, *args))
+
+
+# --- Stability: texts repeat themselves, and so do keys ---
+
+COSINES, BETAS = (0.5, 0.9), (0.9, 1.9)
+
+
+def resembling_keys(rng, cosine, *shape):
+    """Keys whose products with each other are about `cosine`."""
+    own = normal(rng, *shape) / np.sqrt(shape[-1])
+    common = unit(normal(rng, shape[-1]), shape[-1])
+    return unit(np.sqrt(cosine) * common + np.sqrt(1 - cosine) * own, shape[-1])
+
+
+def make_long_chains(length, width=64):
+    """Arguments of `read`: a row per cosine and beta, one head, an empty state."""
+    rng = np.random.default_rng(length)
+    batch = len(COSINES) * len(BETAS)
+    k = np.concatenate(
+        [resembling_keys(rng, c, len(BETAS), length, width) for c in COSINES]
+    )
+    beta = np.tile(np.array(BETAS, np.float32), len(COSINES))[:, None, None]
+    g = -0.02 * rng.uniform(0, 1, (batch, length, 1)).astype(np.float32)
+    return (
+        topology.chain(batch, length),
+        DeltaInputs(normal(rng, batch, length, 8), g, k.astype(np.float32)),
+        np.broadcast_to(beta, (batch, length, 1)),
+        k.astype(np.float32),
+        np.zeros((batch, 1, 8, width), np.float32),
+    )
+
+
+def solve(matrix, right):
+    """Forward substitution of `(I + matrix) u = right` in float64."""
+    u = right.astype(np.float64)
+    for i in range(u.shape[1]):
+        u[:, i] -= np.einsum("bj,bjp->bp", matrix[:, i, :i], u[:, :i])
+    return u
+
+
+def neumann(matrix, right):
+    """`(I + A)^-1 = (I - A) (I + A^2) (I + A^4) ...` in float32."""
+    power, inverse = -matrix, np.eye(matrix.shape[1], dtype=np.float32) - matrix
+    for _ in range((matrix.shape[1] - 1).bit_length() - 1):
+        power = power @ power
+        inverse = inverse + inverse @ power
+    return inverse @ right
+
+
+@functools.cache
+def make_systems(length):
+    """The triangular systems of those chains in float64, and their solutions."""
+    _, (v, g, k), beta, _, _ = make_long_chains(length)
+    sums, k = np.cumsum(g[..., 0], axis=1, dtype=np.float64), k.astype(np.float64)
+    decay = np.exp(np.tril(sums[:, :, None] - sums[:, None]))
+    matrix = np.tril(beta * decay * np.einsum("bis,bjs->bij", k, k), -1)
+    return matrix, beta * v, solve(matrix, beta * v)
+
+
+def errors(u, expected):
+    """The largest error of every row, of the row's largest number."""
+    return np.abs(u - expected).max(axis=(1, 2)) / np.abs(expected).max(axis=(1, 2))
+
+
+lengths = pytest.mark.parametrize("length", [8, 16, 32, 64])
+
+
+@lengths
+def test_doubling_blocks_costs_no_digits_where_neumann_does(length):
+    matrix, right, expected = make_systems(length)
+    matrix = matrix.astype(np.float32)
+    inverse = np.asarray(jax.jit(xla.inverse)(matrix))
+    assert errors(inverse @ right, expected).max() < 1e-6
+    if length >= 32:  # hence this table can tell
+        assert errors(neumann(matrix, right), expected).max() > 1e-2
+
+
+@lengths
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "reference"])
+def test_keys_that_resemble_each_other_cost_no_digits(name, length):
+    """Scores and decays, the system itself, are rounded to float32 here as well."""
+    u, _ = read(name, *make_long_chains(length))
+    assert errors(u, make_systems(length)[2]).max() < 1e-5
+
+
+# --- What is refused ---
+
+
+def test_unknown_implementations_are_refused():
+    tree, inputs, beta, q, state, _ = make_args(TREES["star"])
+    known = re.escape(str(sorted(tree_delta.implementations())))
+    with pytest.raises(ValueError, match=known):
+        tree_delta.read(tree, inputs, beta, q, state, implementation="fast")
+    with pytest.raises(ValueError, match=known):
+        tree_delta.fold(state, inputs, implementation="fast")
+
+
+def test_wrong_shapes_are_refused():
+    tree, inputs, beta, q, state, ring = make_args(TREES["star"])
+    refused = functools.partial(pytest.raises, ValueError)
+    with refused(match="u has shape"):  # one node too few
+        tree_delta.read(tree, cut(inputs, 0, 6), beta, q, state)
+    with refused(match="g has shape"):  # one log decay per row
+        one = inputs._replace(g=inputs.g[:, :, :1])
+        tree_delta.read(tree, one, beta, q, state)
+    with refused(match="beta has shape"):  # as many as queries
+        tree_delta.read(tree, inputs, beta, q[:, 1:], state)
+    with refused(match="q has shape"):
+        tree_delta.read(tree, inputs, beta, q[..., 1:], state)
+    with refused(match="ring_length has shape"):
+        short = ring._replace(length=ring.length[:1])
+        tree_delta.read(tree, inputs, beta, q, state, short)
+    with refused(match="fold has shape"):
+        tree_delta.verify(tree, inputs, beta, q, state, ring, FOLD[:1])
+    with refused(match="q has shape"):  # verify solves all nodes
+        last = beta[:, 1:], q[:, 1:]
+        tree_delta.verify(tree, inputs, *last, state, ring, FOLD[:3])
+    with refused(match="g has shape"):
+        tree_delta.fold(state, inputs._replace(g=inputs.g[:, :, :1]))
+    with refused(match="beta has shape"):
+        tree_delta.node_states(tree.parents, inputs, beta[:, 1:], state)
+    with refused(match="3 groups do not divide 4"):
+        three = np.tile(inputs.k, (1, 1, 2))[..., : 3 * STATE]
+        tree_delta.fold(state, inputs._replace(k=three))
