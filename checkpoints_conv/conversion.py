@@ -18,7 +18,7 @@ import tokenizers
 from checkpoints_conv import families, stored
 from checkpoints_conv.family import Family
 from checkpoints_conv.source import DTYPES, Source, read_config, read_json
-from checkpoints_conv.table import Part
+from checkpoints_conv.table import Part, rows
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
 
@@ -30,13 +30,15 @@ class Conversion(NamedTuple):
         source: the published weights.
         family: theirs.
         config: of the model.
-        parts: the table of names.
+        form: which of the family's tables of names the weights follow.
+        parts: that table.
         tokenizer: text of `tokenizer.json`.
     """
 
     source: Source
     family: Family
     config: ModelConfig
+    form: int
     parts: list[Part]
     tokenizer: str
 
@@ -62,13 +64,33 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
     family = families.find(config)
     model = family.read(config)
     source = Source(folder)
-    parts = family.parts(model)
+    form = _form(family, model, source)
+    family = family.form(form)
+    parts = [*family.parts(model), *_kept(family, source)]
     _check_names(source, family, model, parts)
     dtype = source.entries[family.embedding(model).name].dtype
     model = dataclasses.replace(
         model, dtype="bfloat16" if dtype == "BF16" else "float32"
     )
-    return Conversion(source, family, model, parts, _tokenizer(tokenizer or folder))
+    text = _tokenizer(tokenizer or folder)
+    return Conversion(source, family, model, form, parts, text)
+
+
+def _form(family: Family, config: ModelConfig, source: Source) -> int:
+    """Which table of names fits; the first if none does, which is then reported."""
+    for form in range(1 + len(family.others)):
+        parts = family.form(form).parts(config)
+        names = {tensor.name for part in parts for tensor in part.tensors()}
+        if names <= source.entries.keys():
+            return form
+    return 0
+
+
+def _kept(family: Family, source: Source) -> list[Part]:
+    """A part of the tensors that are there for `export` alone, if there are any."""
+    shapes = {name: entry.shape for name, entry in source.entries.items()}
+    leaves = [rows(n, (n, *shape)) for n, shape in shapes.items() if family.is_kept(n)]
+    return [Part(stored.KEPT, tuple(leaves))] if leaves else []
 
 
 def _check_names(
@@ -215,7 +237,8 @@ def provenance(todo: Conversion) -> dict[str, Any]:
     published = todo.source.config
     path = todo.source.folder / "generation_config.json"
     generation = read_json(path) if path.is_file() else None
-    stops = _stop_tokens(generation or {}) or _stop_tokens(published)
+    records = (generation, published, published.get("text_config"))
+    stops = next(filter(None, (_stop_tokens(record or {}) for record in records)), [])
     if not stops:
         token = tokenizers.Tokenizer.from_str(todo.tokenizer).token_to_id(
             stored.END_OF_TEXT
@@ -226,6 +249,7 @@ def provenance(todo: Conversion) -> dict[str, Any]:
         published["eos_token_id"] = stops[0] if stops else None
     return {
         "family": todo.family.name,
+        "form": todo.form,
         "config": published,
         "generation_config": generation,
         "stop_tokens": stops,

@@ -33,6 +33,7 @@ class Export(NamedTuple):
         record: the published config.
         generation: `generation_config.json`, or None.
         read: part -> its leaves, by path.
+        kept: () -> tensors that are written as they are, by name.
     """
 
     family: Family
@@ -40,6 +41,7 @@ class Export(NamedTuple):
     record: dict[str, Any]
     generation: dict[str, Any] | None
     read: Callable[[Part], dict[str, np.ndarray]]
+    kept: Callable[[], dict[str, np.ndarray]]
 
 
 def plan(folder: pathlib.Path) -> Export:
@@ -54,13 +56,18 @@ def plan(folder: pathlib.Path) -> Export:
     config = configs.from_json(path.read_text())
     if stored.is_converted(folder):
         source = stored.read_source(folder)
-        family = families.FAMILIES[source["family"]]
+        family = families.FAMILIES[source["family"]].form(source.get("form", 0))
         record, generation = source["config"], source["generation_config"]
 
         def read(part):
             return stored.flatten(stored.read_part(folder, part.name))
 
-        return Export(family, config, record, generation, read)
+        def kept():
+            if not stored.has_part(folder, stored.KEPT):
+                return {}
+            return stored.flatten(stored.read_part(folder, stored.KEPT))
+
+        return Export(family, config, record, generation, read, kept)
     family, record = families.publish(config)
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     record["eos_token_id"] = tokenizer.token_to_id(stored.END_OF_TEXT)
@@ -72,7 +79,7 @@ def plan(folder: pathlib.Path) -> Export:
             n.removeprefix(first): a for n, a in arrays.items() if n.startswith(first)
         }
 
-    return Export(family, config, record, None, read)
+    return Export(family, config, record, None, read, dict)
 
 
 def export(
@@ -128,6 +135,7 @@ def _tensors(
             )
         for leaf in part.leaves:
             yield from _part(leaf, leaves[leaf.path])
+    yield from todo.kept().items()
     advance("", len(parts), len(parts))
 
 

@@ -19,8 +19,10 @@ class Family(NamedTuple):
         read: published config -> `ModelConfig`; refuses what is not implemented.
         write: back, as far as a `ModelConfig` goes.
         parts: `ModelConfig` -> the table of names.
+        others: other tables that a checkpoint may follow instead.
         head: name of the head, which models with a tied head may hold as well.
         buffers: pattern of tensors that transformers computes by itself.
+        kept: pattern of tensors that jaxspec has no use for, and `export` writes back.
         model_type: of a family that shares another's.
     """
 
@@ -29,8 +31,10 @@ class Family(NamedTuple):
     read: Callable[[dict[str, Any]], ModelConfig]
     write: Callable[[ModelConfig], dict[str, Any]]
     parts: Callable[[ModelConfig], list[Part]]
+    others: tuple[Callable[[ModelConfig], list[Part]], ...] = ()
     head: str = "lm_head.weight"
     buffers: str = r".*\.rotary_emb\.inv_freq"
+    kept: str = "(?!)"
     model_type: str | None = None
 
     @property
@@ -41,6 +45,14 @@ class Family(NamedTuple):
     def embedding(self, config: ModelConfig) -> Tensor:
         """The table of the tokens."""
         return self.parts(config)[0].tensors()[0]
+
+    def form(self, number: int) -> "Family":
+        """The family with one of its tables of names."""
+        return self._replace(parts=(self.parts, *self.others)[number])
+
+    def is_kept(self, name: str) -> bool:
+        """Whether a tensor is there for `export` alone."""
+        return re.fullmatch(self.kept, name) is not None
 
     def is_buffer(self, name: str) -> bool:
         """Whether a tensor is no parameter."""

@@ -6,8 +6,18 @@ Every function lists the leaves of one mixer, whose published names begin with `
 import math
 from collections.abc import Iterator
 
-from checkpoints_conv.table import FILTERS, Leaf, columns, linear, rows
-from jaxspec.models.config import ModelConfig
+import numpy as np
+
+from checkpoints_conv.table import (
+    FILTERS,
+    Leaf,
+    columns,
+    experts,
+    linear,
+    rows,
+    stack,
+)
+from jaxspec.models.config import AttentionConfig, ModelConfig
 
 
 def norm(path: str, name: str, width: int) -> Leaf:
@@ -58,22 +68,104 @@ def _conv(leaf: str, at: str, channels: int, taps: int, bias: bool) -> Iterator[
         yield rows(f"{leaf}.conv.bias", (f"{at}.conv1d.bias", channels))
 
 
+def delta(config: ModelConfig, at: str, in_proj: Leaf) -> Iterator[Leaf]:
+    """The gated delta rule, whose projection in has many forms."""
+    c = config.delta
+    yield in_proj
+    yield from _conv("delta", at, c.conv_dim, c.d_conv, False)
+    for name in ("A_log", "dt_bias"):
+        yield rows(f"delta.{name}", (f"{at}.{name}", c.num_value_heads))
+    yield norm("delta.norm", f"{at}.norm", c.value_head_dim)
+    out_proj = [(f"{at}.out_proj", config.d_model)]
+    yield from linear("delta.out_proj", out_proj, c.value_dim, False)
+
+
 def attention(config: ModelConfig, at: str) -> Iterator[Leaf]:
-    """Attention with its three projections apart, as in Llama."""
+    """Attention with its three projections apart, as in Llama.
+
+    Gates of the output follow the queries of each head, as in Qwen3-Next.
+    """
     c = config.attention
     heads, width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    sizes = {"q_proj": heads, "k_proj": width, "v_proj": width}
+    queries = heads * (1 + c.output_gate)
+    sizes = {"q_proj": queries, "k_proj": width, "v_proj": width}
     qkv = [(f"{at}.{name}", size) for name, size in sizes.items()]
-    yield from linear("attention.qkv_proj", qkv, config.d_model, c.qkv_bias)
+    for leaf in linear("attention.qkv_proj", qkv, config.d_model, c.qkv_bias):
+        yield leaf.ordered(_gates_last(c)) if c.output_gate else leaf
+    if c.qk_norm:
+        yield norm("attention.q_norm", f"{at}.q_norm", c.head_dim)
+        yield norm("attention.k_norm", f"{at}.k_norm", c.head_dim)
     out = [(f"{at}.o_proj", config.d_model)]
     yield from linear("attention.out_proj", out, heads, c.out_bias)
+
+
+def _gates_last(c: AttentionConfig) -> np.ndarray:
+    """Where the rows of all queries, keys, values and gates are, in this order."""
+    heads = np.arange(2 * (c.num_heads + c.num_kv_heads) * c.head_dim)
+    heads = heads.reshape(-1, c.head_dim)
+    queries, others = np.split(heads, [2 * c.num_heads])
+    return np.concatenate([queries[::2], others, queries[1::2]]).ravel()
 
 
 def mlp(config: ModelConfig, at: str) -> Iterator[Leaf]:
     """Feed-forward, the gate of SwiGLU apart, as in Llama."""
     c = config.mlp
-    names = ("gate_proj", "up_proj") if c.activation == "swiglu" else ("up_proj",)
-    up = [(f"{at}.{name}", c.d_ff) for name in names]
+    up = [(f"{at}.{name}", c.d_ff) for name in _up(c.activation)]
     yield from linear("mlp.up_proj", up, config.d_model, c.bias)
     down = [(f"{at}.down_proj", config.d_model)]
     yield from linear("mlp.down_proj", down, c.d_ff, c.bias)
+
+
+def _up(activation: str) -> tuple[str, ...]:
+    """Names of what goes up: SwiGLU's gate, and what it gates."""
+    return ("gate_proj", "up_proj") if activation == "swiglu" else ("up_proj",)
+
+
+def moe(
+    config: ModelConfig,
+    at: str,
+    router: str = "gate",
+    shared: str = "shared_expert",
+    stacked: bool = False,
+) -> Iterator[Leaf]:
+    """Experts each on its own, or all `stacked`, and the one that all tokens share."""
+    c, d_model = config.moe, config.d_model
+    width, names, leaf = c.d_latent or d_model, _up(c.activation), "moe"
+    yield columns(
+        f"{leaf}.router.kernel", (f"{at}.{router}.weight", c.num_experts, d_model)
+    )
+    if c.scores == "sigmoid":
+        bias = f"{at}.{router}.e_score_correction_bias"
+        yield rows(f"{leaf}.correction_bias", (bias, c.num_experts))
+    yield from (_stacked if stacked else _apart)(config, f"{at}.experts", width)
+    if c.shared_d_ff:
+        up = [(f"{at}.{shared}.{name}", c.shared_d_ff) for name in names]
+        yield from linear(f"{leaf}.shared_up_proj", up, d_model, False)
+        down = [(f"{at}.{shared}.down_proj", d_model)]
+        yield from linear(f"{leaf}.shared_down_proj", down, c.shared_d_ff, False)
+    if c.shared_gate:
+        gate = [(f"{at}.{shared}_gate", 1)]
+        yield from linear(f"{leaf}.shared_gate", gate, d_model, False)
+    if c.d_latent:
+        latent = [(f"{at}.fc1_latent_proj", width)]
+        yield from linear(f"{leaf}.latent_in_proj", latent, d_model, False)
+        latent = [(f"{at}.fc2_latent_proj", d_model)]
+        yield from linear(f"{leaf}.latent_out_proj", latent, width, False)
+
+
+def _apart(config: ModelConfig, at: str, width: int) -> Iterator[Leaf]:
+    """A tensor, or two, for each expert."""
+    c, each = config.moe, range(config.moe.num_experts)
+    names = _up(c.activation)
+    up = [(f"{at}.{i}.{name}.weight", c.d_ff, width) for i in each for name in names]
+    yield experts("moe.up_proj.kernel", c.num_experts, *up)
+    down = [(f"{at}.{i}.down_proj.weight", width, c.d_ff) for i in each]
+    yield experts("moe.down_proj.kernel", c.num_experts, *down)
+
+
+def _stacked(config: ModelConfig, at: str, width: int) -> Iterator[Leaf]:
+    """One tensor for all experts."""
+    c, names = config.moe, _up(config.moe.activation)
+    up = f"{at}.gate_up_proj" if len(names) > 1 else f"{at}.up_proj"
+    yield stack("moe.up_proj.kernel", up, c.num_experts, len(names) * c.d_ff, width)
+    yield stack("moe.down_proj.kernel", f"{at}.down_proj", c.num_experts, width, c.d_ff)

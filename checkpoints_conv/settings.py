@@ -7,20 +7,23 @@ are read, the newer way is written. The kinds of layers have two spellings as we
 import math
 from typing import Any
 
-from checkpoints_conv.fields import Fields, json_numbers
-from jaxspec.models.config import AttentionConfig, Mamba2Config
+from checkpoints_conv.fields import REQUIRED, Fields, json_numbers
+from jaxspec.models.config import AttentionConfig, DeltaConfig, Mamba2Config
 
 INFINITE = (0.0, math.inf)
 _KINDS = {
     **{"mamba": "M", "linear_attention": "M"},
     **{"attention": "*", "full_attention": "*", "mlp": "-"},
+    "moe": "E",
 }
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
 
 
-def kinds(f: Fields, name: str, count: int | None = None) -> str:
-    """Kinds of the layers, one character each; all Mamba-2 by default."""
-    names = f.take(name, None if count is None else ["mamba"] * count)
+def kinds(
+    f: Fields, name: str, count: int | None = None, default: Any = REQUIRED
+) -> str:
+    """Kinds of the layers, one character each."""
+    names = f.take(name, default)
     for kind in names:
         if kind not in _KINDS:
             raise ValueError(
@@ -81,6 +84,28 @@ def write_mamba2(c: Mamba2Config, d_model: int) -> dict[str, Any]:
     }
 
 
+def delta(f: Fields) -> DeltaConfig:
+    """The gated delta rule as Qwen spells it."""
+    return DeltaConfig(
+        num_value_heads=f.integer("linear_num_value_heads"),
+        num_key_heads=f.integer("linear_num_key_heads"),
+        value_head_dim=f.integer("linear_value_head_dim"),
+        key_head_dim=f.integer("linear_key_head_dim"),
+        d_conv=f.integer("linear_conv_kernel_dim"),
+    )
+
+
+def write_delta(c: DeltaConfig) -> dict[str, Any]:
+    """Writes what `delta` reads."""
+    return {
+        "linear_num_value_heads": c.num_value_heads,
+        "linear_num_key_heads": c.num_key_heads,
+        "linear_value_head_dim": c.value_head_dim,
+        "linear_key_head_dim": c.key_head_dim,
+        "linear_conv_kernel_dim": c.d_conv,
+    }
+
+
 def attention(f: Fields, d_model: int, **settings: Any) -> AttentionConfig:
     """Attention with one flag for all its biases, as in Llama."""
     heads = f.integer("num_attention_heads", 32)
@@ -126,6 +151,7 @@ def rope(f: Fields, fraction: float = 1.0) -> dict[str, Any]:
             "'default' or 'llama3'."
         )
     r.skip("max_position_embeddings")
+    r.skip("mrope_section", "mrope_interleaved")  # a text's three positions are one
     r.finish()
     return settings
 

@@ -4,6 +4,7 @@
     source.json      the published config, its family, and the tokens that end a text
     tokenizer.json
     params/embed  params/layers.0  ...  params/final_norm  params/lm_head
+    params/kept   what jaxspec has no use for, and `export` writes back
 
 A part is written under another name and renamed when it is whole, so what has its name is
 whole, and a model is read and written with about one part in memory.
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-PARAMS, SOURCE = "params", "source.json"
+PARAMS, SOURCE, KEPT = "params", "source.json", "kept"
 END_OF_TEXT = "<|endoftext|>"
 """The token that ends a text where nothing says otherwise."""
 

@@ -49,6 +49,22 @@ class Leaf(NamedTuple):
         sizes = [tensor.shape[0] for tensor in self.tensors]
         return [np.ascontiguousarray(a) for a in self.layout.part(array, sizes)]
 
+    def ordered(self, order: np.ndarray) -> "Leaf":
+        """The same with rows in another order: `order[i]` becomes row i.
+
+        Rows of tensors below each other, before any transposition.
+        """
+        layout, inverse = self.layout, np.argsort(order)
+
+        def join(arrays):
+            return layout.join([np.concatenate(arrays)[order]])
+
+        def part(array, sizes):
+            (whole,) = layout.part(array, [len(order)])
+            return _cut(whole[inverse], sizes)
+
+        return self._replace(layout=Layout(join, part))
+
 
 class Part(NamedTuple):
     """What is written at once: `embed`, `layers.3`, `final_norm` or `lm_head`."""
@@ -96,6 +112,24 @@ def columns(path: str, *tensors: tuple) -> Leaf:
 def stack(path: str, name: str, *shape: int) -> Leaf:
     """Kernels of experts in one tensor of shape `experts, out, in`."""
     return Leaf(path, (Tensor(name, shape),), STACK)
+
+
+def experts(path: str, count: int, *tensors: tuple) -> Leaf:
+    """Kernels of experts, one after another: `[n, C]` to `[count, C, n]`.
+
+    Each tensor is `name, out, in`; an expert may have several, which stand beside each
+    other.
+    """
+
+    def join(arrays):
+        each = len(arrays) // count
+        groups = (arrays[i : i + each] for i in range(0, len(arrays), each))
+        return np.stack([np.concatenate(group).T for group in groups])
+
+    def part(array, sizes):
+        return _cut(array.swapaxes(1, 2).reshape(-1, array.shape[1]), sizes)
+
+    return columns(path, *tensors)._replace(layout=Layout(join, part))
 
 
 def linear(

@@ -24,7 +24,8 @@ from jaxspec.models import hybrid
 
 END_OF_TEXT = stored.END_OF_TEXT
 DTYPES = ("float32", "bfloat16")
-_ALWAYS_FLOAT32 = ("A_log", "D", "dt_bias", "scale")  # small, and precise
+# small, and precise
+_ALWAYS_FLOAT32 = ("A_log", "D", "dt_bias", "scale", "correction_bias")
 
 
 class Pretrained(NamedTuple):

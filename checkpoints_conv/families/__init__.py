@@ -13,14 +13,17 @@ from checkpoints_conv.families import (
     mamba2,
     mamba_in_llama,
     nemotron_h,
+    qwen3_5,
+    qwen3_next,
     state_spaces,
 )
 from checkpoints_conv.family import Family
 from jaxspec.models.config import ModelConfig
 
 _PURE = (mamba2, mamba, falcon_mamba, llama)
-_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba, mamba_in_llama)
-FAMILIES = {module.FAMILY.name: module.FAMILY for module in _PURE + _HYBRID}
+_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba, mamba_in_llama, qwen3_next)
+_ALL = *(module.FAMILY for module in _PURE + _HYBRID), *qwen3_5.FAMILIES
+FAMILIES = {family.name: family for family in _ALL}
 
 
 def find(record: dict[str, Any]) -> Family:

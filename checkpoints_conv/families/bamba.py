@@ -1,5 +1,6 @@
 """Bamba (`bamba`): Mamba-2 or, seldom, attention, then SwiGLU, in every layer."""
 
+import functools
 from typing import Any
 
 from checkpoints_conv import mixers, settings, table
@@ -57,14 +58,17 @@ def parts(config: ModelConfig) -> list[Part]:
         "m": (mixers.mamba1, "mamba"),
     }
 
+    after = {"-": mixers.mlp, "E": functools.partial(mixers.moe, router="router")}
+    halves = config.layers[::2], config.layers[1::2]
+
     def blocks():
-        for i, kind in enumerate(config.layers[::2]):
+        for i, (kind, feed_forward) in enumerate(zip(*halves, strict=True)):
             at = f"model.layers.{i}"
             leaves, name = mixer[kind]
             norm = mixers.norm("norm", f"{at}.input_layernorm", config.d_model)
             yield norm, *leaves(config, f"{at}.{name}")
             norm = mixers.norm("norm", f"{at}.pre_ff_layernorm", config.d_model)
-            yield norm, *mixers.mlp(config, f"{at}.feed_forward")
+            yield norm, *after[feed_forward](config, f"{at}.feed_forward")
 
     ends = "model.embed_tokens.weight", "model.final_layernorm.weight", "lm_head.weight"
     return table.model(config, *ends, blocks())

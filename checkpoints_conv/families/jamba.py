@@ -1,35 +1,46 @@
-"""Jamba (`jamba`) without experts: Mamba-1 or attention, then SwiGLU, in every layer.
+"""Jamba (`jamba`): Mamba-1 or attention, then SwiGLU or experts, in every layer.
 
 Mamba-1 has learned norms on dt, B and C, attention has no positions; the names are
 Bamba's.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from checkpoints_conv.families import bamba
 from checkpoints_conv.family import Family
 from checkpoints_conv.fields import Fields
-from jaxspec.models.config import AttentionConfig, Mamba1Config, MLPConfig, ModelConfig
+from jaxspec.models.config import (
+    AttentionConfig,
+    Mamba1Config,
+    MLPConfig,
+    ModelConfig,
+    MoEConfig,
+)
 
 
 def read(record: dict[str, Any]) -> ModelConfig:
     """Reads transformers' config."""
     f = Fields({"num_experts": 16} | record)
     f.expect("hidden_act", "silu")
-    f.expect("num_experts", 1)
-    f.skip("num_experts_per_tok", "expert_layer_period", "expert_layer_offset")
     f.skip("mamba_inner_layernorms")
     d_model, count = f.integer("hidden_size"), f.integer("num_hidden_layers")
     heads = f.integer("num_attention_heads", 32)
-    period, offset = (
-        f.integer("attn_layer_period", 8),
-        f.integer("attn_layer_offset", 4),
+    attends = _every(f, "attn_layer", 8, 4)
+    has_experts, experts = _every(f, "expert_layer", 2, 1), f.integer("num_experts")
+    top_k, d_ff = (
+        f.integer("num_experts_per_tok", 2),
+        f.integer("intermediate_size", 14336),
+    )
+    layers = "".join(
+        ("*" if attends(i) else "m") + ("E" if experts > 1 and has_experts(i) else "-")
+        for i in range(count)
     )
     is_auto = f.take("mamba_dt_rank", "auto") == "auto"
     config = ModelConfig(
         vocab_size=f.integer("vocab_size"),
         d_model=d_model,
-        layers="".join("*-" if i % period == offset else "m-" for i in range(count)),
+        layers=layers,
         mamba1=Mamba1Config(
             expand=f.integer("mamba_expand", 2),
             d_state=f.integer("mamba_d_state", 16),
@@ -45,7 +56,10 @@ def read(record: dict[str, Any]) -> ModelConfig:
             head_dim=f.integer("head_dim", None) or d_model // heads,
             rope_fraction=0.0,
         ),
-        mlp=MLPConfig(f.integer("intermediate_size", 14336)),
+        mlp=MLPConfig(d_ff),
+        moe=MoEConfig(experts, top_k, d_ff, renormalize=False)
+        if "E" in layers
+        else None,
         norm_eps=f.number("rms_norm_eps", 1e-6),
         tie_embeddings=f.flag("tie_word_embeddings", False),
     )
@@ -53,19 +67,32 @@ def read(record: dict[str, Any]) -> ModelConfig:
     return config
 
 
+def _every(f: Fields, name: str, period: int, offset: int) -> Callable[[int], bool]:
+    """Which layers are of a kind that comes at even distances."""
+    period = f.integer(f"{name}_period", period)
+    offset = f.integer(f"{name}_offset", offset)
+    return lambda i: i % period == offset
+
+
+def _write_every(name: str, kinds: str, kind: str) -> dict[str, int]:
+    """Writes what `_every` reads."""
+    first, *others = [i for i, k in enumerate(kinds) if k == kind] or [len(kinds)]
+    period = others[0] - first if others else len(kinds) + 1
+    return {f"{name}_period": period, f"{name}_offset": first}
+
+
 def write(config: ModelConfig) -> dict[str, Any]:
-    """Writes transformers' config, where attention comes at even distances."""
+    """Writes transformers' config, where attention and experts come at even distances."""
     mixing, mamba1, attention = config.layers[::2], config.mamba1, config.attention
-    attends = [i for i, kind in enumerate(mixing) if kind == "*"]
-    first, *others = attends or [len(mixing)]
-    period = others[0] - first if others else len(mixing) + 1
+    has_experts, d_ff = "E" in config.layers, (config.mlp or config.moe).d_ff
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": len(mixing),
-        "attn_layer_period": period,
-        "attn_layer_offset": first,
-        "num_experts": 1,
+        **_write_every("attn_layer", mixing, "*"),
+        **_write_every("expert_layer", config.layers[1::2], "E"),
+        "num_experts": config.moe.num_experts if has_experts else 1,
+        "num_experts_per_tok": config.moe.top_k if has_experts else 1,
         "mamba_expand": mamba1.expand,
         "mamba_d_state": mamba1.d_state,
         "mamba_d_conv": mamba1.d_conv,
@@ -75,7 +102,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_kv_heads,
         "head_dim": attention.head_dim,
-        "intermediate_size": config.mlp.d_ff,
+        "intermediate_size": d_ff,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
     }

@@ -1,9 +1,11 @@
-"""Nemotron-H (`nemotron_h`): Mamba-2, attention or a feed-forward block, one at a time.
+"""Nemotron-H (`nemotron_h`): Mamba-2, attention, a feed-forward or experts, one a layer.
 
 Transformers bounds the step sizes from below by `time_step_min` and so does this; NVIDIA's
-own code does not, and its models hardly ever meet the bound.
+own code does not, and its models hardly ever meet the bound. The head that predicts several
+tokens is kept for `export`.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -11,24 +13,30 @@ from checkpoints_conv import mixers, settings, table
 from checkpoints_conv.family import Family
 from checkpoints_conv.fields import Fields
 from checkpoints_conv.table import Part
-from jaxspec.models.config import AttentionConfig, Mamba2Config, MLPConfig, ModelConfig
+from jaxspec.models.config import (
+    AttentionConfig,
+    Mamba2Config,
+    MLPConfig,
+    ModelConfig,
+    MoEConfig,
+)
 
 _ACTIVATIONS = {"relu2": "relu2", "gelu": "gelu"}
 _OF_EXPERTS = ("n_routed_experts", "n_shared_experts", "moe_intermediate_size")
 _OF_EXPERTS += ("moe_shared_expert_intermediate_size", "moe_shared_expert_overlap")
 _OF_EXPERTS += ("num_experts_per_tok", "routed_scaling_factor", "n_group", "topk_group")
-_OF_EXPERTS += ("norm_topk_prob", "moe_latent_size", "mtp_layers_block_type")
-_OF_EXPERTS += ("mtp_hybrid_override_pattern",)
+_OF_EXPERTS += ("norm_topk_prob", "moe_latent_size")
+_PREDICTING = ("num_nextn_predict_layers", "mtp_layers_block_type")
+_PREDICTING += ("mtp_hybrid_override_pattern",)
 
 
 def read(record: dict[str, Any]) -> ModelConfig:
     """Reads transformers' config."""
     f = Fields(record)
     f.expect("mamba_hidden_act", "silu")
-    f.expect("num_nextn_predict_layers", 0)
     for name in ("attention_bias", "mamba_proj_bias"):  # which transformers ignores
         f.expect(name, False)
-    f.skip("chunk_size", "expand", "time_step_limit", "num_hidden_layers", *_OF_EXPERTS)
+    f.skip("chunk_size", "expand", "time_step_limit", "num_hidden_layers", *_PREDICTING)
     layers = _layers(f)
     d_model = f.integer("hidden_size")
     heads = f.integer("num_attention_heads", 32)
@@ -56,16 +64,37 @@ def read(record: dict[str, Any]) -> ModelConfig:
             rope_fraction=0.0,
             window=f.integer("sliding_window", 0),
         ),
-        mlp=MLPConfig(
-            d_ff=f.integer("intermediate_size"),
-            activation=_ACTIVATIONS[activation],
-            bias=f.flag("mlp_bias", False),
-        ),
+        **_feed_forward(f, layers, _ACTIVATIONS[activation]),
         norm_eps=f.number("layer_norm_epsilon", 1e-5),
         tie_embeddings=f.flag("tie_word_embeddings", False),
     )
     f.finish()
     return config
+
+
+def _feed_forward(f: Fields, layers: str, activation: Any) -> dict[str, Any]:
+    """The settings of feed-forwards and of experts, as far as there are any."""
+    own: dict[str, Any] = {}
+    if "E" in layers:
+        f.expect("mlp_bias", False)
+        own["moe"] = MoEConfig(
+            num_experts=f.integer("n_routed_experts"),
+            top_k=f.integer("num_experts_per_tok"),
+            d_ff=f.integer("moe_intermediate_size"),
+            activation=activation,
+            scores="sigmoid",
+            renormalize=f.flag("norm_topk_prob", True),
+            num_groups=f.integer("n_group", 1),
+            top_groups=f.integer("topk_group", 1),
+            routed_multiplier=f.number("routed_scaling_factor", 1.0),
+            shared_d_ff=f.integer("moe_shared_expert_intermediate_size"),
+            d_latent=f.integer("moe_latent_size", 0),
+        )
+    f.skip(*_OF_EXPERTS)
+    d_ff, bias = f.integer("intermediate_size", 0), f.flag("mlp_bias", False)
+    if "-" in layers:
+        own["mlp"] = MLPConfig(d_ff, activation, bias)
+    return own
 
 
 def _layers(f: Fields) -> str:
@@ -74,17 +103,17 @@ def _layers(f: Fields) -> str:
     if pattern is None:
         return settings.kinds(f, "layers_block_type")
     f.skip("layers_block_type")
-    if unknown := sorted(set(pattern) - set("M*-")):
+    if unknown := sorted(set(pattern) - set("M*-E")):
         raise ValueError(
             f"config.json: jaxspec does not implement a layer {unknown[0]!r} in "
-            f"hybrid_override_pattern {pattern!r}; expected M, * and -."
+            f"hybrid_override_pattern {pattern!r}; expected M, *, - and E."
         )
     return pattern
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """Writes transformers' config."""
-    mamba2, attention, mlp = config.mamba2, config.attention, config.mlp
+    mamba2, attention = config.mamba2, config.attention
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
@@ -101,17 +130,40 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": attention.num_kv_heads,
         "head_dim": attention.head_dim,
         "sliding_window": attention.window or None,
-        "intermediate_size": mlp.d_ff,
-        "mlp_hidden_act": mlp.activation,
-        "mlp_bias": mlp.bias,
+        **_write_feed_forward(config),
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
     }
 
 
+def _write_feed_forward(config: ModelConfig) -> dict[str, Any]:
+    """Writes what `_feed_forward` reads, which has one activation for all."""
+    record: dict[str, Any] = {}
+    if "-" in config.layers:
+        mlp = config.mlp
+        record |= {"intermediate_size": mlp.d_ff, "mlp_bias": mlp.bias}
+        record["mlp_hidden_act"] = mlp.activation
+    if "E" in config.layers:
+        moe = config.moe
+        record |= {
+            "mlp_hidden_act": moe.activation,
+            "n_routed_experts": moe.num_experts,
+            "num_experts_per_tok": moe.top_k,
+            "moe_intermediate_size": moe.d_ff,
+            "norm_topk_prob": moe.renormalize,
+            "n_group": moe.num_groups,
+            "topk_group": moe.top_groups,
+            "routed_scaling_factor": moe.routed_multiplier,
+            "moe_shared_expert_intermediate_size": moe.shared_d_ff,
+            "moe_latent_size": moe.d_latent or None,
+        }
+    return record
+
+
 def parts(config: ModelConfig) -> list[Part]:
     """The table of names."""
     mixer = {"M": mixers.mamba2, "*": mixers.attention, "-": mixers.mlp}
+    mixer["E"] = functools.partial(mixers.moe, shared="shared_experts")
 
     def block(i):
         at = f"backbone.layers.{i}"
@@ -123,4 +175,6 @@ def parts(config: ModelConfig) -> list[Part]:
     return table.model(config, *ends, blocks)
 
 
-FAMILY = Family("nemotron_h", "NemotronHForCausalLM", read, write, parts)
+FAMILY = Family(
+    "nemotron_h", "NemotronHForCausalLM", read, write, parts, kept=r"mtp\..*"
+)

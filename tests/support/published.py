@@ -27,6 +27,11 @@ MAMBA2 = {"num_heads": 4, "head_dim": 16, "state_size": 8, "hidden_size": WIDTH}
 HYBRID = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
 HYBRID |= {"mamba_chunk_size": 8, "hidden_size": WIDTH}
 ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": WIDTH}
+DELTA = {**ATTENTION, "head_dim": 16, "linear_num_key_heads": 2}
+DELTA |= {"linear_num_value_heads": 4, "linear_key_head_dim": 8}
+DELTA |= {"linear_value_head_dim": 12}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+EXPERTS |= {"shared_expert_intermediate_size": 16}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0}
 LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 64}
@@ -93,6 +98,38 @@ FAMILIES = {  # transformers' config, and what it is given
         | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1}
         | {"mamba_d_state": 8},
     ),
+    "nemotron-experts": (
+        "NemotronHConfig",
+        {**ATTENTION, "head_dim": 16, "ssm_state_size": 8, "n_groups": 2}
+        | {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]}
+        | {"mamba_num_heads": 4, "mamba_head_dim": 16, "chunk_size": 8}
+        | {"n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3}
+        | {"topk_group": 2, "moe_intermediate_size": 24, "moe_latent_size": 16}
+        | {"moe_shared_expert_intermediate_size": 16, "routed_scaling_factor": 2.5},
+    ),
+    "jamba-experts": (
+        "JambaConfig",
+        {**ATTENTION, "intermediate_size": 24, "num_hidden_layers": 2}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4}
+        | {"expert_layer_offset": 0, "mamba_d_state": 8},
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {**DELTA, **EXPERTS, "intermediate_size": 48, "num_hidden_layers": 3}
+        | {"layer_types": [*(["linear_attention"] * 2), "full_attention"]}
+        | {"mlp_only_layers": [0], "norm_topk_prob": False},
+    ),
+    "qwen3_5_text": (
+        "Qwen3_5TextConfig",
+        {**DELTA, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"layer_types": ["linear_attention", "full_attention"]}
+        | {"tie_word_embeddings": True},
+    ),
+    "qwen3_5_moe_text": (
+        "Qwen3_5MoeTextConfig",
+        {**DELTA, **EXPERTS, "num_hidden_layers": 2}
+        | {"layer_types": ["linear_attention", "full_attention"]},
+    ),
 }
 
 
@@ -136,6 +173,9 @@ def model(name):
     with torch.no_grad():
         for tensor in made.parameters():
             _randomise(tensor)
+        for name, tensor in made.named_buffers():
+            if name.endswith("correction_bias"):
+                _randomise(tensor)
         if name in LLAMA:
             _share(made)
         generator = torch.Generator().manual_seed(1)

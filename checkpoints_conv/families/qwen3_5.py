@@ -1,0 +1,96 @@
+"""Qwen3.5: the gated delta rule or attention, then SwiGLU or experts, in every layer.
+
+Four kinds of configs: the text's part alone, or within that of a model that sees, and each
+dense or with experts (`qwen3_5_text, qwen3_5_moe_text, qwen3_5, qwen3_5_moe`). What sees,
+and the head that predicts several tokens, are kept for `export`. Experts are in one tensor
+as they are published, and apart as transformers writes them.
+"""
+
+import functools
+from typing import Any
+
+from checkpoints_conv.families import qwen3_next
+from checkpoints_conv.family import Family
+from checkpoints_conv.fields import Fields
+from checkpoints_conv.table import Leaf, columns
+from jaxspec.models.config import ModelConfig
+
+_SEEING = ("vision_config", "image_token_id", "video_token_id")
+_SEEING += ("vision_start_token_id", "vision_end_token_id")
+
+
+def read_text(record: dict[str, Any], block: str) -> ModelConfig:
+    """Reads the config of the text's part; `block` is `-` or `E`, in all layers."""
+    config = qwen3_next.read(record)
+    if {*config.layers[1::2]} != {block}:
+        some = "experts" if block == "E" else "none"
+        raise ValueError(
+            f"config.json: every layer of {record.get('model_type')} has {some}, got "
+            f"num_experts {record.get('num_experts')}."
+        )
+    return config
+
+
+def read_whole(record: dict[str, Any], block: str) -> ModelConfig:
+    """Reads the config of a model that sees, of which the text's part is one."""
+    f = Fields(record)
+    text = f.take("text_config")
+    tied = {"tie_word_embeddings": f.flag("tie_word_embeddings", False)}
+    f.skip(*_SEEING)
+    f.finish()
+    return read_text(text | tied, block)
+
+
+def write_text(config: ModelConfig) -> dict[str, Any]:
+    """Writes transformers' config of the text's part."""
+    record = qwen3_next.write(config)
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in ("norm_topk_prob", "mlp_only_layers")
+    }
+
+
+def write_whole(config: ModelConfig) -> dict[str, Any]:
+    """Writes the config of a model that sees as transformers' defaults say."""
+    tied = config.tie_embeddings
+    return {"text_config": write_text(config), "tie_word_embeddings": tied}
+
+
+def _in_proj(config: ModelConfig, at: str) -> Leaf:
+    c = config.delta
+    sizes = {"qkv": c.conv_dim, "z": c.value_dim}
+    sizes |= {"b": c.num_value_heads, "a": c.num_value_heads}
+    tensors = [
+        (f"{at}.in_proj_{name}.weight", size, config.d_model)
+        for name, size in sizes.items()
+    ]
+    return columns("delta.in_proj.kernel", *tensors)
+
+
+def _family(name: str, architecture: str, block: str) -> Family:
+    is_text = name.endswith("_text")
+    root = "model" if is_text else "model.language_model"
+    apart, stacked = (
+        functools.partial(
+            qwen3_next.list_parts, in_proj=_in_proj, root=root, stacked=is_stacked
+        )
+        for is_stacked in (False, True)
+    )
+    return Family(
+        name,
+        architecture,
+        functools.partial(read_text if is_text else read_whole, block=block),
+        write_text if is_text else write_whole,
+        apart,
+        others=(stacked,),
+        kept=r"(mtp|model\.visual)\..*",
+    )
+
+
+FAMILIES = (
+    _family("qwen3_5_text", "Qwen3_5ForCausalLM", "-"),
+    _family("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", "E"),
+    _family("qwen3_5", "Qwen3_5ForConditionalGeneration", "-"),
+    _family("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", "E"),
+)
