@@ -129,16 +129,20 @@ class Reader(NamedTuple):
     ) -> None:
         """Writes the outputs, after `start`; has the state prepared when it needs it."""
         self._sum_paths(A, tree, m)
-        if self.queries.num > 1:
+        several = self.queries.num > 1
+        if several:
             prepare_state()
 
         def read_tile(q, _):
             plgpu.barrier_wait(m.loaded_C)
-            y = self._read_nodes(q, tree, m)
-            if self.queries.num == 1:
+            if several:  # in this order no register is put away
+                y = self._add_nodes(self._read_state(q, state, m), q, tree, m)
+            else:  # the state arrives last
+                size = self.block.rows, self.queries.size
+                y = self._add_nodes(self.block.warpgroup.zeros(size), q, tree, m)
                 prepare_state()
-            y = y + self._read_state(q, state, m)
-            if self.queries.num > 1:
+                y = y + self._read_state(q, state, m)
+            if several:
 
                 @pl.when(q + 1 < self.queries.num)
                 def _():
@@ -193,8 +197,8 @@ class Reader(NamedTuple):
         decay = group.load_from(m.decay.at[self._rows(0)], ALONG_COLUMNS)
         return y * group.spread(decay, y.shape, 1)
 
-    def _read_nodes(self, q, tree, m):
-        """`sum_j x_j^T W_ij` of a tile of queries."""
+    def _add_nodes(self, y, q, tree, m):
+        """Adds `sum_j x_j^T W_ij` of a tile of queries."""
         group, parts = self.block.warpgroup, self.block.parts
         row = self.first + q * self.queries.size
         num = self.nodes.num
@@ -217,7 +221,7 @@ class Reader(NamedTuple):
 
             return y
 
-        return repeat(num, add_tile, group.zeros((self.block.rows, self.queries.size)))
+        return repeat(num, add_tile, y)
 
     def _weights(self, row, k, tree, m):
         """`W` from a tile of nodes to 64 of them."""

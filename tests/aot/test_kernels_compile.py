@@ -53,8 +53,6 @@ NO_SPILLS = {  # cases whose kernels keep all vectors in registers
         "tree_conv.*-N8-*",
         "tree_conv.*-N16-*",
     ),
-    "h100": ("*-bfloat16", "tree_[!s]*", "tree_scan.*"),
-    "b200": ("*",),
 }
 SPILLS = {  # vectors per bundle of others; and beyond 64 nodes or in float32
     "tree_ssd": (0.2, 0.3),
@@ -62,16 +60,13 @@ SPILLS = {  # vectors per bundle of others; and beyond 64 nodes or in float32
     "tree_conv": (0.4, 0.5),
     "tree_attention": (0.3, 0.6),
 }
-SPILLED_BYTES = 16  # of a GPU's thread
 
 
 def most_spills(machine, case, kernel):
-    """How many vectors, or bytes on a GPU, a kernel may put away."""
-    kept = NO_SPILLS.get(machine, ())
+    """How many vectors a kernel may put away; none at all on a GPU."""
+    kept = NO_SPILLS.get(machine, ()) if machine in targets.TPU else ("*",)
     if any(fnmatch.fnmatchcase(str(case), pattern) for pattern in kept):
         return 0
-    if machine not in targets.TPU:
-        return SPILLED_BYTES
     is_large = case.nodes > 64 or case.dtype == "float32"
     return SPILLS[case.op][is_large] * kernel.bundles
 
