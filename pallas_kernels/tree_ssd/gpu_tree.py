@@ -1,51 +1,43 @@
 """The outputs of a tree's nodes, from the states of a block of a GPU.
 
-    y_i^T = exp(L_i) S_0 C_i + sum_j x_j^T W_ij
-    W_ij = M_ij exp(L_i - L_j) (C_i . B_j) dt_j
-
-`L` sums `dt A` over paths. Its terms are cut at a multiple of 2^-8; sums of the coarse
-parts are exact, and sums of the fine parts are small. They are subtracted apart, so that
-what two long paths have in common costs no precision.
+y_i^T = exp(G_i) S_0 C_i + sum_j x_j^T W_ij
+W_ij = M_ij exp(G_i - G_j) (C_i . B_j) dt_j
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels._mma import split
-from pallas_kernels.tree_ssd.gpu_block import (
+from pallas_kernels.gated_gpu.block import (
     ALONG_COLUMNS,
-    ALONG_ROWS,
     TILE,
     Block,
     Records,
     Tokens,
     repeat,
-    round_up,
 )
-
-CUT = 1.5 * 2.0**15  # what is added to this is rounded to a multiple of 2^-8
+from pallas_kernels.gated_gpu.paths import Paths, Sums
 
 
 class Refs(NamedTuple):
-    """References of one row of a tree.
+    """References of the trees of all rows, or of one.
 
     Attributes:
-        sees: `[R, slots]` int8, whether a node is on the path to another; below the
+        sees: `[B, R, slots]` int8, whether a node is on the path to another; below the
             nodes' rows, zeros.
-        nodes: their records.
-        C: `[n, G S]` queries of the last nodes.
-        y: `[n, E]` outputs.
+        nodes: their records, `w` the step sizes.
+        C: `[B, n, G S]` queries of the last nodes.
+        y: `[B, n, E]` outputs.
     """
 
     sees: Any
     nodes: Records
     C: Any
-    y: Any
+    y: Any = None
 
 
 class Memory(NamedTuple):
@@ -53,25 +45,21 @@ class Memory(NamedTuple):
 
     Attributes:
         nodes: a tile of records.
-        coarse: `[R]` sums of the coarse parts over paths.
-        fine: `[R]` sums of the others.
-        decay: of a tile of queries.
+        sums: over paths.
         C: a tile of queries.
         W: weights of a tile of nodes for a tile of queries.
         y: outputs of a tile of queries.
-        loaded_dt: barrier.
+        loaded_numbers: barrier.
         loaded: barrier.
         loaded_C: barrier.
     """
 
     nodes: Records
-    coarse: Any
-    fine: Any
-    decay: Any
+    sums: Sums
     C: Any
     W: Any
     y: Any
-    loaded_dt: Any
+    loaded_numbers: Any
     loaded: Any
     loaded_C: Any
 
@@ -92,43 +80,41 @@ class Reader(NamedTuple):
     first: int
 
     @property
-    def num_rows(self) -> int:
-        """Nodes whose paths are summed, and rows below them that are loaded with them."""
+    def paths(self) -> Paths:
         last = self.first + (self.queries.num - 1) * self.queries.size
-        return max(last + TILE, round_up(self.nodes.padded, TILE))
+        return Paths.of(self.block, self.nodes, last)
 
     def memory(self) -> Memory:
-        group, size = self.block.warpgroup, self.queries.size
-        sums = plgpu.SMEM((self.num_rows,), jnp.float32)
+        block, size = self.block, self.queries.size
         return Memory(
-            nodes=self.block.records_memory(self.nodes),
-            coarse=sums,
-            fine=sums,
-            decay=plgpu.SMEM((TILE,), jnp.float32),
-            C=group.memory((TILE, self.block.width), self.block.dtype),
-            W=group.memory((TILE, self.nodes.depth), self.block.dtype),
-            y=group.memory((size, self.block.rows), jnp.float32),
-            loaded_dt=plgpu.Barrier(),
+            nodes=block.records_memory(self.nodes),
+            sums=self.paths.memory(),
+            C=block.warpgroup.memory((TILE, block.width), block.dtype),
+            W=block.warpgroup.memory((TILE, self.nodes.depth), block.dtype),
+            y=block.warpgroup.memory((size, block.rows), jnp.float32),
+            loaded_numbers=plgpu.Barrier(num_arrivals=2),
             loaded=plgpu.Barrier(num_arrivals=2),
             loaded_C=plgpu.Barrier(),
         )
 
+    def of_row(self, trees: Refs, outputs: list[Any], row: Any, head: Any) -> Refs:
+        """The tree of one row, as one head sees it."""
+        (y,) = outputs
+        nodes = trees.nodes.of_row(row, head)
+        return Refs(trees.sees.at[row], nodes, trees.C.at[row], y.at[row])
+
     def start(self, tree: Refs, m: Memory) -> None:
         """Starts to copy the first tiles."""
-        plgpu.copy_gmem_to_smem(tree.nodes.dt, m.nodes.dt, m.loaded_dt)
+        self.block.fetch_numbers(tree.nodes, m.nodes, m.loaded_numbers)
         self._fetch_queries(tree, 0, m)
         self.block.fetch(self.nodes, tree.nodes, 0, m.nodes, m.loaded)
 
     def read(
-        self,
-        A: jax.Array,
-        tree: Refs,
-        prepare_state: Callable[[], None],
-        state: Any,
-        m: Memory,
+        self, tree: Refs, prepare_state: Callable[[], None], state: Any, m: Memory
     ) -> None:
         """Writes the outputs, after `start`; has the state prepared when it needs it."""
-        self._sum_paths(A, tree, m)
+        plgpu.barrier_wait(m.loaded_numbers)
+        self.paths.add_up(m.nodes.g, tree.sees, m.sums)
         several = self.queries.num > 1
         if several:
             prepare_state()
@@ -164,38 +150,10 @@ class Reader(NamedTuple):
         C = tree.C.at[self._rows(q), self.block.keys()]
         plgpu.copy_gmem_to_smem(C, m.C.at[self._rows(0)], m.loaded_C)
 
-    def _sum_paths(self, A, tree, m):
-        group = self.block.warpgroup
-        shape = TILE, self.nodes.depth
-        plgpu.barrier_wait(m.loaded_dt)
-        for row in range(0, round_up(self.nodes.padded, TILE), TILE):
-            sums = [None, None]
-            for tile in range(min((row + TILE) // shape[1], self.nodes.num)):
-                here = pl.ds(row, TILE), self.nodes.tile(tile)
-                on_path = group.load_from(tree.sees.at[here]) != 0
-                term = A * group.load_from(m.nodes.dt.at[here[1]], ALONG_COLUMNS)
-                coarse = (term + CUT) - CUT
-                for i, part in enumerate((coarse, term - coarse)):
-                    part = jnp.where(on_path, group.spread(part, shape, 1), 0.0)
-                    part = jnp.sum(part, axis=1)
-                    sums[i] = part if tile == 0 else sums[i] + part
-            m.coarse[here[0]], m.fine[here[0]] = sums
-
     def _read_state(self, q, state, m):
-        """`exp(L_i) S_0 C_i` of a tile of queries."""
-        group = self.block.warpgroup
-        path = pl.ds(self.first + q * self.queries.size, TILE)
-        path = [
-            group.load_from(sums.at[path], ALONG_ROWS) for sums in (m.coarse, m.fine)
-        ]
-        m.decay[...] = jnp.exp(path[0] + path[1])
-        y = group.zeros((self.block.rows, self.queries.size))
-        for piece in self.block.pieces(self.block.tile):
-            left = split(group.load(state.at[:, piece]), self.block.parts)
-            right = group.load_right(m.C.at[self._rows(0), piece], self.block.width)
-            y = group.add_product(y, left, split(right, self.block.parts))
-        decay = group.load_from(m.decay.at[self._rows(0)], ALONG_COLUMNS)
-        return y * group.spread(decay, y.shape, 1)
+        """`exp(G_i) S_0 C_i` of a tile of queries."""
+        C, row = m.C.at[self._rows(0)], self.first + q * self.queries.size
+        return self.paths.read_state(state, C, row, self.block.parts, m.sums)
 
     def _add_nodes(self, y, q, tree, m):
         """Adds `sum_j x_j^T W_ij` of a tile of queries."""
@@ -207,9 +165,12 @@ class Reader(NamedTuple):
 
         def add_tile(k, y):
             plgpu.barrier_wait(m.loaded)
-            weights = self._weights(row, k, tree, m)
+            here, there = pl.ds(row, TILE), self.nodes.tile(k)
+            weights = self.paths.weigh(m.C, m.nodes.k, here, there, tree.sees, m.sums)
+            dt = group.load_from(m.nodes.w.at[there], ALONG_COLUMNS)
+            weights = weights * group.spread(dt, weights.shape, 1)
             m.W[...] = weights.astype(self.block.dtype)
-            left = split(self.block.load_tile(self.nodes, m.nodes.x), parts)
+            left = split(self.block.load_tile(self.nodes, m.nodes.v), parts)
             right = group.load_right(m.W.at[self._rows(0)], self.nodes.depth)
             y = group.add_product(y, left, split(right, parts))
             if self.nodes.num > 1:
@@ -222,23 +183,3 @@ class Reader(NamedTuple):
             return y
 
         return repeat(num, add_tile, y)
-
-    def _weights(self, row, k, tree, m):
-        """`W` from a tile of nodes to 64 of them."""
-        group, parts = self.block.warpgroup, self.block.parts
-        shape = TILE, self.nodes.depth
-        weights = group.zeros(shape)
-        for piece in self.block.pieces(self.block.tile):
-            left = split(group.load(m.C.at[:, piece]), parts)
-            right = group.load_right(m.nodes.B.at[:, piece], self.block.width)
-            weights = group.add_product(weights, left, split(right, parts))
-        here, there = pl.ds(row, TILE), self.nodes.tile(k)
-        exponent = group.zeros(shape)
-        for sums in (m.coarse, m.fine):
-            below = group.load_from(sums.at[here], ALONG_ROWS)
-            above = group.load_from(sums.at[there], ALONG_COLUMNS)
-            exponent += group.spread(below, shape, 0) - group.spread(above, shape, 1)
-        on_path = group.load_from(tree.sees.at[here, there]) != 0
-        dt = group.load_from(m.nodes.dt.at[there], ALONG_COLUMNS)
-        weights = weights * jnp.exp(jnp.where(on_path, exponent, 0.0))
-        return jnp.where(on_path, weights * group.spread(dt, shape, 1), 0.0)

@@ -1,4 +1,4 @@
-"""What one block of the Mamba-2 kernels for GPUs works on, and in which pieces.
+"""What one block of the kernels for GPUs works on, and in which pieces.
 
 It has the states of up to 64 channels of one head, `[P, S]`, in shared memory. Tokens, of
 a chain or of a tree, come in tiles of at most 64.
@@ -19,6 +19,27 @@ STEP = 16  # the depth of a product is a multiple of it
 COPY = 32  # numbers of 4 bytes are copied in multiples of it
 PARTS = 3  # of float32 operands
 ALONG_ROWS, ALONG_COLUMNS = ROWS.reduce(1), ROWS.reduce(0)
+
+
+class Records(NamedTuple):
+    """References to what a row's tokens write, or to shared memory for them.
+
+    Attributes:
+        g: `[slots]` log decays of one head.
+        w: `[slots]` weights of one head.
+        v: `[T, E]` values; in shared memory a tile of one head's, `[depth, P]`.
+        k: `[T, G S]` keys; in shared memory a tile of one group's, `[depth, S]`.
+    """
+
+    g: Any
+    w: Any
+    v: Any
+    k: Any
+
+    def of_row(self, row: Any, head: Any) -> "Records":
+        """Of the records of all rows and heads, `g` and `w` `[B, H, slots]`."""
+        g, w = self.g.at[row].at[head], self.w.at[row].at[head]
+        return Records(g, w, self.v.at[row], self.k.at[row])
 
 
 class Tokens(NamedTuple):
@@ -50,7 +71,7 @@ class Tokens(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Step sizes in shared memory."""
+        """Numbers that there is one of per token, in shared memory."""
         return round_up(self.padded, COPY)
 
     def tile(self, i: Any) -> Any:
@@ -61,23 +82,14 @@ class Tokens(NamedTuple):
         """Pads an axis to full tiles, if it has to be."""
         return pad(array, axis, self.num * self.size)
 
-    def times(self, dt: jax.Array) -> jax.Array:
-        """Step sizes `[..., T, H]` as `[..., H, slots]`, zero where there is no token."""
-        return pad(jnp.swapaxes(dt, -1, -2), dt.ndim - 1, self.slots)
-
-
-class Records(NamedTuple):
-    """References to a row's tokens, or to shared memory for them.
-
-    Attributes:
-        dt: `[slots]` step sizes of one head.
-        x: `[T, E]`; in shared memory a tile of one head's, `[depth, P]`.
-        B: `[T, G S]`; in shared memory a tile of one group's, `[depth, S]`.
-    """
-
-    dt: Any
-    x: Any
-    B: Any
+    def records(
+        self, g: jax.Array, w: jax.Array, v: jax.Array, k: jax.Array
+    ) -> Records:
+        """Arrays `[..., T, H]`, `[..., T, E]` and `[..., T, G S]` as kernels take them."""
+        g, w = (
+            pad(jnp.swapaxes(a, -1, -2), a.ndim - 1, self.slots) for a in (g, w)
+        )  # zero where there is no token
+        return Records(g, w, self.pad(v, v.ndim - 2), self.pad(k, k.ndim - 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +102,8 @@ class Block:
         dim: channels of a head.
         rows: channels of a block.
         width: of the state.
-        dtype: of the activations.
+        dtype: of keys and queries.
+        values: dtype of values.
         warpgroup: which multiplies.
     """
 
@@ -100,16 +113,18 @@ class Block:
     rows: int
     width: int
     dtype: Any
+    values: Any
     warpgroup: Warpgroup
 
     @classmethod
-    def of(cls, state: Any, inputs: Any, interpret: Any = False) -> "Block":
-        """Takes the sizes from a state and records."""
+    def of(cls, state: Any, v: Any, k: Any, interpret: Any = False) -> "Block":
+        """Takes the sizes from states `[L, B, H, P, S]`, values and keys."""
         heads, dim, width = state.shape[2:]
-        groups = inputs.B.shape[-1] // width
+        groups = k.shape[-1] // width
         rows = dim if dim % TILE else TILE
         warpgroup = Warpgroup(bool(interpret))
-        return cls(heads, groups, dim, rows, width, inputs.x.dtype, warpgroup)
+        sizes = heads, groups, dim, rows, width
+        return cls(*sizes, k.dtype, v.dtype, warpgroup)
 
     def grid(self, batch: int) -> dict[str, int]:
         """All blocks."""
@@ -149,20 +164,25 @@ class Block:
         return self.warpgroup.memory((self.rows, self.width), jnp.float32)
 
     def records_memory(self, tokens: Tokens) -> Records:
-        return Records(
-            dt=plgpu.SMEM((tokens.slots,), jnp.float32),
-            x=self.warpgroup.memory((tokens.depth, self.rows), self.dtype),
-            B=self.warpgroup.memory((tokens.depth, self.width), self.dtype),
-        )
+        """For a tile of values and keys, and for the numbers of all tokens."""
+        numbers = plgpu.SMEM((tokens.slots,), jnp.float32)
+        v = self.warpgroup.memory((tokens.depth, self.rows), self.values)
+        k = self.warpgroup.memory((tokens.depth, self.width), self.dtype)
+        return Records(numbers, numbers, v, k)
+
+    def fetch_numbers(self, source: Records, target: Records, barrier: Any) -> None:
+        """Starts to copy `g` and `w`."""
+        plgpu.copy_gmem_to_smem(source.g, target.g, barrier)
+        plgpu.copy_gmem_to_smem(source.w, target.w, barrier)
 
     def fetch(
         self, tokens: Tokens, source: Records, i: Any, target: Records, barrier: Any
     ) -> None:
-        """Starts to copy a tile's `x` and `B`."""
+        """Starts to copy a tile's `v` and `k`."""
         rows, used = pl.ds(i * tokens.size, tokens.size), pl.ds(0, tokens.size)
-        x, B = source.x.at[rows, self.channels()], source.B.at[rows, self.keys()]
-        plgpu.copy_gmem_to_smem(x, target.x.at[used], barrier)
-        plgpu.copy_gmem_to_smem(B, target.B.at[used], barrier)
+        v, k = source.v.at[rows, self.channels()], source.k.at[rows, self.keys()]
+        plgpu.copy_gmem_to_smem(v, target.v.at[used], barrier)
+        plgpu.copy_gmem_to_smem(k, target.k.at[used], barrier)
 
     def load_tile(self, tokens: Tokens, ref: Any) -> jax.Array:
         """A tile `[depth, M]` as `[M, depth]`, zero where no tokens were copied."""
