@@ -10,6 +10,7 @@ the factors of maximal update parametrisation stay at one.
 
 from jaxspec.models.config import (
     AttentionConfig,
+    DeltaConfig,
     Mamba1Config,
     Mamba2Config,
     MLPConfig,
@@ -109,3 +110,9 @@ MODELS = {
     ),
 }
 """Model configs by name, activations in bfloat16."""
+
+DELTA = {
+    "qwen3.5-0.8b": DeltaConfig(num_value_heads=16, num_key_heads=16),
+    "qwen3.5-9b": DeltaConfig(num_value_heads=32, num_key_heads=16),
+}
+"""Layers of the gated delta rule, those of `Qwen/Qwen3.5-0.8B` and `Qwen3.5-9B`."""

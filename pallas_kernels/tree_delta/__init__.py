@@ -16,9 +16,14 @@ from pallas_kernels._dispatch import HEADS, LAYERS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
 from pallas_kernels.inputs import DeltaInputs, Ring
 from pallas_kernels.topology import Topology
-from pallas_kernels.tree_delta import pallas_gpu, reference, xla
+from pallas_kernels.tree_delta import pallas_gpu, pallas_tpu, reference, xla
 
-_MODULES = {"reference": reference, "xla": xla, "pallas_gpu": pallas_gpu}
+_MODULES = {
+    "reference": reference,
+    "xla": xla,
+    "pallas_tpu": pallas_tpu,
+    "pallas_gpu": pallas_gpu,
+}
 
 
 def read(
