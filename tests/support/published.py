@@ -173,8 +173,8 @@ def model(name):
     with torch.no_grad():
         for tensor in made.parameters():
             _randomise(tensor)
-        for name, tensor in made.named_buffers():
-            if name.endswith("correction_bias"):
+        for buffer, tensor in made.named_buffers():
+            if buffer.endswith("correction_bias"):
                 _randomise(tensor)
         if name in LLAMA:
             _share(made)
