@@ -37,6 +37,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
     for name in ("attention_bias", "mamba_proj_bias"):  # which transformers ignores
         f.expect(name, False)
     f.skip("chunk_size", "expand", "time_step_limit", "num_hidden_layers", *_PREDICTING)
+    f.skip("norm_eps", "rope_theta", "partial_rotary_factor")  # nor has it positions
     layers = _layers(f)
     d_model = f.integer("hidden_size")
     heads = f.integer("num_attention_heads", 32)

@@ -390,6 +390,13 @@ def test_tensors_keep_their_dtypes_and_are_loaded_in_any(source, tmp_path):
         jaxspec.load(tmp_path / "dest", "float16")
 
 
+def test_what_the_choice_of_experts_hangs_on_stays_precise():
+    params = jaxspec.load(published.converted("nemotron-experts"), "bfloat16").params
+    mixer = params["layers"][1]["moe"]
+    assert mixer["up_proj"]["kernel"].dtype == "bfloat16"
+    assert mixer["correction_bias"].dtype == "float32"
+
+
 @pytest.mark.parametrize(
     "generation, own, expected",
     [
