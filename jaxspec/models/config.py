@@ -3,8 +3,9 @@
 Names follow state-spaces/mamba (`d_model, d_state, d_conv, expand, headdim, ngroups,
 chunk_size`). A model is a string of residual blocks, one character each:
 
-    M Mamba-2    m Mamba-1    G gated delta rule    * attention    - feed-forward
-    E mixture of experts    P Mamba-2 beside attention
+    M Mamba-2    m Mamba-1    G gated delta rule    * attention
+    - feed-forward    E mixture of experts
+    P Mamba-2 beside attention
 """
 
 import dataclasses

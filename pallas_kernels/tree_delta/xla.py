@@ -21,7 +21,7 @@ from pallas_kernels.gated import Writes
 
 
 def inverse(A):
-    """Inverts `I + A`, where A `[..., n, n]` is strictly lower triangular.
+    """Inverts `I + A`, of whose A `[..., n, n]` what is below the diagonal is meant.
 
     Of two neighbouring blocks, `[[X, 0], [C, Y]]^-1 = [[X', 0], [-Y' C X', Y']]`: all
     pairs at once, because products of block diagonals are theirs.
@@ -83,8 +83,8 @@ def verify(tree, inputs, beta, q, state, ring, fold, layer):
 
 
 def _read(tree, inputs, beta, q, state, ring):
-    (batch, queries), num_nodes = q.shape[:2], tree.parents.shape[1]
-    before = num_nodes - queries  # nodes whose `u` is known
+    batch, queries = q.shape[:2]
+    before = tree.parents.shape[1] - queries  # nodes whose `u` is known
     writes = _writes(inputs, state)
     q = q.astype(state.dtype).reshape(batch, queries, -1, state.shape[3])
     beta = jnp.swapaxes(beta, 1, 2)[..., None]  # [B, H, n, 1]
@@ -98,12 +98,8 @@ def _read(tree, inputs, beta, q, state, ring):
     from_past = gated.read_past(kq, twice, state, past)
     scores = gated.scores(kq, writes.k)
 
-    slots = jnp.arange(num_nodes)
-    strict = (
-        tree.ancestors[:, None, before:]
-        & (slots[before:, None] > slots[None])[None, None]
-    )
-    A = beta * jnp.where(strict, gated.weigh(decay, scores[:, :, :queries]), 0)
+    on_path = tree.ancestors[:, None, before:]
+    A = beta * jnp.where(on_path, gated.weigh(decay, scores[:, :, :queries]), 0)
     known, v = writes.v[:, :before], writes.v[:, before:]
     right = jnp.swapaxes(beta, 1, 2) * (v - from_past[:, :queries])
     right = right - gated.mix(A[..., :before], known)

@@ -77,6 +77,13 @@ def normal(rng, *shape):
     return rng.standard_normal(shape, np.float32)
 
 
+def unit(a, width=STATE):
+    """Keys of length one."""
+    by_group = a.reshape(*a.shape[:-1], -1, width)
+    by_group = by_group / np.linalg.norm(by_group, axis=-1, keepdims=True)
+    return by_group.reshape(a.shape)
+
+
 def cut(inputs, start, stop):
     """The records of some of the tokens."""
     return jax.tree.map(lambda a: a[:, start:stop], inputs)

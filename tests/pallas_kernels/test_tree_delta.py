@@ -1,4 +1,4 @@
-"""One suite for every implementation of `tree_delta`."""
+"""One suite for every implementation of `tree_delta` but its definition."""
 
 import functools
 import re
@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import DeltaInputs, Ring, topology, tree_delta
-from pallas_kernels.tree_delta import xla
 from tests.pallas_kernels import trees
 from tests.pallas_kernels.records import (
     CHANNELS,
@@ -23,22 +22,18 @@ from tests.pallas_kernels.records import (
     in_layer_one,
     normal,
     overwrite,
+    unit,
     widen,
 )
 from tests.pallas_kernels.trees import TREES, assert_close, definition, jitted, real
 
-NAMES = trees.runnable(tree_delta)
+NAMES = [name for name in trees.runnable(tree_delta) if name != "reference"]
 every = pytest.mark.parametrize("name", NAMES)
 plain = pytest.mark.parametrize("name", [n for n in NAMES if "pallas" not in n])
-on_meshes = pytest.mark.parametrize("name", trees.shardable(tree_delta))
+on_meshes = pytest.mark.parametrize(
+    "name", [name for name in trees.shardable(tree_delta) if name in NAMES]
+)
 FOLD = np.array([True, False, True, False])
-
-
-def unit(a, width=STATE):
-    """Keys of length one."""
-    by_group = a.reshape(*a.shape[:-1], -1, width)
-    by_group = by_group / np.linalg.norm(by_group, axis=-1, keepdims=True)
-    return by_group.reshape(a.shape)
 
 
 def make_inputs(rng, batch, length, groups, strength):
@@ -340,92 +335,6 @@ def gradients(tree, *args, implementation):
 def test_gradients_match_the_definition(strength):
     *args, _ = make_args(TREES["chain"][:1, :4], strength=strength)
     assert_close(jitted(gradients, "xla")(*args), definition(gradients, *args))
-
-
-# --- Stability: texts repeat themselves, and so do keys ---
-
-COSINES, BETAS = (0.5, 0.9), (0.9, 1.9)
-
-
-def resembling_keys(rng, cosine, *shape):
-    """Keys whose products with each other are about `cosine`."""
-    own = normal(rng, *shape) / np.sqrt(shape[-1])
-    common = unit(normal(rng, shape[-1]), shape[-1])
-    return unit(np.sqrt(cosine) * common + np.sqrt(1 - cosine) * own, shape[-1])
-
-
-def make_long_chains(length, width=64):
-    """Arguments of `read`: a row per cosine and beta, one head, an empty state."""
-    rng = np.random.default_rng(length)
-    batch = len(COSINES) * len(BETAS)
-    k = np.concatenate(
-        [resembling_keys(rng, c, len(BETAS), length, width) for c in COSINES]
-    )
-    beta = np.tile(np.array(BETAS, np.float32), len(COSINES))[:, None, None]
-    g = -0.02 * rng.uniform(0, 1, (batch, length, 1)).astype(np.float32)
-    return (
-        topology.chain(batch, length),
-        DeltaInputs(normal(rng, batch, length, 8), g, k.astype(np.float32)),
-        np.broadcast_to(beta, (batch, length, 1)),
-        k.astype(np.float32),
-        np.zeros((batch, 1, 8, width), np.float32),
-    )
-
-
-def solve(matrix, right):
-    """Forward substitution of `(I + matrix) u = right` in float64."""
-    u = right.astype(np.float64)
-    for i in range(u.shape[1]):
-        u[:, i] -= np.einsum("bj,bjp->bp", matrix[:, i, :i], u[:, :i])
-    return u
-
-
-def neumann(matrix, right):
-    """`(I + A)^-1 = (I - A) (I + A^2) (I + A^4) ...` in float32."""
-    power, inverse = -matrix, np.eye(matrix.shape[1], dtype=np.float32) - matrix
-    for _ in range((matrix.shape[1] - 1).bit_length() - 1):
-        power = power @ power
-        inverse = inverse + inverse @ power
-    return inverse @ right
-
-
-@functools.cache
-def make_systems(length):
-    """The triangular systems of those chains in float64, and their solutions."""
-    _, (v, g, k), beta, _, _ = make_long_chains(length)
-    sums, k = np.cumsum(g[..., 0], axis=1, dtype=np.float64), k.astype(np.float64)
-    decay = np.exp(np.tril(sums[:, :, None] - sums[:, None]))
-    matrix = np.tril(beta * decay * np.einsum("bis,bjs->bij", k, k), -1)
-    return matrix, beta * v, solve(matrix, beta * v)
-
-
-def errors(u, expected):
-    """The largest error of every row, of the row's largest number."""
-    return np.abs(u - expected).max(axis=(1, 2)) / np.abs(expected).max(axis=(1, 2))
-
-
-lengths = pytest.mark.parametrize("length", [8, 16, 32, 64])
-
-
-@lengths
-def test_doubling_blocks_costs_no_digits_where_neumann_does(length):
-    matrix, right, expected = make_systems(length)
-    matrix = matrix.astype(np.float32)
-    inverse = np.asarray(jax.jit(xla.inverse)(matrix))
-    assert errors(inverse @ right, expected).max() < 1e-6
-    if length >= 32:  # hence this table can tell
-        assert errors(neumann(matrix, right), expected).max() > 1e-2
-
-
-@lengths
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "reference"])
-def test_keys_that_resemble_each_other_cost_no_digits(name, length):
-    """Scores and decays, the system itself, are rounded to float32 here as well."""
-    u, _ = read(name, *make_long_chains(length))
-    assert errors(u, make_systems(length)[2]).max() < 1e-5
-
-
-# --- What is refused ---
 
 
 def test_unknown_implementations_are_refused():

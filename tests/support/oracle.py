@@ -214,5 +214,11 @@ def chosen(c, p, x):
 
 MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "delta": delta}
 MIXERS |= {"attention": attention, "mlp": mlp, "moe": moe}
-BLOCKS = {"M": ["mamba2"], "m": ["mamba1"], "G": ["delta"], "*": ["attention"]}
-BLOCKS |= {"-": ["mlp"], "E": ["moe"], "P": ["mamba2", "attention"]}
+BLOCKS = {
+    "M": ["mamba2"],
+    "m": ["mamba1"],
+    "G": ["delta"],
+    "*": ["attention"],
+    "-": ["mlp"],
+}
+BLOCKS |= {"E": ["moe"], "P": ["mamba2", "attention"]}

@@ -32,7 +32,11 @@ MODELS = {
         zero_centered_norms=True,
     ),
     "attention": ModelConfig(
-        **SMALL, layers="*", attention=AttentionConfig(4, 2, rope_fraction=0.5)
+        **SMALL,
+        layers="*",
+        attention=AttentionConfig(
+            4, 2, rope_fraction=0.5, qk_norm=True, output_gate=True
+        ),
     ),
     "all": ModelConfig(
         **SMALL,
