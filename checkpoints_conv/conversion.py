@@ -17,7 +17,7 @@ import tokenizers
 
 from checkpoints_conv import families, stored
 from checkpoints_conv.family import Family
-from checkpoints_conv.source import DTYPES, Source, read_json
+from checkpoints_conv.source import DTYPES, Source, read_config, read_json
 from checkpoints_conv.table import Part, rows
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
@@ -56,7 +56,7 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
     """
     if not (folder / "config.json").is_file() and stored.is_converted(folder):
         raise ValueError(f"{folder} is not whole.")
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     if "format_version" in config:
         raise ValueError(
             f"{folder} is a model of jaxspec already: jaxspec.load reads it."
@@ -244,7 +244,7 @@ def provenance(todo: Conversion) -> dict[str, Any]:
             stored.END_OF_TEXT
         )
         stops = [] if token is None else [token]
-    if published.get("model_type") != todo.family.name:
+    if "model_type" not in published:  # its authors' form
         published = families.FAMILIES[todo.family.name].describe(todo.config)
         published["eos_token_id"] = stops[0] if stops else None
     return {

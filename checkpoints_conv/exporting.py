@@ -16,6 +16,7 @@ import tokenizers
 
 from checkpoints_conv import families, native, stored
 from checkpoints_conv.family import Family
+from checkpoints_conv.source import BESIDE
 from checkpoints_conv.table import Leaf, Part
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
@@ -105,11 +106,14 @@ def export(
     partial = destination.with_name(destination.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write_json(partial / "config.json", todo.record)
+    beside = {name: todo.record[name] for name in BESIDE if name in todo.record}
+    main = {name: value for name, value in todo.record.items() if name not in beside}
+    for name, record in {"config": main, **beside}.items():
+        _write_json(partial / f"{name}.json", record)
     if todo.generation is not None:
         _write_json(partial / "generation_config.json", todo.generation)
     shutil.copyfile(folder / "tokenizer.json", partial / "tokenizer.json")
-    _write_shards(partial, _tensors(todo, advance), shard_bytes)
+    write_shards(partial, _tensors(todo, advance), shard_bytes)
     partial.rename(destination)
     return todo
 
@@ -145,10 +149,10 @@ def _part(leaf: Leaf, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         yield tensor.name, value
 
 
-def _write_shards(
+def write_shards(
     folder: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]], limit: int
 ) -> None:
-    """One file, or several and their index."""
+    """Writes tensors as one file of weights, or several and their index."""
     shards: list[list[str]] = []
     held: dict[str, np.ndarray] = {}
     total = size = 0

@@ -14,7 +14,7 @@ class Family(NamedTuple):
     """A family of published models.
 
     Attributes:
-        name: its `model_type`.
+        name: its `model_type`, unless that is given apart.
         architecture: the class in transformers that `export` writes for.
         read: published config -> `ModelConfig`; refuses what is not implemented.
         write: back, as far as a `ModelConfig` goes.
@@ -23,6 +23,7 @@ class Family(NamedTuple):
         head: name of the head, which models with a tied head may hold as well.
         buffers: pattern of tensors that transformers computes by itself.
         kept: pattern of tensors that jaxspec has no use for, and `export` writes back.
+        model_type: of a family that shares another's.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Family(NamedTuple):
     head: str = "lm_head.weight"
     buffers: str = r".*\.rotary_emb\.inv_freq"
     kept: str = "(?!)"
+    model_type: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """The `model_type` in its config."""
+        return self.model_type or self.name
 
     def embedding(self, config: ModelConfig) -> Tensor:
         """The table of the tokens."""
@@ -57,7 +64,7 @@ class Family(NamedTuple):
         Raises:
             ValueError: if the family has no such model.
         """
-        record = {"model_type": self.name, "architectures": [self.architecture]}
+        record = {"model_type": self.kind, "architectures": [self.architecture]}
         try:
             record |= self.write(config)
             again = self.read(record)

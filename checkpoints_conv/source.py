@@ -24,6 +24,7 @@ DTYPES = {
 """Of the tensors that can be converted, by their names in safetensors."""
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+BESIDE = ("mamba_config",)
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -52,7 +53,7 @@ class Source:
 
     Attributes:
         folder: of `config.json` and the weights.
-        config: what `config.json` says.
+        config: what `config.json` says, and a field for each of `BESIDE`.
         files: of the weights.
         entries: every tensor, by name.
     """
@@ -65,7 +66,7 @@ class Source:
             ModuleNotFoundError: on a `.bin` without torch.
         """
         self.folder = folder
-        self.config = read_json(folder / "config.json")
+        self.config = read_config(folder)
         self.files = _find(folder)
         self.entries: dict[str, Entry] = {}
         self._opened = functools.lru_cache(maxsize=1)(_open)
@@ -84,6 +85,19 @@ class Source:
         """What changes if the weights do: names, sizes and times of the files."""
         stats = [(path.name, path.stat()) for path in self.files]
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """What `config.json` says, and, in fields of their names, the configs beside it.
+
+    Raises:
+        ValueError: if there is none, or one is damaged.
+    """
+    record = read_json(folder / "config.json")
+    for name in BESIDE:
+        if (folder / f"{name}.json").is_file():
+            record[name] = read_json(folder / f"{name}.json")
+    return record
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from checkpoints_conv.families import (
     llama,
     mamba,
     mamba2,
+    mamba_in_llama,
     nemotron_h,
     qwen3_5,
     qwen3_next,
@@ -20,7 +21,7 @@ from checkpoints_conv.family import Family
 from jaxspec.models.config import ModelConfig
 
 _PURE = (mamba2, mamba, falcon_mamba, llama)
-_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba, qwen3_next)
+_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba, mamba_in_llama, qwen3_next)
 _ALL = *(module.FAMILY for module in _PURE + _HYBRID), *qwen3_5.FAMILIES
 FAMILIES = {family.name: family for family in _ALL}
 
@@ -32,6 +33,8 @@ def find(record: dict[str, Any]) -> Family:
         ValueError: if there is none.
     """
     kind = record.get("model_type")
+    if mamba_in_llama.FIELD in record and kind == "llama":
+        return mamba_in_llama.FAMILY
     if kind is None and "ssm_cfg" in record:
         return state_spaces.find(record)
     if kind not in FAMILIES:

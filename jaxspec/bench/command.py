@@ -8,11 +8,21 @@
 Every time is a ratio to the autoregressive loop in the same run, on the same machine,
 with the same weights and compiler options, after a warm-up. `verify` and `kernels` are for
 an accelerator; `compile` and `cycles` need none to say what one would run.
+`convert` measures disk and memory.
 """
 
 import argparse
 
-from jaxspec.bench import ahead, bandwidth, cycles, decode, drafters, rollback, verify
+from jaxspec.bench import (
+    ahead,
+    bandwidth,
+    convert,
+    cycles,
+    decode,
+    drafters,
+    rollback,
+    verify,
+)
 
 BENCHMARKS = {
     "decode": decode,
@@ -22,6 +32,7 @@ BENCHMARKS = {
     "kernels": bandwidth,
     "cycles": cycles,
     "compile": ahead,
+    "convert": convert,
 }
 
 

@@ -16,8 +16,9 @@ import jaxspec
 import published
 import tiny
 from checkpoints_conv import families
+from checkpoints_conv.source import read_config
 
-every_family = pytest.mark.parametrize("name", published.names())
+every_family = pytest.mark.parametrize("name", list(published.FAMILIES))
 
 
 def load(path):
@@ -48,6 +49,26 @@ def test_tensors_come_back_bit_by_bit(name, tmp_path):
     for file in ("config.json", "generation_config.json", "tokenizer.json"):
         theirs = json.loads((published.source(name) / file).read_text())
         assert json.loads((path / file).read_text()) == theirs
+
+
+def test_what_is_not_of_transformers_comes_back_too(tmp_path):
+    source, back = published.source("mamba_in_llama"), tmp_path / "back"
+    checkpoints_conv.export(published.converted("mamba_in_llama"), back)
+    found, expected = (
+        safetensors.numpy.load_file(path / "model.safetensors")
+        for path in (back, source)
+    )
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+    for file in ("config.json", "mamba_config.json"):
+        ours, theirs = (
+            json.loads((path / file).read_text()) for path in (back, source)
+        )
+        assert ours == theirs
+    config = families.find(read_config(source)).read(read_config(source))
+    family = families.FAMILIES["mamba_in_llama"]
+    assert family.read(family.describe(config)) == config
 
 
 @every_family

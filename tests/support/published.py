@@ -6,11 +6,13 @@ different families often agree.
 
 import atexit
 import functools
+import json
 import pathlib
 import shutil
 import tempfile
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 
@@ -131,6 +133,21 @@ FAMILIES = {  # transformers' config, and what it is given
 }
 
 
+LLAMA = {  # in transformers' words for another family, with copies of what heads share
+    "mamba_in_llama": (
+        "GraniteMoeHybridConfig",
+        {**ATTENTION, "num_local_experts": 0, "shared_intermediate_size": 48}
+        | {"layer_types": ["linear_attention", "full_attention"], "rms_norm_eps": 1e-5}
+        | {"attention_multiplier": 8**-0.5, "position_embedding_type": "rope"}
+        | {
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_n_groups": 4,
+            "mamba_expand": 1,
+        }
+        | {"mamba_d_state": 8, "num_hidden_layers": 2, "mamba_chunk_size": 8},
+    )
+}
 DRAFTS = {  # smaller ones, that draft
     "small-mamba": ("MambaConfig", {"hidden_size": WIDTH, "num_hidden_layers": 1}),
     "small-mamba2": (
@@ -143,22 +160,24 @@ DRAFTS = {  # smaller ones, that draft
 
 def names():
     """Of the families."""
-    return list(FAMILIES)
+    return [*FAMILIES, *LLAMA]
 
 
 @functools.cache
 def model(name):
     """The model of a family in transformers."""
-    config, settings = (FAMILIES | DRAFTS)[name]
+    config, settings = (FAMILIES | LLAMA | DRAFTS)[name]
     config = getattr(transformers, config)(**{"vocab_size": VOCAB} | settings)
     torch.manual_seed(0)
     made = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for tensor in made.parameters():
             _randomise(tensor)
-        for name, tensor in made.named_buffers():
-            if name.endswith("correction_bias"):
+        for at, tensor in made.named_buffers():
+            if at.endswith("correction_bias"):
                 _randomise(tensor)
+        if name in LLAMA:
+            _share(made)
         generator = torch.Generator().manual_seed(1)
         table = torch.randn(config.vocab_size, WIDTH, generator=generator)
         made.get_input_embeddings().weight.copy_(table)
@@ -167,6 +186,47 @@ def model(name):
                 table + 0.2 * torch.randn(VOCAB, WIDTH)
             )
     return made
+
+
+def _share(made):
+    """Gives the x and the B of a head to its neighbour."""
+    mixer = made.model.layers[0].mamba
+    in_proj, conv = mixer.in_proj.weight, mixer.conv1d
+    for tensor, x in ((in_proj, WIDTH), (conv.weight, 0), (conv.bias, 0)):
+        for start in (x, x + WIDTH):
+            heads = tensor[start : start + WIDTH].view(2, 2, 8, *tensor.shape[1:])
+            heads[:, 1] = heads[:, 0]
+
+
+def _save_as_llama(path, made):
+    """Writes what is shared once, under Llama's names."""
+    own = torch.arange(WIDTH)
+    shared = torch.cat([own[:8], own[16:24]])
+    channels = torch.cat([shared, WIDTH + shared, 2 * WIDTH + own])
+    proj = torch.cat([own, WIDTH + channels, 4 * WIDTH + torch.arange(4)])
+    state = {}
+    for name, tensor in made.state_dict().items():
+        if ".mamba.in_proj" in name:
+            tensor = tensor[proj]
+        elif ".mamba.conv1d" in name:
+            tensor = tensor[channels]
+        name = name.replace("shared_mlp.output_linear", "mlp.down_proj")
+        if "input_linear" in name:
+            at = name.removesuffix("shared_mlp.input_linear.weight") + "mlp"
+            gate, up = tensor.chunk(2)
+            state |= {f"{at}.gate_proj.weight": gate, f"{at}.up_proj.weight": up}
+        else:
+            state[name] = tensor
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    safetensors.torch.save_file(state, path / "model.safetensors")
+    settings = {**ATTENTION, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(vocab_size=VOCAB, rms_norm_eps=1e-5, **settings)
+    config.save_pretrained(path)
+    own = {"d_model": WIDTH, "d_inner": WIDTH, "d_xb": WIDTH // 2, "n_layer": 2}
+    own |= {"intermediate_size": 48, "hidden_act": "silu", "rms_norm_eps": 1e-5}
+    own |= {"vocab_size": None, "attn_layers": [1]}
+    own |= {"ssm_cfg": {"expand": 1, "ngroups": 4, "d_state": 8}}
+    (path / "mamba_config.json").write_text(json.dumps(own))
 
 
 def _randomise(tensor):
@@ -191,7 +251,11 @@ def logits(name, tokens):
 def source(name):
     """A folder of the model as transformers saves it, with a tokenizer."""
     path = _temporary() / name
-    model(name).save_pretrained(path)
+    path.mkdir()
+    if name in LLAMA:
+        _save_as_llama(path, model(name))
+    else:
+        model(name).save_pretrained(path)
     folder.tokenizer().save(str(path / "tokenizer.json"))
     return path
 
