@@ -41,6 +41,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
     layers = _layers(f)
     d_model = f.integer("hidden_size")
     heads = f.integer("num_attention_heads", 32)
+    width = f.integer("attention_head_dim", 128)  # as older configs call it
     activation = f.take("mlp_hidden_act", "relu2")
     f.expect("mlp_hidden_act", *_ACTIVATIONS)
     config = ModelConfig(
@@ -60,8 +61,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
         attention=AttentionConfig(
             num_heads=heads,
             num_kv_heads=f.integer("num_key_value_heads", heads),
-            head_dim=f.integer("head_dim", None)
-            or f.integer("attention_head_dim", 128),
+            head_dim=f.integer("head_dim", width),
             rope_fraction=0.0,
             window=f.integer("sliding_window", 0),
         ),
