@@ -163,7 +163,7 @@ def test_nemotron_h_by_its_letters():
         (LLAMA_31_8B, {"rope_scaling": {"type": "yarn"}}, "rope_type 'yarn'"),
         (LLAMA_31_8B, {"hidden_act": "gelu"}, "hidden_act 'gelu'; it must be 'silu'"),
         (LLAMA_31_8B, {"num_key_value_heads": 5}, "num_kv_heads must divide"),
-        (GRANITE, {"num_local_experts": 64}, "num_local_experts 64; it must be 0"),
+        (GRANITE, {"num_local_experts": 64}, "top_k must be positive, got 0"),
         (
             GRANITE,
             {"num_hidden_layers": 5},
@@ -176,8 +176,8 @@ def test_nemotron_h_by_its_letters():
             {"projectors_bias": True},
             "projectors_bias True; it must be False",
         ),
-        (NEMOTRON_H, {"hybrid_override_pattern": "ME"}, "a layer 'E' in hybrid_over"),
-        (NEMOTRON_H, {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers 1"),
+        (NEMOTRON_H, {"hybrid_override_pattern": "MX"}, "a layer 'X' in hybrid_over"),
+        (NEMOTRON_H, {"hybrid_override_pattern": "ME"}, "no field n_routed_experts"),
         (NEMOTRON_H, {"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu'"),
         (
             LLAMA_31_8B,

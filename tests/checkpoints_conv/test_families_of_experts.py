@@ -1,4 +1,4 @@
-"""Configs as they stand on the Hugging Face Hub: every field is understood."""
+"""Configs with experts as they are published are read, field by field."""
 
 import dataclasses
 import math
