@@ -54,8 +54,6 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
         ValueError: in one line, on anything that is missing, damaged, left over, of
             another shape, or not implemented.
     """
-    if not (folder / "config.json").is_file() and stored.is_converted(folder):
-        raise ValueError(f"{folder} is not whole.")
     config = read_config(folder)
     if "format_version" in config:
         raise ValueError(

@@ -90,4 +90,6 @@ def _meaning(config: ModelConfig) -> ModelConfig:
     if c := own["mamba2"]:
         groups = c.norm_groups or c.ngroups
         own["mamba2"] = dataclasses.replace(c, norm_groups=groups, chunk_size=1)
+    if c := own["delta"]:
+        own["delta"] = dataclasses.replace(c, chunk_size=1)
     return dataclasses.replace(config, **own, dtype="float32")

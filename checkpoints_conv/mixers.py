@@ -130,27 +130,26 @@ def moe(
 ) -> Iterator[Leaf]:
     """Experts each on its own, or all `stacked`, and the one that all tokens share."""
     c, d_model = config.moe, config.d_model
-    width, names, leaf = c.d_latent or d_model, _up(c.activation), "moe"
-    yield columns(
-        f"{leaf}.router.kernel", (f"{at}.{router}.weight", c.num_experts, d_model)
-    )
+    width, names = c.d_latent or d_model, _up(c.activation)
+    scores = f"{at}.{router}.weight", c.num_experts, d_model
+    yield columns("moe.router.kernel", scores)
     if c.scores == "sigmoid":
         bias = f"{at}.{router}.e_score_correction_bias"
-        yield rows(f"{leaf}.correction_bias", (bias, c.num_experts))
+        yield rows("moe.correction_bias", (bias, c.num_experts))
     yield from (_stacked if stacked else _apart)(config, f"{at}.experts", width)
     if c.shared_d_ff:
         up = [(f"{at}.{shared}.{name}", c.shared_d_ff) for name in names]
-        yield from linear(f"{leaf}.shared_up_proj", up, d_model, False)
+        yield from linear("moe.shared_up_proj", up, d_model, False)
         down = [(f"{at}.{shared}.down_proj", d_model)]
-        yield from linear(f"{leaf}.shared_down_proj", down, c.shared_d_ff, False)
+        yield from linear("moe.shared_down_proj", down, c.shared_d_ff, False)
     if c.shared_gate:
         gate = [(f"{at}.{shared}_gate", 1)]
-        yield from linear(f"{leaf}.shared_gate", gate, d_model, False)
+        yield from linear("moe.shared_gate", gate, d_model, False)
     if c.d_latent:
         latent = [(f"{at}.fc1_latent_proj", width)]
-        yield from linear(f"{leaf}.latent_in_proj", latent, d_model, False)
+        yield from linear("moe.latent_in_proj", latent, d_model, False)
         latent = [(f"{at}.fc2_latent_proj", d_model)]
-        yield from linear(f"{leaf}.latent_out_proj", latent, width, False)
+        yield from linear("moe.latent_out_proj", latent, width, False)
 
 
 def _apart(config: ModelConfig, at: str, width: int) -> Iterator[Leaf]:

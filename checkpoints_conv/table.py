@@ -122,9 +122,8 @@ def experts(path: str, count: int, *tensors: tuple) -> Leaf:
     """
 
     def join(arrays):
-        each = len(arrays) // count
-        groups = (arrays[i : i + each] for i in range(0, len(arrays), each))
-        return np.stack([np.concatenate(group).T for group in groups])
+        whole = np.concatenate(arrays)
+        return whole.reshape(count, -1, whole.shape[1]).swapaxes(1, 2)
 
     def part(array, sizes):
         return _cut(array.swapaxes(1, 2).reshape(-1, array.shape[1]), sizes)

@@ -18,6 +18,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
     f.expect("hidden_act", "silu")
     f.expect("projectors_bias", f.flag("mamba_proj_bias", False))
     f.skip("mlp_expansion_factor", "mamba_use_mlp", "attn_layer_indices")
+    f.skip("time_step_rank")
     d_model = f.integer("hidden_size")
     before = f.flag("mamba_norm_before_gate", True)
     norm = "before" if before else "after"

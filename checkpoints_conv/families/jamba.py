@@ -28,10 +28,8 @@ def read(record: dict[str, Any]) -> ModelConfig:
     heads = f.integer("num_attention_heads", 32)
     attends = _every(f, "attn_layer", 8, 4)
     has_experts, experts = _every(f, "expert_layer", 2, 1), f.integer("num_experts")
-    top_k, d_ff = (
-        f.integer("num_experts_per_tok", 2),
-        f.integer("intermediate_size", 14336),
-    )
+    top_k = f.integer("num_experts_per_tok", 2)
+    d_ff = f.integer("intermediate_size", 14336)  # of an expert as well
     layers = "".join(
         ("*" if attends(i) else "m") + ("E" if experts > 1 and has_experts(i) else "-")
         for i in range(count)

@@ -37,9 +37,11 @@ def read(record: dict[str, Any]) -> ModelConfig:
     for name in ("attention_bias", "mamba_proj_bias"):  # which transformers ignores
         f.expect(name, False)
     f.skip("chunk_size", "expand", "time_step_limit", "num_hidden_layers", *_PREDICTING)
+    f.skip("norm_eps", "rope_theta", "partial_rotary_factor")  # nor has it positions
     layers = _layers(f)
     d_model = f.integer("hidden_size")
     heads = f.integer("num_attention_heads", 32)
+    width = f.integer("attention_head_dim", 128)  # as older configs call it
     activation = f.take("mlp_hidden_act", "relu2")
     f.expect("mlp_hidden_act", *_ACTIVATIONS)
     config = ModelConfig(
@@ -59,8 +61,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
         attention=AttentionConfig(
             num_heads=heads,
             num_kv_heads=f.integer("num_key_value_heads", heads),
-            head_dim=f.integer("head_dim", None)
-            or f.integer("attention_head_dim", 128),
+            head_dim=f.integer("head_dim", width),
             rope_fraction=0.0,
             window=f.integer("sliding_window", 0),
         ),

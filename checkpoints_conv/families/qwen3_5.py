@@ -16,7 +16,7 @@ from checkpoints_conv.table import Leaf, columns
 from jaxspec.models.config import ModelConfig
 
 _SEEING = ("vision_config", "image_token_id", "video_token_id")
-_SEEING += ("vision_start_token_id", "vision_end_token_id")
+_SEEING += ("vision_start_token_id", "vision_end_token_id", "language_model_only")
 
 
 def read_text(record: dict[str, Any], block: str) -> ModelConfig:

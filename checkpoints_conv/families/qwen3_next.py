@@ -25,6 +25,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
     f = Fields(record)
     f.expect("hidden_act", "silu")
     f.expect("attn_output_gate", True)
+    f.expect("output_gate_type", "swish")  # of the gated delta rule
     f.skip("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
     d_model, layers = f.integer("hidden_size"), _layers(f)
     d_ff = f.integer("intermediate_size", 0)

@@ -4,7 +4,9 @@ SOURCE is a folder as the Hugging Face Hub keeps it: config.json, the weights in
 safetensors or PyTorch's .bin (one file or several; nothing pickled is executed), and
 tokenizer.json. DEST holds jaxspec's config, the tokenizer and one Orbax checkpoint per
 layer, in the dtypes of the source. Memory stays at about one layer; a conversion that was
-interrupted goes on where it stopped, and DEST appears when it is whole.
+interrupted goes on where it stopped, and DEST appears when it is whole. Of a model that
+sees, or predicts several tokens at once, the text's part is used and the rest is kept, so
+that `jaxspec export` gives the whole back.
 
     jaxspec convert mamba2-130m-hf mamba2-130m
     jaxspec convert state-spaces/mamba-130m mamba-130m --tokenizer gpt-neox-20b
@@ -22,7 +24,7 @@ from rich import console as consoles
 from rich import progress
 
 import checkpoints_conv
-from checkpoints_conv import families
+from checkpoints_conv import families, stored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,14 +54,17 @@ def run(args: argparse.Namespace) -> None:
         "layers": done.config.layers,
         "dtype": done.config.dtype,
         "tensors": len(done.source.entries),
+        "kept": sum(len(p.leaves) for p in done.parts if p.name == stored.KEPT),
         "bytes": sum(path.stat().st_size for path in done.source.files),
         "seconds": time.perf_counter() - started,
     }
     if args.json:
         print(json.dumps(record))
     else:
+        kept = f"{record['kept']} tensors kept for export alone, "
         consoles.Console().print(
             f"{args.dest}: {record['family']}, {len(done.config.layers)} blocks, "
+            f"{kept if record['kept'] else ''}"
             f"{record['bytes'] / 2**30:.2f} GiB in {record['seconds']:.1f} s. Go on with: "
             f"jaxspec generate --model {args.dest}",
             soft_wrap=True,

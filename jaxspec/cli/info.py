@@ -3,7 +3,8 @@
 The versions of the packages that matter, the devices that JAX sees, the compiler options
 that jaxspec asks for on them, which implementation of each kernel serves which platform
 (where it refuses a shape, XLA does) and which others can be asked for by name, what the
-rollback `auto` stands for, the kinds of drafters and verifiers, and the models that ship.
+rollback `auto` stands for, the kinds of drafters and verifiers, the families of published
+models that `jaxspec convert` takes, and the models that ship.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import jax
 from rich import console as consoles
 from rich import table as tables
 
+from checkpoints_conv import families
 from jaxspec import compilation, pretrained
 from jaxspec.cli import drafters, options
 from jaxspec.models.rollback import ROLLBACKS, resolve
@@ -72,6 +74,7 @@ def gather() -> dict[str, Any]:
         "rollbacks": {"available": list(ROLLBACKS), "auto is": resolve("auto")},
         "drafters": {name: _kind(kind) for name, kind in drafters.KINDS.items()},
         "verifiers": list(options.VERIFIERS),
+        "families": list(families.FAMILIES),
         "models": {name: _describe(name) for name in pretrained.shipped()},
     }
 

@@ -204,6 +204,7 @@ def test_info_prints_one_object(capsys):
     assert record["kernels"]["tree_ssd"] == serving
     assert "reference" in record["implementations"]["tree_ssd"]
     assert record["rollbacks"]["auto is"] == "replay"
+    assert "falcon_h1" in record["families"]
     assert main(["info"]) == 0
     assert "tree_scan" in capsys.readouterr().out
 

@@ -1,8 +1,10 @@
 """`jaxspec convert` and `export`, and a converted model in the other commands."""
 
 import json
+import shutil
 
 import pytest
+import safetensors.numpy
 
 import published
 from jaxspec.cli.__main__ import main
@@ -21,7 +23,8 @@ def test_there_and_back_again(capsys, tmp_path):
     dest, back = tmp_path / "model", tmp_path / "back"
     record = run(capsys, "convert", published.source("llama"), dest)
     size = (published.source("llama") / "model.safetensors").stat().st_size
-    assert set(record) == {"family", "layers", "dtype", "tensors", "bytes", "seconds"}
+    sizes = {"tensors", "kept", "bytes", "seconds"}
+    assert set(record) == {"family", "layers", "dtype"} | sizes and record["kept"] == 0
     assert (record["family"], record["layers"]) == ("llama", "*-*-")
     assert (record["dtype"], record["bytes"]) == ("float32", size)
     record = run(capsys, "export", dest, back, "--shard-bytes", 10**9)
@@ -41,6 +44,17 @@ def test_a_bar_and_what_to_do_next(capsys, tmp_path):
     assert main(["export", str(dest), str(tmp_path / "back")]) == 0
     out, err = capsys.readouterr()
     assert "Mamba2ForCausalLM.from_pretrained(" in out and "100%" in err
+
+
+def test_what_is_kept_for_export_is_counted(capsys, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(published.source("qwen3_5_text"), source)
+    arrays = safetensors.numpy.load_file(source / "model.safetensors")
+    arrays["mtp.fc.weight"] = arrays["model.norm.weight"]
+    safetensors.numpy.save_file(arrays, source / "model.safetensors")
+    assert run(capsys, "convert", source, tmp_path / "a")["kept"] == 1
+    assert main(["convert", str(source), str(tmp_path / "b")]) == 0
+    assert ", 1 tensors kept for export alone, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
