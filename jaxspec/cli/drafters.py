@@ -178,25 +178,34 @@ def _grown(make_builder: Callable[[str], Builder]) -> Callable[[Tools, str], Mad
 
 
 def _draft(tools: Tools, max_path: int) -> tuple[LanguageModel, Any]:
-    """The draft model and its params, trimmed if so asked, or to the target's tokens.
-
-    Tables of one tokenizer are padded to different sizes.
-    """
+    """The draft model and its params, trimmed if so asked."""
     draft = pretrained.load(tools.draft, tools.dtype, max_path=max_path)
     tokenizer = pretrained.load_tokenizer(
         pretrained.find(tools.target) / "tokenizer.json"
     )
     pretrained.check_same_tokenizer(tokenizer, draft.tokenizer)
-    sizes = _vocab_size(tools.target), draft.model.vocab_size
+    keep = None
     if tools.vocabulary is not None:
         hash_ = pretrained.tokenizer_hash(tokenizer)
         keep = vocabulary.load(tools.vocabulary, hash_).keep
-    elif sizes[0] != sizes[1]:
-        keep = np.arange(min(sizes), dtype=np.int32)
-    else:
+    return trim(draft, _vocab_size(tools.target), keep)
+
+
+def trim(
+    draft: pretrained.Pretrained, vocab_size: int, keep: np.ndarray | None
+) -> tuple[LanguageModel, Any]:
+    """A draft model and its params, the head cut to the tokens `keep`.
+
+    By default to those that the target, of `vocab_size`, has as well: tables of one
+    tokenizer are padded to different sizes.
+    """
+    own = draft.model.vocab_size
+    if keep is None and own == vocab_size:
         return draft.model, draft.params
+    if keep is None:
+        keep = np.arange(min(own, vocab_size), dtype=np.int32)
     head = hybrid.trim_head(draft.params, keep)
-    model = draft.model._replace(vocab_size=sizes[0])
+    model = draft.model._replace(vocab_size=vocab_size)
     return model, Trimmed(head, jnp.asarray(keep))
 
 

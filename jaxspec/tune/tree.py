@@ -20,7 +20,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from rich import console as consoles
 from rich import progress
@@ -28,12 +27,11 @@ from rich import table as tables
 
 from jaxspec import pretrained
 from jaxspec.bench import timing
-from jaxspec.cli import options
+from jaxspec.cli import drafters, options
+from jaxspec.core import LanguageModel
 from jaxspec.decode_state import Params
 from jaxspec.drafting import sequoia, tree_file
 from jaxspec.drafting import vocabulary as vocabularies
-from jaxspec.drafting.model import Trimmed
-from jaxspec.models import hybrid
 from jaxspec.tune import acceptance, calibration, costs
 
 BUSY = 1.3  # median over least time, above which times are not to be trusted
@@ -109,7 +107,8 @@ def run(args: argparse.Namespace) -> None:
     target = pretrained.load(args.model, args.dtype, max_path=args.max_path)
     draft = pretrained.load(args.draft_model, args.dtype, max_path=args.max_path)
     pretrained.check_same_tokenizer(target.tokenizer, draft.tokenizer)
-    draft = draft._replace(params=_trimmed(args, draft))
+    model, params = _trimmed(args, target, draft)
+    draft = draft._replace(model=model, params=params)
     text = calibration.Text.of(args, target.tokenizer)
 
     columns = progress.Progress.get_default_columns()
@@ -153,13 +152,13 @@ def run(args: argparse.Namespace) -> None:
         _print_tables(record, args.out)
 
 
-def _trimmed(args: argparse.Namespace, draft: pretrained.Pretrained) -> Any:
-    """The draft model's params, its head trimmed if that was asked for."""
-    if args.vocabulary is None:
-        return draft.params
-    own = pretrained.tokenizer_hash(draft.tokenizer)
-    keep = vocabularies.load(args.vocabulary, own).keep
-    return Trimmed(hybrid.trim_head(draft.params, keep), jnp.asarray(keep))
+def _trimmed(args: argparse.Namespace, target, draft) -> tuple[LanguageModel, Any]:
+    """The draft model and its params, its head trimmed if that was asked for."""
+    keep = None
+    if args.vocabulary is not None:
+        own = pretrained.tokenizer_hash(draft.tokenizer)
+        keep = vocabularies.load(args.vocabulary, own).keep
+    return drafters.trim(draft, target.model.vocab_size, keep)
 
 
 def _count(args, target, draft, text: calibration.Text, bar) -> np.ndarray:
