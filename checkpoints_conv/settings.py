@@ -7,7 +7,7 @@ are read, the newer way is written. The kinds of layers have two spellings as we
 import math
 from typing import Any
 
-from checkpoints_conv.fields import Fields, json_numbers
+from checkpoints_conv.fields import REQUIRED, Fields, json_numbers
 from jaxspec.models.config import AttentionConfig, Mamba2Config
 
 INFINITE = (0.0, math.inf)
@@ -20,7 +20,7 @@ _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
 
 def kinds(f: Fields, name: str, count: int | None = None) -> str:
     """Kinds of the layers, one character each; all Mamba-2 by default."""
-    names = f.take(name, None if count is None else ["mamba"] * count)
+    names = f.items(name, REQUIRED if count is None else ["mamba"] * count)
     for kind in names:
         if kind not in _KINDS:
             raise ValueError(

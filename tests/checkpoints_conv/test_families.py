@@ -177,6 +177,8 @@ def test_nemotron_h_by_its_letters():
             "projectors_bias True; it must be False",
         ),
         (NEMOTRON_H, {"hybrid_override_pattern": "ME"}, "a layer 'E' in hybrid_over"),
+        (NEMOTRON_H, {"hybrid_override_pattern": None}, "no field layers_block_type"),
+        (FALCON_H1, {"mlp_multipliers": [1.0]}, "mlp_multipliers must be 2 numbers"),
         (NEMOTRON_H, {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers 1"),
         (NEMOTRON_H, {"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu'"),
         (
