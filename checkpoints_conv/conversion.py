@@ -59,8 +59,11 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
         raise ValueError(
             f"{folder} is a model of jaxspec already: jaxspec.load reads it."
         )
-    family = families.find(config)
-    model = family.read(config)
+    try:
+        family = families.find(config)
+        model = family.read(config)
+    except (ArithmeticError, AttributeError, TypeError) as error:  # odd types, zeros
+        raise ValueError(f"{folder / 'config.json'} makes no sense: {error}.") from None
     source = Source(folder)
     form = _form(family, model, source)
     family = family.form(form)

@@ -58,12 +58,18 @@ class Fields:
         value = self._typed(name, default, (int, float), "a number")
         return float(value) if isinstance(value, int) else value
 
-    def numbers(self, name: str, default: Any = REQUIRED) -> Any:
-        """Several numbers, of which some may be infinite."""
-        value = self.take(name, default)
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"config.json: {name} must be a list, got {value!r}.")
-        return tuple(float(_plain(x)) for x in value)
+    def numbers(self, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        """As many numbers as there are by default; some may be infinite."""
+        values = self.items(name, default)
+        if len(values) != len(default):
+            raise ValueError(
+                f"config.json: {name} must be {len(default)} numbers, got {values!r}."
+            )
+        return tuple(float(_plain(x)) for x in values)
+
+    def items(self, name: str, default: Any = REQUIRED) -> Any:
+        """A list."""
+        return self._typed(name, default, (list, tuple), "a list")
 
     def flag(self, name: str, default: Any = REQUIRED) -> Any:
         """Yes or no."""

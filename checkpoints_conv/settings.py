@@ -23,7 +23,7 @@ def kinds(
     f: Fields, name: str, count: int | None = None, default: Any = REQUIRED
 ) -> str:
     """Kinds of the layers, one character each."""
-    names = f.take(name, default)
+    names = f.items(name, default)
     for kind in names:
         if kind not in _KINDS:
             raise ValueError(

@@ -15,7 +15,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
     f = Fields(record)
     f.expect("hidden_act", "silu")
     d_model, count = f.integer("hidden_size"), f.integer("num_hidden_layers")
-    attends = {*f.take("attn_layer_indices", [])}
+    attends = {*f.items("attn_layer_indices", [])}
     config = ModelConfig(
         vocab_size=f.integer("vocab_size"),
         d_model=d_model,

@@ -41,7 +41,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
         "vocab_size": base.vocab_size,
     }.items():
         own.expect(name, value)
-    attends = {*own.take("attn_layers", [])}
+    attends = {*own.items("attn_layers", [])}
     mixer = Fields(own.take("ssm_cfg", {}))
     own.finish()
     if mixer.take("ngroups", None) is None:

@@ -178,6 +178,8 @@ def test_nemotron_h_by_its_letters():
         ),
         (NEMOTRON_H, {"hybrid_override_pattern": "MX"}, "a layer 'X' in hybrid_over"),
         (NEMOTRON_H, {"hybrid_override_pattern": "ME"}, "no field n_routed_experts"),
+        (NEMOTRON_H, {"hybrid_override_pattern": None}, "no field layers_block_type"),
+        (FALCON_H1, {"mlp_multipliers": [1.0]}, "mlp_multipliers must be 2 numbers"),
         (NEMOTRON_H, {"mlp_hidden_act": "silu"}, "mlp_hidden_act 'silu'"),
         (
             LLAMA_31_8B,
