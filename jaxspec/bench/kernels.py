@@ -10,8 +10,15 @@ import jax.numpy as jnp
 
 from jaxspec.bench import published
 from jaxspec.models.config import ModelConfig
-from pallas_kernels import topology, tree_attention, tree_conv, tree_scan, tree_ssd
-from pallas_kernels.inputs import Inputs, Ring
+from pallas_kernels import (
+    topology,
+    tree_attention,
+    tree_conv,
+    tree_delta,
+    tree_scan,
+    tree_ssd,
+)
+from pallas_kernels.inputs import DeltaInputs, Inputs, Ring
 
 BATCH = 2
 LAYERS = 256  # no chip holds the states of so many in fast memory
@@ -25,7 +32,7 @@ class Case(NamedTuple):
     Attributes:
         op: package of `pallas_kernels`.
         function: of the package.
-        model: of `published.MODELS`.
+        model: of `published.MODELS`, or of `published.DELTA`.
         nodes: of the tree, or tokens to fold.
         queries: the last nodes that are asked for; 0 is all.
         ring: slots between the state and the tree; 0 is no ring.
@@ -73,6 +80,8 @@ class Program(NamedTuple):
 
 def program(case: Case, implementation: str | None) -> Program:
     """The function that a case calls, and the shapes of its arguments."""
+    if case.op == "tree_delta":
+        return _delta(case, published.DELTA[case.model], implementation)
     config = published.MODELS[case.model]
     config = dataclasses.replace(config, dtype=case.dtype)
     build = {
@@ -85,7 +94,9 @@ def program(case: Case, implementation: str | None) -> Program:
 
 
 def num_units(case: Case) -> int:
-    """Heads, of Mamba-2 or of queries; tokens, the ring's included, of other ops."""
+    """Heads, with states or of queries; tokens, the ring's included, of other ops."""
+    if case.op == "tree_delta":
+        return published.DELTA[case.model].num_value_heads
     config = published.MODELS[case.model]
     if case.op == "tree_ssd":
         return config.mamba2.nheads
@@ -146,6 +157,19 @@ def _recurrence(case, call, widths, rates, state) -> Program:
     C = _array(BATCH, case.queries or case.nodes, widths[2], dtype=case.dtype)
     args = _tree(case), inputs(BATCH, case.nodes), _array(*rates), C
     args += _array(widths[0]), stacked
+    return _tree_call(case, call, args, inputs)
+
+
+def _tree_call(case, call, args, inputs) -> Program:
+    """A call of `read` or `verify`.
+
+    Args:
+        case: what is called.
+        call: the function.
+        args: its arguments up to the state.
+        inputs: makes records of leading axes.
+    """
+    state = len(args)  # after the layer
     if case.ring:
         length = _array(BATCH, dtype=jnp.int32)
         args += (Ring(inputs(LAYERS, BATCH, case.ring), length),)
@@ -155,8 +179,29 @@ def _recurrence(case, call, widths, rates, state) -> Program:
     def function(layer, *args):
         return call(*args, layer=layer)
 
-    written = 6 if case.function == "verify" else None
-    return Program(function, (_array(dtype=jnp.int32), *args), written, resident=6)
+    written = state if case.function == "verify" else None
+    return Program(function, (_array(dtype=jnp.int32), *args), written, resident=state)
+
+
+def _delta(case: Case, shape: published.DeltaShape, implementation) -> Program:
+    call = functools.partial(
+        getattr(tree_delta, case.function), implementation=implementation
+    )
+    heads, dim, width = shape.num_value_heads, shape.value_head_dim, shape.key_head_dim
+    keys = shape.num_key_heads * width
+
+    def inputs(*leading):
+        u, g = _array(*leading, heads * dim), _array(*leading, heads)
+        return DeltaInputs(u, g, _array(*leading, keys, dtype=case.dtype))
+
+    stacked = _array(LAYERS, BATCH, heads, dim, width)
+    if case.function == "fold":
+        args = stacked, inputs(LAYERS, BATCH, case.nodes)
+        return Program(jax.vmap(call), args, written=0, resident=0)
+    new = BATCH, case.queries or case.nodes
+    args = _tree(case), inputs(BATCH, case.nodes), _array(*new, heads)
+    args += _array(*new, keys, dtype=case.dtype), stacked
+    return _tree_call(case, call, args, inputs)
 
 
 def _convolution(case: Case, config: ModelConfig, implementation) -> Program:

@@ -9,6 +9,8 @@ parametrisation stay at one. Every layer of Granite ends in a mixture of experts
 it is the shared expert alone, a dense SwiGLU.
 """
 
+from typing import NamedTuple
+
 from jaxspec.models.config import (
     AttentionConfig,
     Mamba1Config,
@@ -16,6 +18,16 @@ from jaxspec.models.config import (
     MLPConfig,
     ModelConfig,
 )
+
+
+class DeltaShape(NamedTuple):
+    """A layer of the gated delta rule, its heads 128 wide."""
+
+    num_value_heads: int
+    num_key_heads: int
+    value_head_dim: int = 128
+    key_head_dim: int = 128
+
 
 _GRANITE = ("M-" * 5 + "*-" + "M-" * 4) * 4  # one attention layer in ten
 
@@ -89,3 +101,9 @@ MODELS = {
     ),
 }
 """Model configs by name, activations in bfloat16."""
+
+DELTA = {
+    "qwen3.5-0.8b": DeltaShape(num_value_heads=16, num_key_heads=16),
+    "qwen3.5-9b": DeltaShape(num_value_heads=32, num_key_heads=16),
+}
+"""Layers of the gated delta rule, those of `Qwen/Qwen3.5-0.8B` and `Qwen3.5-9B`."""
