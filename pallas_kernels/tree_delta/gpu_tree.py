@@ -28,6 +28,7 @@ from pallas_kernels.gated_gpu.block import (
     Block,
     Records,
     Tokens,
+    repeat,
 )
 from pallas_kernels.gated_gpu.paths import Paths, Sums
 
@@ -95,7 +96,8 @@ class Reader(NamedTuple):
 
     @property
     def paths(self) -> Paths:
-        last = max(self._node_tiles[-1][0], self.first + self._query_tiles[-1][0])
+        last = self.first + self._query_tiles[-1][0]
+        last = max(self.nodes.depth - self._tile, last)
         return Paths.of(self.block, self.nodes, last)
 
     def memory(self) -> Memory:
@@ -153,31 +155,38 @@ class Reader(NamedTuple):
 
     def _store_system(self, tree, m):
         """`-A` without `beta`, and the columns of its diagonal's blocks."""
-        group, rows = self.block.warpgroup, pl.ds(0, TILE)
-        diagonal = group.zeros((TILE, STEP))
-        row = group.iota(diagonal.shape, 0)
-        for start, size in self._node_tiles:
-            there = pl.ds(start, size)
-            k = m.nodes.k.at[there]
-            A = self.paths.weigh(m.nodes.k, k, rows, there, tree.sees, m.sums)
+        group, size = self.block.warpgroup, self._tile
+        row = group.iota((TILE, STEP), 0)
+
+        def store_tile(i, diagonal):
+            start, k = i * size, m.nodes.k
+            A = self._weigh(k, 0, start, tree, m)
             below, above = group.iota(A.shape, 0), group.iota(A.shape, 1) + start
             A = jnp.where((below > above) & (below >= self.first), -A, 0.0)
-            for i, columns in enumerate(_store_panels(A, start, m)):
-                diagonal = jnp.where(row >= start + i * STEP, columns, diagonal)
+            for j, columns in enumerate(_store_panels(A, start, m)):
+                diagonal = jnp.where(row >= start + j * STEP, columns, diagonal)
+            return diagonal
+
+        zeros = group.zeros((TILE, STEP))
+        diagonal = repeat(self.nodes.depth // size, store_tile, zeros)
         group.store_transposed(diagonal, m.columns)
 
     def _store_right(self, state, m):
         """`v` less what the states answer to keys, in place of `v`."""
-        for start, size in self._node_tiles:
-            here = pl.ds(start, size)
-            k, v = m.nodes.k.at[here], m.nodes.v.at[here]
+        group, size = self.block.warpgroup, self._tile
+
+        def store_tile(i, _):
+            start = i * size
+            k, v = (ref.at[pl.ds(start, size)] for ref in (m.nodes.k, m.nodes.v))
             past = self.paths.read_state(state, k, start, PARTS, m.sums)
-            node = self.block.warpgroup.iota(past.shape, 1) + start
-            is_new = (node >= self.first) & (node < self.num_nodes)
-            value = self.block.warpgroup.load_transposed(v)
-            right = jnp.where(is_new, value - past, value)
+            node = group.iota(past.shape, 1) + start
+            value = group.load_transposed(v)
+            right = jnp.where(node < self.first, value, value - past)
             right = jnp.where(node < self.num_nodes, right, 0.0)
-            self.block.warpgroup.store_transposed(right, v)
+            group.store_transposed(right, v)
+            return 0
+
+        repeat(self.nodes.depth // size, store_tile)
 
     def _substitute(self, m):
         """`u` in place of the right side, block after block."""
@@ -220,27 +229,37 @@ class Reader(NamedTuple):
 
     def _store_weights(self, tree, m):
         """`Q`."""
-        rows = pl.ds(self.first, TILE)
-        for start, size in self._node_tiles:
-            there = pl.ds(start, size)
-            k = m.nodes.k.at[there]
-            Q = self.paths.weigh(m.q, k, rows, there, tree.sees, m.sums)
-            _store_panels(Q, start, m)
+
+        def store_tile(i, _):
+            start = i * self._tile
+            _store_panels(self._weigh(m.q, self.first, start, tree, m), start, m)
+            return 0
+
+        repeat(self.nodes.depth // self._tile, store_tile)
+
+    def _weigh(self, queries, first, start, tree, m):
+        """Scores of 64 nodes from `first` on with a tile of them, decayed."""
+        here, there = pl.ds(first, TILE), pl.ds(start, self._tile)
+        keys = m.nodes.k.at[there]
+        return self.paths.weigh(queries, keys, here, there, tree.sees, m.sums)
 
     def _outputs(self, start, size, state, m):
         """`y` `[P, size]` of some queries."""
         group, parts = self.block.warpgroup, self.block.parts
         q, row = m.q.at[pl.ds(start, size)], self.first + start
         y = self.paths.read_state(state, q, row, parts, m.sums)
-        for i in range(self.nodes.depth // STEP):
+
+        def add_block(i, y):
             Q = group.load_right(m.weights.at[pl.ds(i * TILE + start, size)], STEP)
             left = split(self._load_block(i * STEP, m), parts)
-            y = group.add_product(y, left, split(Q, parts))
-        return y
+            return group.add_product(y, left, split(Q, parts))
+
+        return repeat(self.nodes.depth // STEP, add_block, y)
 
     @property
-    def _node_tiles(self):
-        return _tiles(self.nodes.depth, self.block.tile)
+    def _tile(self):
+        """Nodes that are weighed together: few if their keys are in three parts."""
+        return STEP if self.block.dtype == jnp.float32 else self.nodes.depth
 
     @property
     def _query_tiles(self):
@@ -258,5 +277,5 @@ def _store_panels(weights, start, m):
     panels = []
     for i in range(0, weights.shape[1], STEP):
         panels.append(jax.lax.slice(weights, (0, i), (TILE, i + STEP)))
-        m.weights[pl.ds((start + i) // STEP * TILE, TILE)] = panels[-1]
+        m.weights[pl.ds((start + i) * (TILE // STEP), TILE)] = panels[-1]
     return panels

@@ -19,6 +19,7 @@ MACHINES = [*targets.TPU, "h100", "b200"]  # an H200 runs an H100's code
 MAMBA2 = ("mamba2-130m", "mamba2-2.7b", "nemotron-h-8b", "falcon-h1-7b")
 MAMBA2 += ("granite-4-h-small",)
 MAMBA1 = ("mamba-2.8b",)
+DELTA = ("qwen3.5-0.8b", "qwen3.5-9b")
 ATTENTION = ("nemotron-h-8b", "falcon-h1-7b")
 CONVOLUTION = ("mamba2-2.7b", "nemotron-h-8b", "mamba-2.8b")
 
@@ -74,7 +75,7 @@ def most_spills(machine, case, kernel):
 def recurrences(op, model, nodes, **kwargs):
     """`read` is `verify` without a ring, and `fold` is of a path."""
     yield Case(op, "verify", model, nodes, ring=RING, **kwargs)
-    if model in ("mamba2-130m", "mamba2-2.7b", *MAMBA1):
+    if model in ("mamba2-130m", "mamba2-2.7b", "qwen3.5-0.8b", *MAMBA1):
         yield Case(op, "read", model, nodes, **kwargs)
     if nodes == 8:
         yield Case(op, "fold", model, nodes, **kwargs)
@@ -86,6 +87,8 @@ def cases():
             yield from recurrences("tree_ssd", model, nodes)
         for model in MAMBA1:
             yield from recurrences("tree_scan", model, nodes)
+        for model in DELTA if nodes <= 64 else ():  # on a GPU, larger trees run in XLA
+            yield from recurrences("tree_delta", model, nodes)
         for model in CONVOLUTION:
             yield Case("tree_conv", "convolve", model, nodes)
         for model in ATTENTION:
@@ -94,12 +97,14 @@ def cases():
     yield from recurrences("tree_ssd", "mamba2-130m", **exact)
     yield from recurrences("tree_ssd", "mamba2-2.7b", **exact)
     yield from recurrences("tree_scan", "mamba-2.8b", **exact)
+    yield from recurrences("tree_delta", "qwen3.5-9b", **exact)
     yield Case("tree_conv", "convolve", "mamba2-130m", **exact)
     yield Case("tree_attention", "attend", "nemotron-h-8b", **exact)
     some = {"nodes": 13, "queries": 5}  # a drafter's last level
     yield Case("tree_ssd", "read", "mamba2-130m", ring=24, **some)
     yield Case("tree_ssd", "read", "falcon-h1-7b", ring=24, **some)
     yield Case("tree_scan", "read", "mamba-2.8b", ring=24, **some)
+    yield Case("tree_delta", "read", "qwen3.5-9b", ring=24, **some)
     yield Case("tree_conv", "convolve", "mamba2-130m", **some)
     yield Case("tree_attention", "attend", "falcon-h1-7b", **some)
 

@@ -30,10 +30,12 @@ from tests.pallas_kernels.trees import TREES, assert_close, definition, jitted, 
 NAMES = [name for name in trees.runnable(tree_delta) if name != "reference"]
 every = pytest.mark.parametrize("name", NAMES)
 plain = pytest.mark.parametrize("name", [n for n in NAMES if "pallas" not in n])
+kernels = pytest.mark.parametrize("name", [n for n in NAMES if "pallas" in n])
 on_meshes = pytest.mark.parametrize(
     "name", [name for name in trees.shardable(tree_delta) if name in NAMES]
 )
 FOLD = np.array([True, False, True, False])
+LARGE = trees.rows([-1, *range(19), *(i // 2 for i in range(19, 39))])
 
 
 def make_inputs(rng, batch, length, groups, strength):
@@ -125,6 +127,14 @@ def test_solved_nodes_are_not_solved_again(name, tree, known):
     solved = np.concatenate([u[:, :known], inputs.u[:, known:]], axis=1)
     rest = inputs._replace(u=solved), beta[:, known:], q[:, known:], state, ring
     assert_close(read(name, topo, *rest), (u[:, known:], y[:, known:]))
+
+
+@kernels
+def test_a_kernel_continues_a_tree_of_several_blocks(name):
+    """Some of the nodes that a kernel solves together are known, and some are not."""
+    topo, inputs, beta, q, state, ring = make_args(LARGE)
+    args = topo, inputs, beta[:, 17:], q[:, 17:], state, ring
+    assert_close(read(name, *args), read("xla", *args))
 
 
 @every
@@ -337,6 +347,15 @@ def test_gradients_match_the_definition(strength):
     assert_close(jitted(gradients, "xla")(*args), definition(gradients, *args))
 
 
+# --- What is refused ---
+
+REFUSED = [
+    (65, 128, "65 nodes; it takes 64"),
+    (8, 96, "heads 64 wide and states 96 wide; it takes multiples of 64"),
+    (64, 512, "300288 bytes of shared memory"),
+]
+
+
 def test_unknown_implementations_are_refused():
     tree, inputs, beta, q, state, _ = make_args(TREES["star"])
     known = re.escape(str(sorted(tree_delta.implementations())))
@@ -344,6 +363,21 @@ def test_unknown_implementations_are_refused():
         tree_delta.read(tree, inputs, beta, q, state, implementation="fast")
     with pytest.raises(ValueError, match=known):
         tree_delta.fold(state, inputs, implementation="fast")
+
+
+@pytest.mark.parametrize("nodes, width, problem", REFUSED)
+def test_a_gpu_kernel_says_what_it_does_not_take(nodes, width, problem):
+    """Where it is the default for a platform, XLA runs instead."""
+    shape = jax.ShapeDtypeStruct
+    v, g = (shape((1, nodes, size), jnp.float32) for size in (64, 1))
+    k, state = (1, nodes, width), (1, 1, 64, width)
+    k, state = shape(k, jnp.bfloat16), shape(state, jnp.float32)
+    tree = jax.eval_shape(topology.derive, shape((1, nodes), jnp.int32))
+    args = tree, DeltaInputs(v, g, k), g, k, state
+    kernel = functools.partial(tree_delta.read, implementation="pallas_gpu")
+    with pytest.raises(ValueError, match=f"pallas_gpu cannot take this: {problem}"):
+        jax.eval_shape(kernel, *args)
+    jax.eval_shape(tree_delta.read, *args)
 
 
 def test_wrong_shapes_are_refused():
