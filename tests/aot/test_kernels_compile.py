@@ -19,6 +19,7 @@ MACHINES = [*targets.TPU, "h100", "b200"]  # an H200 runs an H100's code
 MAMBA2 = ("mamba2-130m", "mamba2-2.7b", "nemotron-h-8b", "falcon-h1-7b")
 MAMBA2 += ("granite-4-h-small",)
 MAMBA1 = ("mamba-2.8b",)
+DELTA = ("qwen3.5-0.8b", "qwen3.5-9b")
 ATTENTION = ("nemotron-h-8b", "falcon-h1-7b")
 CONVOLUTION = ("mamba2-2.7b", "nemotron-h-8b", "mamba-2.8b")
 
@@ -58,6 +59,7 @@ NO_SPILLS = {  # cases whose kernels keep all vectors in registers
 }
 SPILLS = {  # vectors per bundle of others; and beyond 64 nodes or in float32
     "tree_ssd": (0.2, 0.3),
+    "tree_delta": (0.35, 0.35),
     "tree_scan": (0.05, 0.05),
     "tree_conv": (0.4, 0.5),
     "tree_attention": (0.3, 0.6),
@@ -91,6 +93,8 @@ def cases():
             yield from recurrences("tree_ssd", model, nodes)
         for model in MAMBA1:
             yield from recurrences("tree_scan", model, nodes)
+        for model in DELTA:
+            yield Case("tree_delta", "verify", model, nodes, ring=RING)
         for model in CONVOLUTION:
             yield Case("tree_conv", "convolve", model, nodes)
         for model in ATTENTION:
@@ -124,6 +128,8 @@ def compile_case(machine):
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_kernels_compile(machine, compile_case, case):
+    if case.op == "tree_delta" and machine not in targets.TPU:
+        pytest.skip("the gated delta rule runs in XLA on a GPU")
     result = compile_case(case)
     assert result.error is None
     assert result.moves == ()

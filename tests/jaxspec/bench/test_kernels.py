@@ -19,6 +19,16 @@ CASES = {  # and the shapes of what they return
         (LAYERS, BATCH, 16, 5120),
     ],
     Case("tree_scan", "fold", "mamba-2.8b", 8): [(LAYERS, BATCH, 16, 5120)],
+    Case("tree_delta", "read", "qwen3.5-0.8b", 13, queries=5, ring=4): [
+        (BATCH, 5, 2048),
+        (BATCH, 5, 2048),
+    ],
+    Case("tree_delta", "verify", "qwen3.5-9b", 8, ring=4): [
+        (BATCH, 8, 4096),
+        (BATCH, 8, 4096),
+        (LAYERS, BATCH, 32, 128, 128),
+    ],
+    Case("tree_delta", "fold", "qwen3.5-9b", 8): [(LAYERS, BATCH, 32, 128, 128)],
     Case("tree_conv", "convolve", "mamba2-130m", 8): [(BATCH, 8, 1792)],
     Case("tree_conv", "convolve", "mamba-2.8b", 8, queries=3): [(BATCH, 3, 5120)],
     Case("tree_attention", "attend", "nemotron-h-8b", 8): [(BATCH, 8, 4096)],
