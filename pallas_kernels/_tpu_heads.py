@@ -222,18 +222,18 @@ def store_sources(shape: BlockShape, x: jax.Array, out: Any) -> None:
 
 
 def on_paths(shape: BlockShape, mask: Any) -> jax.Array:
-    """`[n, N]`, whether a node is an ancestor of a query, or it."""
-    return mask[...].astype(jnp.float32)[shape.first : shape.nodes] > 0
+    """`[n, N]`, one where a node is an ancestor of a query, or it, and else zero."""
+    return mask[...].astype(jnp.float32)[shape.first : shape.nodes]
 
 
 def store_scores(shape: BlockShape, seen: jax.Array, queries, keys, out) -> None:
-    """`q . k` where a node is seen, of every group of the block, `[g, n, v N]`."""
+    """`q . k` where a node is seen, of every group of the block, `[g, m, v N]`."""
     for g in range(shape.groups):
         here = lanes(g, shape.width)
         score = dot(
             queries[:, here], _tpu_lanes.pad_rows(keys[:, here], shape.padded), NT
         )
-        score = jnp.where(seen, score, 0.0)
+        score = jnp.where(seen > 0, score, 0.0)
         out[g] = jnp.concatenate([score] * shape.score_heads, axis=1)
 
 
@@ -281,11 +281,7 @@ def _fold_block(shape, state, writes, keys, out):
     for t in range(shape.tiles):
         key = keys[:, lanes(shape.group_of(t), shape.width)]
         values = writes[8:, lanes(t, shape.tile)]
-        if key.dtype == jnp.float32:
-            update = dot(values, key, TN)
-        else:
-            cut = [part.astype(key.dtype) for part in _tpu_lanes.parts(values, 2)]
-            update = sum(dot(part, key, TN) for part in cut)
+        update = _tpu_lanes.dot_parts(values, key, key.dtype, TN)
         for h in range(shape.tile_heads):
             begin = t * shape.tile + h * shape.dim
             here = slice(begin, begin + shape.dim)
@@ -300,15 +296,11 @@ def read_past(shape: BlockShape, t: Any, operands: Operands, ring: Any) -> jax.A
     """
     here, group = lanes(t, shape.tile), shape.group_of(t)
     query, state = operands.queries[:, lanes(group, shape.width)], operands.state[here]
-    if query.dtype == jnp.float32:
-        past = dot(query, state, NT)
-    else:
-        cut = [part.astype(query.dtype) for part in _tpu_lanes.parts(state, 2)]
-        past = sum(dot(query, part, NT) for part in cut)
+    past = _tpu_lanes.dot_parts(query, state, query.dtype, NT)
     if ring:
-        scores = ring.scores[group]
+        scores, writes = ring.scores[group], ring.writes[8:, here]
         past *= ring.writes[:1, here]
-        past += dot(scores, ring.writes[8:, here].astype(scores.dtype))
+        past += _tpu_lanes.dot_parts(scores, writes.astype(scores.dtype), query.dtype)
     return past
 
 

@@ -2,8 +2,8 @@
 
 Sums over paths, and the copies of a head's factors to its lanes, are products with 0/1
 matrices: they are exact to float32, because the other operand is cut into three bfloat16
-parts. A product of float32 operands is in full float32; one that has a bfloat16 operand
-may have the other cut into two parts, which is exact to 2^-16.
+parts. All other products are in the dtype of the activations: in full float32, or, where
+that is bfloat16, of one bfloat16 part or of two.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,22 @@ def dot(a: jax.Array, b: jax.Array, dims: Any = NN) -> jax.Array:
     return jax.lax.dot_general(
         a, b, dims, precision=precision, preferred_element_type=jnp.float32
     )
+
+
+def dot_parts(a: jax.Array, b: jax.Array, dtype: Any, dims: Any = NN) -> jax.Array:
+    """A product of float32 numbers in a dtype: bfloat16 takes them in two parts.
+
+    Exact to float32, or to 2^-16; an operand may be in that dtype already.
+    """
+
+    def cut(x):
+        if x.dtype == dtype:
+            return [x]
+        return [part.astype(dtype) for part in parts(x, 2)]
+
+    a, b = cut(a), cut(b)
+    pairs = [(i, j) for i in range(len(a)) for j in range(len(b)) if i + j < 2]
+    return sum(dot(a[i], b[j], dims) for i, j in reversed(pairs))
 
 
 def parts(x: jax.Array, count: int) -> list[jax.Array]:

@@ -29,20 +29,20 @@ from pallas_kernels._tpu_lanes import LANES
 from pallas_kernels.inputs import Ring
 from pallas_kernels.topology import Topology
 
-_STATE_BLOCK_BYTES = 512 * 1024
 _SEMANTICS = ("parallel", "arbitrary")  # a row's first block computes for the others
 
 
 def block_shape(
-    inputs: Any, state: jax.Array, queries: int, abreast: int
+    inputs: Any, state: jax.Array, queries: int, abreast: int, most_bytes: int = 2**19
 ) -> BlockShape:
-    """Chooses the heads of a block: whole groups or parts of one, a state of 512 KB.
+    """Chooses the heads of a block: whole groups or parts of one.
 
     Args:
         inputs: records, whose first and last are values and keys.
         state: `[L, B, H, P, S]`.
         queries: how many of the last nodes are queried.
         abreast: heads of a group that a tile has, at most.
+        most_bytes: of the block's states.
     """
     heads, dim, width = state.shape[2:]
     groups = inputs[2].shape[-1] // width
@@ -56,7 +56,7 @@ def block_shape(
             heads % count == 0 and aligned and nested and (keys or count <= per_group)
         )
 
-    limit = max(1, _STATE_BLOCK_BYTES // (dim * width * 4))
+    limit = max(1, most_bytes // (dim * width * 4))
     counts = [count for count in range(1, heads + 1) if fits(count)]
     count = max([c for c in counts if c <= limit], default=counts[0])
     nodes = inputs[0].shape[-2]

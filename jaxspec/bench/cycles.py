@@ -22,7 +22,7 @@ from rich import table as tables
 from jaxspec.bench import kernels, published, survey, targets
 from jaxspec.bench.kernels import Case
 
-_MODELS = ("mamba2-2.7b", "mamba-2.8b", "nemotron-h-8b")
+_MODELS = ("mamba2-2.7b", "mamba-2.8b", "nemotron-h-8b", "qwen3.5-9b")
 _FOLD_EVERY = 5  # steps
 
 
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         nargs="+",
-        choices=published.MODELS,
+        choices=[*published.MODELS, *published.DELTA],
         default=list(_MODELS),
         help=f"whose shapes (default: {' '.join(_MODELS)})",
     )
@@ -99,23 +99,31 @@ def run(args: argparse.Namespace) -> None:
 
 def _parts(model: str, ring: int) -> Iterator[Part]:
     """What a model's layers compute."""
+    if model in published.DELTA:
+        yield from _recurrence(model, "tree_delta", "head", ring)
+        return
     config = published.MODELS[model]
     for settings, op, unit in (
         (config.mamba2, "tree_ssd", "head"),
         (config.mamba1, "tree_scan", "token"),
     ):
         if settings is not None:
-            read = {"op": op, "function": "read"}
-            yield Part(model, op, "read", unit, read)
-            yield Part(model, op, "ring", unit, read | {"ring": ring})
-            fold = {"op": op, "function": "verify", "ring": ring}
-            yield Part(model, op, "fold", unit, fold)
+            yield from _recurrence(model, op, unit, ring)
             conv = {"op": "tree_conv", "function": "convolve"}
             yield Part(model, "tree_conv", "convolve", "token", conv)
     if config.attention is not None:
         name = f"{kernels.CACHE} rows"
         attend = {"op": "tree_attention", "function": "attend"}
         yield Part(model, "tree_attention", name, "head", attend)
+
+
+def _recurrence(model: str, op: str, unit: str, ring: int) -> Iterator[Part]:
+    """Reads of a state, and a fold."""
+    read = {"op": op, "function": "read"}
+    yield Part(model, op, "read", unit, read)
+    yield Part(model, op, "ring", unit, read | {"ring": ring})
+    fold = {"op": op, "function": "verify", "ring": ring}
+    yield Part(model, op, "fold", unit, fold)
 
 
 def _measure(chip: str, parts: list[Part], nodes: list[int]) -> Iterator[dict]:

@@ -15,6 +15,7 @@ activations, and so is what the ring gives: an error in `u` would stay in the st
 weights and `u` are rounded to the keys' dtype where they are read.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -22,16 +23,20 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import gated_tpu
+from pallas_kernels._tpu_heads import QUERY_ROWS
 from pallas_kernels._tpu_lanes import LANES
 from pallas_kernels.inputs import DeltaInputs, Ring
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_delta import tpu_kernels
 
 _NAME = "tree_delta"
+_LONG_HEADS = 2  # whose systems are solved at once where rows are long
 
 
 def _block_shape(inputs, state, queries):
-    return gated_tpu.block_shape(inputs, state, queries, abreast=1)
+    """A head a tile; fewer heads where scores are large, for the sake of memory."""
+    size = 2**19 if inputs.u.shape[-2] <= QUERY_ROWS else 2**18
+    return gated_tpu.block_shape(inputs, state, queries, abreast=1, most_bytes=size)
 
 
 def _verify(tree, inputs, beta, q, state, ring, fold, layer, interpret):
@@ -41,7 +46,8 @@ def _verify(tree, inputs, beta, q, state, ring, fold, layer, interpret):
     shape = _block_shape(inputs, state, queries)
     kq = jnp.concatenate([inputs.k[:, shape.first :], q], axis=1)
     slots = ring.inputs.u.shape[2] if ring is not None else 0
-    abreast, padded = shape.tiles if shape.short else 1, shape.padded
+    abreast = shape.tiles if shape.short else math.gcd(shape.tiles, _LONG_HEADS)
+    padded = shape.padded
     scratch = tpu_kernels.Scratch(
         pltpu.VMEM((shape.blocks, 2 * queries, 3 * shape.heads), jnp.bfloat16),
         pltpu.VMEM((heads, 1, padded), jnp.float32),

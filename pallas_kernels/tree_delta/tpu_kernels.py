@@ -19,7 +19,7 @@ _SUBLANES = 8
 class Scratch(NamedTuple):
     """What the heads of a row share, and what is under way in `s` of them.
 
-    `s` is all heads of the block, or one where rows are long.
+    `s` is all heads of the block, or some where rows are long.
 
     Attributes:
         columns: `[blocks, m, 3 h]`, path sums of the new nodes, then their `beta`.
@@ -52,7 +52,8 @@ def _group(shape, operands, scratch):
     on_paths = _tpu_heads.on_paths(shape, operands.mask)
     node = jax.lax.broadcasted_iota(jnp.int32, on_paths.shape, 0) + shape.first
     source = jax.lax.broadcasted_iota(jnp.int32, on_paths.shape, 1)
-    seen = jnp.concatenate([on_paths & (node != source), on_paths], axis=0)
+    above = jnp.where(node == source, 0.0, on_paths)
+    seen = jnp.concatenate([above, on_paths], axis=0)
     queries, keys = operands.queries, operands.keys
     _tpu_heads.store_scores(shape, seen, queries, keys, scratch.scores)
 
@@ -60,15 +61,13 @@ def _group(shape, operands, scratch):
 def _weigh(shape, t, slot, columns, source, scratch, y):
     """Stores `A` and the weights of head `t`; leaves `beta`, and `exp(G_i)` in `y`."""
     scores, n = scratch.scores.at[shape.group_of(t)], shape.queries
+    copies = max(shape.dim, min(shape.padded, LANES))
+    factors = _tpu_lanes.spread(columns, t, 1, copies)
+    scratch.right[slot] = factors[n:, : shape.dim]
+    y[:, lanes(t, shape.dim)] = jnp.exp2(factors[:n, : shape.dim])
     for rows, reach in shape.query_tiles():
-        copies = max(shape.dim, min(reach, LANES))
         below = slice(n + rows.start, n + rows.stop)
-        path, beta = (
-            _tpu_lanes.spread(columns[i], t, 1, copies) for i in (rows, below)
-        )
-        scratch.right[slot, rows] = beta[:, : shape.dim]
-        y[rows, lanes(t, shape.dim)] = jnp.exp2(path[:, : shape.dim])
-        path, beta = (_repeat(a, reach) for a in (path, beta))
+        path, beta = (_repeat(factors[i], reach) for i in (rows, below))
         decay = _tpu_heads.decays(path, source[:, :reach])
         scratch.system[slot, rows, :reach] = scores[rows, :reach] * decay * beta
         weights = scores[below, :reach] * decay
@@ -94,48 +93,45 @@ def _read(shape, t, slot, operands, scratch, y, ring):
         scratch.writes[slot, : shape.first] = values[: shape.first]
 
 
-def _solve(shape, heads, scratch, u):
-    """Solves `(I + A) U = right` for some heads, `(tile, slot)`.
+def _solve(shape, scratch):
+    """Solves `(I + A) U = right` for the heads under way; `u` is left in the writes.
 
     Rows that are solved are taken from the next ones with a product, which then solve
-    themselves one by one. Heads take turns, for one's rows wait for each other.
+    themselves one by one. All heads do at once, for one's rows wait for each other.
     """
     for begin in range(0, shape.queries, SOLVED_ROWS):
         rows = slice(begin, min(begin + SOLVED_ROWS, shape.queries))
-        first = shape.first + begin
-        solved = []
-        for _, slot in heads:
-            A, right = scratch.system[slot, rows], scratch.right[slot, rows]
-            if first:
-                reach = min(-(-first // SOLVED_ROWS) * SOLVED_ROWS, shape.padded)
-                right -= dot(A[:, :reach], scratch.writes[slot, :reach])
-            A = A[:, first : first + right.shape[0]]
-            solved.append((_pieces(A), _pieces(right)))
-        _substitute(solved)
-        for (t, slot), (_, pieces) in zip(heads, solved, strict=True):
-            found = jnp.concatenate(pieces, axis=0)
-            u[rows, lanes(t, shape.dim)] = found
-            scratch.writes[slot, first : first + found.shape[0]] = found
+        first, stop = shape.first + begin, shape.first + rows.stop
+        A, right = scratch.system[:, rows], scratch.right[:, rows]
+        if first:
+            reach = min(-(-first // SOLVED_ROWS) * SOLVED_ROWS, shape.padded)
+            right -= _products(A[:, :, :reach], scratch.writes[:, :reach])
+        u = _substitute(A[:, :, first:stop], right)
+        scratch.writes[:, first:stop] = u
 
 
-def _pieces(x):
-    return [x[i : i + _SUBLANES] for i in range(0, x.shape[0], _SUBLANES)]
+def _products(a, b):
+    """`a @ b`, a head each."""
+    return jnp.stack([dot(a[s], b[s]) for s in range(a.shape[0])])
 
 
-def _substitute(systems):
-    """Forward substitution, in place, of pieces of rows `(A, right)`."""
-    count = sum(piece.shape[0] for piece in systems[0][1])
+def _substitute(A, right):
+    """Solves `(I + A) u = right` row by row, `[s, i, j]` and `[s, i, P]`."""
+    count = right.shape[1]
+    pieces = [slice(i, i + _SUBLANES) for i in range(0, count, _SUBLANES)]
+    A, u = ([a[:, rows] for rows in pieces] for a in (A, right))
     for j in range(count - 1):
         own, row = divmod(j, _SUBLANES)
-        for A, right in systems:
-            u = right[own][row : row + 1]
-            for i in range((j + 1) // _SUBLANES, len(right)):
-                right[i] = right[i] - A[i][:, j : j + 1] * u
+        solved = u[own][:, row : row + 1]
+        for i in range((j + 1) // _SUBLANES, len(pieces)):
+            u[i] -= A[i][:, :, j : j + 1] * solved
+    return jnp.concatenate(u, axis=1)
 
 
-def _finish(shape, t, slot, scratch, y):
-    """Adds what the nodes read of each other."""
+def _finish(shape, t, slot, scratch, u, y):
+    """Puts `u` in its place, and adds what the nodes read of each other."""
     here, dtype = lanes(t, shape.dim), scratch.weighed.dtype
+    u[:, here] = scratch.writes[slot, shape.first : shape.nodes]
     for rows, reach in shape.query_tiles():
         weights = scratch.weighed[slot, rows, :reach]
         y[rows, here] += dot(weights, scratch.writes[slot, :reach].astype(dtype))
@@ -143,32 +139,26 @@ def _finish(shape, t, slot, scratch, y):
 
 def _block(shape, operands, scratch, outputs, ring, block):
     u, y = outputs
-    columns, first = scratch.columns.at[block], block * shape.tiles
+    columns, first = scratch.columns[block], block * shape.tiles
 
-    def prepare(t, slot):
-        source = scratch.sources[first + t]
-        _weigh(shape, t, slot, columns, source, scratch, y)
+    abreast = scratch.system.shape[0]
 
-    def head(t, _=None):
-        prepare(t, 0)
-        _read(shape, t, 0, operands, scratch, y, ring)
-        _solve(shape, [(t, 0)], scratch, u)
-        _finish(shape, t, 0, scratch, y)
-
-    if shape.short:
-        heads = [(t, t) for t in range(shape.tiles)]
-        for t, slot in heads:
-            prepare(t, slot)
-        for t, slot in heads:
+    def heads(i, _=None):
+        slots = [(i * abreast + slot, slot) for slot in range(abreast)]
+        for t, slot in slots:
+            _weigh(shape, t, slot, columns, scratch.sources[first + t], scratch, y)
+        for t, slot in slots:
             _read(shape, t, slot, operands, scratch, y, ring)
-        _solve(shape, heads, scratch, u)
-        for t, slot in heads:
-            _finish(shape, t, slot, scratch, y)
-    elif shape.dim % LANES == 0:
-        jax.lax.fori_loop(0, shape.tiles, head, None)
+        _solve(shape, scratch)
+        for t, slot in slots:
+            _finish(shape, t, slot, scratch, u, y)
+
+    count = shape.tiles // abreast
+    if count == 1 or shape.dim % LANES:
+        for i in range(count):
+            heads(i)
     else:
-        for t in range(shape.tiles):
-            head(t)
+        jax.lax.fori_loop(0, count, heads, None)
 
 
 OP = _tpu_heads.Op(_row, _group, _block)

@@ -57,6 +57,7 @@ NO_SPILLS = {  # cases whose kernels keep all vectors in registers
 }
 SPILLS = {  # vectors per bundle of others; and beyond 64 nodes or in float32
     "tree_ssd": (0.2, 0.3),
+    "tree_delta": (0.35, 0.35),
     "tree_scan": (0.05, 0.05),
     "tree_conv": (0.4, 0.5),
     "tree_attention": (0.3, 0.6),
@@ -75,7 +76,7 @@ def most_spills(machine, case, kernel):
 def recurrences(op, model, nodes, **kwargs):
     """`read` is `verify` without a ring, and `fold` is of a path."""
     yield Case(op, "verify", model, nodes, ring=RING, **kwargs)
-    if model in ("mamba2-130m", "mamba2-2.7b", "qwen3.5-0.8b", *MAMBA1):
+    if model in ("mamba2-130m", "mamba2-2.7b", *MAMBA1):
         yield Case(op, "read", model, nodes, **kwargs)
     if nodes == 8:
         yield Case(op, "fold", model, nodes, **kwargs)
@@ -87,8 +88,8 @@ def cases():
             yield from recurrences("tree_ssd", model, nodes)
         for model in MAMBA1:
             yield from recurrences("tree_scan", model, nodes)
-        for model in DELTA if nodes <= 64 else ():  # on a GPU, larger trees run in XLA
-            yield from recurrences("tree_delta", model, nodes)
+        for model in DELTA:
+            yield Case("tree_delta", "verify", model, nodes, ring=RING)
         for model in CONVOLUTION:
             yield Case("tree_conv", "convolve", model, nodes)
         for model in ATTENTION:
@@ -97,7 +98,8 @@ def cases():
     yield from recurrences("tree_ssd", "mamba2-130m", **exact)
     yield from recurrences("tree_ssd", "mamba2-2.7b", **exact)
     yield from recurrences("tree_scan", "mamba-2.8b", **exact)
-    yield from recurrences("tree_delta", "qwen3.5-9b", **exact)
+    yield Case("tree_delta", "verify", "qwen3.5-9b", ring=RING, **exact)
+    yield Case("tree_delta", "fold", "qwen3.5-9b", 8)
     yield Case("tree_conv", "convolve", "mamba2-130m", **exact)
     yield Case("tree_attention", "attend", "nemotron-h-8b", **exact)
     some = {"nodes": 13, "queries": 5}  # a drafter's last level
@@ -124,6 +126,8 @@ def compile_case(machine):
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_kernels_compile(machine, compile_case, case):
+    if case.op == "tree_delta" and case.nodes > 64 and machine not in targets.TPU:
+        pytest.skip("more than 64 nodes of the gated delta rule run in XLA on a GPU")
     result = compile_case(case)
     assert result.error is None
     assert result.moves == ()

@@ -11,10 +11,16 @@ import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import stacked, tree_attention, tree_conv
+from pallas_kernels import stacked, tree_attention, tree_conv, tree_delta
 from pallas_kernels.tree_attention import pallas_tpu as attention
 from pallas_kernels.tree_conv import pallas_tpu as conv
-from tests.pallas_kernels import test_tree_attention, test_tree_conv, trees
+from pallas_kernels.tree_delta import pallas_tpu as delta
+from tests.pallas_kernels import (
+    test_tree_attention,
+    test_tree_conv,
+    test_tree_delta,
+    trees,
+)
 from tests.pallas_kernels.records import RECURRENCES
 
 PARENTS = np.array([[-1, 0, 0, 2], [-1, 0, -1, 1]], np.int32)
@@ -60,6 +66,17 @@ def test_fold_is_in_order_and_in_bounds(strict, name):
     folded = kernels_of(case).fold(*args, interpret=strict)
     expected = trees.jitted(case.op.fold, "xla")(state, A, inputs)
     trees.assert_close(np.asarray(folded)[0], expected)
+
+
+def test_the_solve_is_in_order_and_in_bounds(strict):
+    *args, state, ring = test_tree_delta.make_args(PARENTS)
+    layer, states, rings = stacked.make(None, jnp.array(state), ring)
+    found = delta.verify(*args, states, rings, FOLD, layer, interpret=strict)
+    (u, y), states = trees.jitted(tree_delta.verify, "xla")(*args, state, ring, FOLD)
+    real = trees.real(PARENTS)
+    for a, b in zip(found[0], (u, y), strict=True):
+        trees.assert_close(np.asarray(a)[real], b[real])
+    trees.assert_close(np.asarray(found[1])[0], states)
 
 
 def test_convolve_is_in_bounds(strict):

@@ -45,7 +45,7 @@ def run(monkeypatch, capsys):
 
 
 def test_bundles_are_counted_per_head_and_per_token(run):
-    words = "--chip v5e --model nemotron-h-8b mamba-2.8b --nodes 8 64 --json"
+    words = "--chip v5e --model nemotron-h-8b mamba-2.8b qwen3.5-9b --nodes 8 64 --json"
     rows = json.loads(run(*words.split()).out)["rows"]
     found = {(row["op"], row["part"], row["nodes"]): row for row in rows}
     heads = 128 * kernels.BATCH
@@ -55,6 +55,7 @@ def test_bundles_are_counted_per_head_and_per_token(run):
     assert found["tree_ssd", "fold", 64]["spills"] == 3
     assert found["tree_scan", "read", 64]["bundles"] == 2 * 464 / 64 / kernels.BATCH
     assert found["tree_scan", "ring", 64]["bundles"] == 2 * 564 / 96 / kernels.BATCH
+    assert found["tree_delta", "ring", 8]["bundles"] == 2 * 508 / 32 / kernels.BATCH
     assert found["tree_attention", "512 rows", 8]["unit"] == "head"
     assert found["tree_conv", "convolve", 8]["unit"] == "token"
 
