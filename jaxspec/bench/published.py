@@ -2,10 +2,11 @@
 
 From the `config.json` of `state-spaces/mamba2-130m`, `mamba2-1.3b`, `mamba2-2.7b`,
 `mamba-2.8b`, `nvidia/Nemotron-H-8B-Base-8K`, `tiiuae/Falcon-H1-7B-Base`,
-`ibm-granite/granite-4.0-h-small` and `nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16`, and,
-for `nvidia/mamba2-hybrid-8b-3t-4k`, from Megatron-LM's `examples/mamba` and "An Empirical
-Study of Mamba-based Language Models" (Waleffe et al. 2024). What has no shape is left out:
-the factors of maximal update parametrisation stay at one.
+`ibm-granite/granite-4.0-h-small` and `nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16`, from
+the model card of `granite-4.0-h-350m`, and, for `nvidia/mamba2-hybrid-8b-3t-4k`, from
+Megatron-LM's `examples/mamba` and "An Empirical Study of Mamba-based Language Models"
+(Waleffe et al. 2024). What has no shape is left out: the factors of maximal update
+parametrisation stay at one.
 """
 
 from jaxspec.models.config import (
@@ -19,6 +20,7 @@ from jaxspec.models.config import (
 )
 
 _GRANITE = ("ME" * 5 + "*E" + "ME" * 4) * 4  # one attention layer in ten
+_GRANITE_350M = "".join("*-" if i in (10, 13, 17, 27) else "M-" for i in range(32))
 
 
 def _mamba2(d_model: int, num_layers: int) -> ModelConfig:
@@ -75,6 +77,15 @@ MODELS = {
         attention=AttentionConfig(num_heads=12, num_kv_heads=2, head_dim=128),
         mlp=MLPConfig(d_ff=12288),
         tie_embeddings=False,
+        dtype="bfloat16",
+    ),
+    "granite-4-h-350m": ModelConfig(
+        vocab_size=100_352,
+        d_model=768,
+        layers=_GRANITE_350M,
+        mamba2=Mamba2Config(nheads=48, headdim=32),
+        attention=AttentionConfig(num_heads=12, num_kv_heads=4, rope_fraction=0.0),
+        mlp=MLPConfig(d_ff=2048),
         dtype="bfloat16",
     ),
     "granite-4-h-small": ModelConfig(

@@ -19,6 +19,7 @@ BILLIONS = {
     "mamba2-hybrid-8b": 8.66,
     "nemotron-h-8b": 8.10,
     "falcon-h1-7b": 7.59,
+    "granite-4-h-350m": 0.340,
     "granite-4-h-small": 32.2,
     "nemotron-3-nano": 31.6,
 }
