@@ -10,9 +10,9 @@ With path sums `G_i` of `g` over the ancestors `M` of node `i`, strict ones `M'`
 The kernels are those of `gated_tpu.py`: a ring of `u` is one of Mamba-2's `dt x`. The state
 is read for keys and queries at once, and products of keys serve all heads of a group.
 
-Numbers: the system is built and solved in full float32, by substitution, whatever the
-activations, and so is what the ring gives: an error in `u` would stay in the state. In `y`
-weights and `u` are rounded to the keys' dtype where they are read.
+Numbers: an error in `u` would stay in the state. Whatever the activations, the system is
+built and solved in full float32, by substitution, and its right side is exact to 2^-16 at
+least. In `y` the weights are rounded to the keys' dtype.
 """
 
 import math

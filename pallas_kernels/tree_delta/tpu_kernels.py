@@ -96,8 +96,9 @@ def _read(shape, t, slot, operands, scratch, y, ring):
 def _solve(shape, scratch):
     """Solves `(I + A) U = right` for the heads under way; `u` is left in the writes.
 
-    Rows that are solved are taken from the next ones with a product, which then solve
-    themselves one by one. All heads do at once, for one's rows wait for each other.
+    Forward substitution by blocks of rows: a product subtracts what is solved, and the
+    block's own rows follow one by one. Heads go together, for a head's rows wait for each
+    other.
     """
     for begin in range(0, shape.queries, SOLVED_ROWS):
         rows = slice(begin, min(begin + SOLVED_ROWS, shape.queries))
@@ -134,13 +135,13 @@ def _finish(shape, t, slot, scratch, u, y):
     u[:, here] = scratch.writes[slot, shape.first : shape.nodes]
     for rows, reach in shape.query_tiles():
         weights = scratch.weighed[slot, rows, :reach]
-        y[rows, here] += dot(weights, scratch.writes[slot, :reach].astype(dtype))
+        writes = scratch.writes[slot, :reach]
+        y[rows, here] += _tpu_lanes.dot_parts(weights, writes, dtype)
 
 
 def _block(shape, operands, scratch, outputs, ring, block):
     u, y = outputs
     columns, first = scratch.columns[block], block * shape.tiles
-
     abreast = scratch.system.shape[0]
 
     def heads(i, _=None):

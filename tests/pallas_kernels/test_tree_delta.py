@@ -328,6 +328,28 @@ def test_a_mesh_is_cut_over_by_itself(name):
     trees.assert_a_mesh_changes_nothing(tree_delta.verify, args, name)
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if "tpu" in n])
+def test_trees_of_more_nodes_than_a_tile(name):
+    """Kernels go through nodes and heads in loops; five nodes are solved already."""
+    rng = np.random.default_rng(0)
+    nodes, dim, queries = 72, 128, (2, 67)
+    random = [-1, *(rng.integers(i) for i in range(1, nodes))]
+    parents = trees.rows(random, range(-1, nodes - 1))
+    inputs = DeltaInputs(
+        u=normal(rng, 2, nodes, HEADS * dim),
+        g=-rng.uniform(0, 1, (2, nodes, HEADS)).astype(np.float32),
+        k=unit(normal(rng, 2, nodes, 2 * STATE)),
+    )
+    args = (
+        trees.derive(parents),
+        inputs,
+        rng.uniform(0, 2, (*queries, HEADS)).astype(np.float32),
+        unit(normal(rng, *queries, 2 * STATE)),
+        normal(rng, 2, HEADS, dim, STATE),
+    )
+    assert_close(read(name, *args), read("xla", *args))
+
+
 def gradients(tree, *args, implementation):
     def loss(inputs, beta, q, state):
         u, y = tree_delta.read(
@@ -378,6 +400,15 @@ def test_a_gpu_kernel_says_what_it_does_not_take(nodes, width, problem):
     with pytest.raises(ValueError, match=f"pallas_gpu cannot take this: {problem}"):
         jax.eval_shape(kernel, *args)
     jax.eval_shape(tree_delta.read, *args)
+
+
+def test_the_tpu_kernel_says_what_it_cannot_take():
+    tree, inputs, beta, q, state, _ = make_args(TREES["star"])
+    narrow = pytest.raises(ValueError, match=f"a state width of {STATE} is not")
+    with narrow:
+        tree_delta.read(tree, inputs, beta, q, state, implementation="pallas_tpu")
+    with narrow:
+        tree_delta.fold(state, inputs, implementation="pallas_tpu")
 
 
 def test_wrong_shapes_are_refused():
