@@ -18,7 +18,7 @@ import tokenizers
 from checkpoints_conv import families, stored
 from checkpoints_conv.family import Family
 from checkpoints_conv.source import DTYPES, Source, read_config, read_json
-from checkpoints_conv.table import Part, rows
+from checkpoints_conv.table import AS_IT_IS, Leaf, Part, Tensor
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
 
@@ -90,7 +90,11 @@ def _form(family: Family, config: ModelConfig, source: Source) -> int:
 def _kept(family: Family, source: Source) -> list[Part]:
     """A part of the tensors that are there for `export` alone, if there are any."""
     shapes = {name: entry.shape for name, entry in source.entries.items()}
-    leaves = [rows(n, (n, *shape)) for n, shape in shapes.items() if family.is_kept(n)]
+    leaves = [
+        Leaf(name, (Tensor(name, shape),), AS_IT_IS)
+        for name, shape in shapes.items()
+        if family.is_kept(name)
+    ]
     return [Part(stored.KEPT, tuple(leaves))] if leaves else []
 
 

@@ -90,6 +90,8 @@ def _meaning(config: ModelConfig) -> ModelConfig:
     if c := own["mamba2"]:
         groups = c.norm_groups or c.ngroups
         own["mamba2"] = dataclasses.replace(c, norm_groups=groups, chunk_size=1)
+    if c := own["attention"]:
+        own["attention"] = dataclasses.replace(c, scale=c.scale or c.head_dim**-0.5)
     if c := own["delta"]:
         own["delta"] = dataclasses.replace(c, chunk_size=1)
     return dataclasses.replace(config, **own, dtype="float32")

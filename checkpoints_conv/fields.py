@@ -1,7 +1,7 @@
 """Reading a published config: every field is read, known not to matter, or refused.
 
 A field that nobody reads may change what the model computes. One that is off (null,
-false, zero, empty) cannot.
+false, zero, empty) is taken for one that is not there.
 """
 
 import math

@@ -41,6 +41,8 @@ def kinds(
 def write_kinds(layers: str) -> list[str]:
     """The newer spelling of what `kinds` reads."""
     names = {kind: name for name, kind in _KINDS.items()}
+    if not {*layers} <= names.keys():
+        raise ValueError(f"{layers!r} has layers other than {' '.join(names)}.")
     return [names[kind] for kind in layers]
 
 
@@ -130,18 +132,31 @@ def write_attention(c: AttentionConfig) -> dict[str, Any]:
     }
 
 
-def rope(f: Fields, fraction: float = 1.0) -> dict[str, Any]:
-    """RoPE's settings in an `AttentionConfig`; `fraction` where the config says none."""
+def rope(f: Fields, fraction: float = 1.0, partial: bool = False) -> dict[str, Any]:
+    """RoPE's settings in an `AttentionConfig`.
+
+    Args:
+        f: the config.
+        fraction: what is turned of a head where the config does not say.
+        partial: whether the family heeds what it says.
+    """
     own = f.take("rope_parameters", {}) | (f.take("rope_scaling", None) or {})
     outer = {
         name: f.number(name, None) for name in ("rope_theta", "partial_rotary_factor")
     }
-    r = Fields({name: value for name, value in outer.items() if value} | own)
+    r = Fields(
+        {name: value for name, value in outer.items() if value is not None} | own
+    )
     kind = r.take("rope_type", r.take("type", "default"))
     settings = {
         "rope_theta": r.number("rope_theta", 10_000.0),
         "rope_fraction": r.number("partial_rotary_factor", fraction),
     }
+    if not partial and settings["rope_fraction"] != fraction:
+        raise ValueError(
+            f"config.json: partial_rotary_factor must be {fraction:g}, as these models "
+            f"turn heads whole, got {settings['rope_fraction']:g}."
+        )
     if kind == "llama3":
         length = r.integer("original_max_position_embeddings")
         settings["rope_scaling"] = (*map(r.number, _LLAMA3), float(length))
@@ -156,13 +171,14 @@ def rope(f: Fields, fraction: float = 1.0) -> dict[str, Any]:
     return settings
 
 
-def write_rope(c: AttentionConfig) -> dict[str, Any]:
+def write_rope(c: AttentionConfig, partial: bool = False) -> dict[str, Any]:
     """Writes what `rope` reads."""
     own = {
         "rope_type": "llama3" if c.rope_scaling else "default",
         "rope_theta": c.rope_theta,
-        "partial_rotary_factor": c.rope_fraction,
     }
+    if partial:
+        own["partial_rotary_factor"] = c.rope_fraction
     if c.rope_scaling:
         *factors, length = c.rope_scaling
         own |= dict(zip(_LLAMA3, factors, strict=True))

@@ -1,8 +1,8 @@
 """A folder of published weights, read tensor by tensor: safetensors, or PyTorch's `.bin`.
 
-Names, shapes and dtypes come from the files' headers. No more than one file is open at a
-time, mapped and not read, and no pickled code is run: `torch.load(weights_only=True)`
-builds tensors and nothing else.
+Names, shapes and dtypes come from the files' headers. The file last read from stays open,
+mapped and not read (but for `.bin` files of old, which cannot be mapped), and no pickled
+code is run: `torch.load(weights_only=True)` builds tensors and nothing else.
 """
 
 import functools

@@ -80,7 +80,9 @@ def read_source(folder: pathlib.Path) -> dict[str, Any]:
         ValueError: if it is damaged or missing.
     """
     try:
-        record = json.loads((folder / SOURCE).read_text())
-        return dict(record)
+        record = dict(json.loads((folder / SOURCE).read_text()))
+        if missing := {"family", "config", "stop_tokens"} - record.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        return record
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / SOURCE} is damaged: {error}.") from None

@@ -42,7 +42,7 @@ class Leaf(NamedTuple):
 
     def join(self, arrays: list[np.ndarray]) -> np.ndarray:
         """The parameter, of the tensors."""
-        return np.ascontiguousarray(self.layout.join(arrays))
+        return np.asarray(self.layout.join(arrays), order="C")
 
     def part(self, array: np.ndarray) -> list[np.ndarray]:
         """The tensors, of the parameter."""
@@ -84,6 +84,9 @@ def _cut(array: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
 def _join_filters(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(arrays)[:, 0].T
 
+
+AS_IT_IS = Layout(lambda a: a[0], lambda a, n: [a])
+"""One tensor of any shape."""
 
 ROWS = Layout(np.concatenate, _cut)
 """Tensors `[n, ...]` below each other."""

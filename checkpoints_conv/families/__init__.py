@@ -37,12 +37,13 @@ def find(record: dict[str, Any]) -> Family:
         return mamba_in_llama.FAMILY
     if kind is None and "ssm_cfg" in record:
         return state_spaces.find(record)
-    if kind not in FAMILIES:
+    kinds = {family.kind: family for family in reversed(_ALL)}  # the first of a kind
+    if kind not in kinds:
         raise ValueError(
             f"config.json: unknown architecture {kind!r}; expected the model_type "
-            f"{', '.join(FAMILIES)}, or a config of state-spaces/mamba."
+            f"{', '.join(sorted(kinds))}, or a config of state-spaces/mamba."
         )
-    return FAMILIES[kind]
+    return kinds[kind]
 
 
 def publish(config: ModelConfig) -> tuple[Family, dict[str, Any]]:

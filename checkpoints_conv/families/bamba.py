@@ -16,12 +16,18 @@ def read(record: dict[str, Any]) -> ModelConfig:
     f.expect("hidden_act", "silu")
     d_model, count = f.integer("hidden_size"), f.integer("num_hidden_layers")
     attends = {*f.items("attn_layer_indices", [])}
+    if not attends <= {*range(count)}:
+        raise ValueError(
+            f"config.json: attn_layer_indices must be within 0 to {count - 1}, got "
+            f"{sorted(attends, key=str)}."
+        )
+    f.skip("partial_rotary_factor")  # transformers looks into rope_parameters alone
     config = ModelConfig(
         vocab_size=f.integer("vocab_size"),
         d_model=d_model,
         layers="".join("*-" if i in attends else "M-" for i in range(count)),
         mamba2=settings.mamba2(f, d_model),
-        attention=settings.attention(f, d_model, **settings.rope(f, fraction=0.5)),
+        attention=settings.attention(f, d_model, **settings.rope(f, 0.5, True)),
         mlp=MLPConfig(
             f.integer("intermediate_size", 14336), bias=f.flag("mlp_bias", False)
         ),
@@ -42,7 +48,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "attn_layer_indices": [i for i, kind in enumerate(mixing) if kind == "*"],
         **settings.write_mamba2(config.mamba2, config.d_model),
         **settings.write_attention(config.attention),
-        **settings.write_rope(config.attention),
+        **settings.write_rope(config.attention, True),
         "intermediate_size": config.mlp.d_ff,
         "mlp_bias": config.mlp.bias,
         "rms_norm_eps": config.norm_eps,

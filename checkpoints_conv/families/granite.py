@@ -29,6 +29,8 @@ def read(record: dict[str, Any]) -> ModelConfig:
     if position == "nope":
         rope = {"rope_fraction": 0.0}
     scale = f.number("attention_multiplier", 1.0)
+    if scale == 0.0:
+        raise ValueError("config.json: attention_multiplier must not be 0.")
     own = _feed_forward(f)
     feed_forward = "E" if "moe" in own else "-"
     config = ModelConfig(
@@ -74,7 +76,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         **settings.write_mamba2(config.mamba2, config.d_model),
         **settings.write_attention(c),
         **position,
-        "attention_multiplier": c.scale,
+        "attention_multiplier": c.scale or c.head_dim**-0.5,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "embedding_multiplier": config.embedding_multiplier,

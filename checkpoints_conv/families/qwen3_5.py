@@ -23,7 +23,7 @@ def read_text(record: dict[str, Any], block: str) -> ModelConfig:
     """Reads the config of the text's part; `block` is `-` or `E`, in all layers."""
     config = qwen3_next.read(record)
     if {*config.layers[1::2]} != {block}:
-        some = "experts" if block == "E" else "none"
+        some = "experts" if block == "E" else "no experts"
         raise ValueError(
             f"config.json: every layer of {record.get('model_type')} has {some}, got "
             f"num_experts {record.get('num_experts')}."

@@ -35,7 +35,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
         layers=layers,
         delta=settings.delta(f),
         attention=settings.attention(
-            f, d_model, qk_norm=True, output_gate=True, **settings.rope(f, 0.25)
+            f, d_model, qk_norm=True, output_gate=True, **settings.rope(f, 0.25, True)
         ),
         mlp=MLPConfig(d_ff) if "-" in layers else None,
         moe=_experts(f) if "E" in layers else None,
@@ -86,7 +86,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "layer_types": settings.write_kinds(mixing.replace("G", "M")),
         **settings.write_delta(config.delta),
         **settings.write_attention(config.attention),
-        **settings.write_rope(config.attention),
+        **settings.write_rope(config.attention, True),
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
     }

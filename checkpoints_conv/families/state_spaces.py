@@ -64,7 +64,7 @@ def _mamba2(f: Fields, d_model: int) -> Mamba2Config:
     f.expect("activation", "silu", "swish")
     d_inner, headdim = f.integer("expand", 2) * d_model, f.integer("headdim", 64)
     f.expect("d_ssm", d_inner)
-    before = f.flag("norm_before_gate", False)
+    f.expect("norm_before_gate", False)  # transformers' form has no other
     return Mamba2Config(
         nheads=d_inner // headdim,
         headdim=headdim,
@@ -73,7 +73,6 @@ def _mamba2(f: Fields, d_model: int) -> Mamba2Config:
         d_conv=f.integer("d_conv", 4),
         conv_bias=f.flag("conv_bias", True),
         proj_bias=f.flag("bias", False),
-        norm="before" if before else "after",
         dt_limits=f.numbers("dt_limit", INFINITE),
     )
 

@@ -44,6 +44,9 @@ class Transformers:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 exported, dtype=getattr(torch, dtype)
             )
+        model.generation_config = (
+            transformers.GenerationConfig()
+        )  # ours has no penalties
         self._model = model.to(self._device).eval()
         self.reset()
 

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from checkpoints_conv import families
+from jaxspec.bench import published as published_shapes
 from jaxspec.models.config import AttentionConfig, Mamba1Config, Mamba2Config, MLPConfig
 
 COMMON = {"torch_dtype": "bfloat16", "transformers_version": "4.43.0.dev0"}
@@ -198,3 +199,31 @@ def test_what_is_not_implemented_is_refused_in_one_line(record, fields, message)
     with pytest.raises(ValueError, match=message) as error:
         read(record | fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [*published_shapes.MODELS])
+def test_a_published_shape_has_a_published_form(name):
+    family, record = families.publish(published_shapes.MODELS[name])
+    assert record["model_type"] == family.kind
+
+
+def test_scores_have_a_scale_in_every_form():
+    """Granite's is a field, and 0 means no default there."""
+    _, record = families.publish(published_shapes.MODELS["granite-4-h-350m"])
+    assert record["attention_multiplier"] == 64**-0.5
+
+
+@pytest.mark.parametrize(
+    "record, words",
+    [
+        (
+            LLAMA_31_8B | {"partial_rotary_factor": 0.5},
+            "partial_rotary_factor must be 1",
+        ),
+        (NEMOTRON_H | {"sliding_window": 7}, "does not implement sliding_window 7"),
+        ({"model_type": "mamba_in_llama"}, "unknown architecture 'mamba_in_llama'"),
+    ],
+)
+def test_what_transformers_computes_otherwise_is_refused(record, words):
+    with pytest.raises(ValueError, match=words):
+        families.find(record).read(record)
