@@ -15,7 +15,8 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/jaxspec generate --compare
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile \
+	  --no-loadscope-reorder $(TESTS)
 
 test-aot: $(VENV)/.installed-aot
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) tests/aot

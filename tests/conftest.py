@@ -23,7 +23,15 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects, and little garbage
 
+LONG = ["test_notebooks", "test_sharding", "test_shipped", "test_recurrences"]
+LONG += ["test_tree_delta", "test_tree_ssd", "bench/test_drafters", "tune/test_command"]
+
 _MAPPINGS = pathlib.Path("/proc/self/maps")
+
+
+def pytest_collection_modifyitems(items):
+    """A file is one worker's: those that take minutes come first, so none is waited for."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
 
 
 def pytest_runtest_teardown():
