@@ -10,7 +10,6 @@ three times.
 
 import argparse
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -29,6 +28,15 @@ from jaxspec.models.config import ModelConfig
 
 _TOKENIZER = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}}}
 _TOKENIZER["model"]["unk_token"] = "a"
+
+
+# A process counts what its parent had when it was forked, so that one has to be small.
+_WATCH = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,13 +117,11 @@ def _measure(command: str, *paths: pathlib.Path) -> dict[str, Any]:
     """Seconds and peak memory of a command in a process of its own."""
     line = [sys.executable, "-m", "jaxspec.cli", command, *map(str, paths), "--json"]
     started = time.perf_counter()
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    message = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCH, *line], capture_output=True, text=True
+    )
     seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stderr.close()
-    if process.returncode:
-        raise ValueError(f"jaxspec {command} failed: {message}")
+    if done.returncode:
+        raise ValueError(f"jaxspec {command} failed: {done.stderr}")
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    return {"seconds": seconds, "peak_gib": usage.ru_maxrss * unit / 2**30}
+    return {"seconds": seconds, "peak_gib": int(done.stdout) * unit / 2**30}

@@ -106,7 +106,7 @@ def test_the_text_is_read_and_the_rest_comes_back(name, experts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, has", [("qwen3_5_text", "none"), ("qwen3_5_moe", "experts")]
+    "name, has", [("qwen3_5_text", "no experts"), ("qwen3_5_moe", "experts")]
 )
 def test_a_config_with_the_other_kind_of_layers_is_refused(name, has, tmp_path):
     ours = {"qwen3_5_text": "qwen3_5_moe_text", "qwen3_5_moe": "qwen3_5_text"}[name]
