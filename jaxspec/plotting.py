@@ -152,6 +152,7 @@ def drafters(record: dict[str, Any]) -> figures.Figure:
     settings = record["settings"]
     domains, temperatures = settings["domains"], settings["temperatures"]
     kinds = list(dict.fromkeys(row["kind"] for row in record["rows"]))
+    budgets = sorted({row["nodes"] for row in record["rows"]})
     colours = matplotlib.colormaps["tab20"](np.linspace(0.0, 1.0, max(len(kinds), 2)))
     size = 3.4 * len(temperatures) + 1.6, 2.8 * len(domains) + 0.4
     picture = figures.Figure(size)
@@ -183,6 +184,7 @@ def drafters(record: dict[str, Any]) -> figures.Figure:
                     elinewidth=0.5,
                 )
             axes.set_xscale("log", base=2)
+            axes.set_xticks(budgets, map(str, budgets))
             axes.set_title(f"{domain}, T = {temperature:g}", fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
         panels[i, 0].set_ylabel("tokens per call")
