@@ -25,12 +25,13 @@ from pallas_kernels import (
     PLATFORMS,
     tree_attention,
     tree_conv,
+    tree_delta,
     tree_path,
     tree_scan,
     tree_ssd,
 )
 
-OPS = (tree_ssd, tree_scan, tree_conv, tree_attention, tree_path)
+OPS = (tree_ssd, tree_scan, tree_delta, tree_conv, tree_attention, tree_path)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
