@@ -42,4 +42,4 @@ $(VENV)/.installed-aot: pyproject.toml | $(VENV)/bin/python
 	touch $(VENV)/.installed $(VENV)/.installed-dev $@
 
 clean:
-	rm -rf $(VENV) .jax_cache build jaxspec.egg-info
+	rm -rf $(VENV) build jaxspec.egg-info

@@ -16,7 +16,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-_CACHE = pathlib.Path(__file__).parents[1] / ".jax_cache"
+_CACHES = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+_CACHE = pathlib.Path(_CACHES) / "jaxspec-tests"  # of all checkouts
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

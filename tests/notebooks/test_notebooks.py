@@ -1,8 +1,8 @@
 """Every notebook runs from top to bottom, and keeps what it showed its author."""
 
-import os
 import pathlib
 
+import jax
 import nbclient
 import nbformat
 import pytest
@@ -33,7 +33,8 @@ def test_it_is_short_and_keeps_its_outputs(path):
 def test_it_runs(path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.fspath(ROOT / ".jax_cache"))
+    cache = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3")
     client.execute(cwd=path.parent)
