@@ -8,6 +8,9 @@ import os
 import pathlib
 
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ.setdefault(
+    "JAX_PLATFORMS", "cpu"
+)  # CUDA's wheels crash where there is no GPU
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}"
 
 import jax  # noqa: E402 (reads the flags)
