@@ -42,7 +42,7 @@ def dot_parts(a: jax.Array, b: jax.Array, dtype: Any, dims: Any = NN) -> jax.Arr
 
     a, b = cut(a), cut(b)
     pairs = [(i, j) for i in range(len(a)) for j in range(len(b)) if i + j < 2]
-    return sum(dot(a[i], b[j], dims) for i, j in reversed(pairs))
+    return sum(dot(a[i], b[j], dims) for i, j in pairs)
 
 
 def parts(x: jax.Array, count: int) -> list[jax.Array]:

@@ -14,6 +14,7 @@ from pallas_kernels._tpu_lanes import LANES, dot, lanes
 
 SOLVED_ROWS = 16  # by substitution, between two products
 _SUBLANES = 8
+_PER_HEAD = (((2,), (1,)), ((0,), (0,)))  # a product of a head's matrices, for each
 
 
 class Scratch(NamedTuple):
@@ -106,14 +107,9 @@ def _solve(shape, scratch):
         A, right = scratch.system[:, rows], scratch.right[:, rows]
         if first:
             reach = min(-(-first // SOLVED_ROWS) * SOLVED_ROWS, shape.padded)
-            right -= _products(A[:, :, :reach], scratch.writes[:, :reach])
+            right -= dot(A[:, :, :reach], scratch.writes[:, :reach], _PER_HEAD)
         u = _substitute(A[:, :, first:stop], right)
         scratch.writes[:, first:stop] = u
-
-
-def _products(a, b):
-    """`a @ b`, a head each."""
-    return jnp.stack([dot(a[s], b[s]) for s in range(a.shape[0])])
 
 
 def _substitute(A, right):
