@@ -31,7 +31,6 @@ from jaxspec.drafting.rasd import rasd
 from jaxspec.drafting.recycling import ACCEPTANCE, recycling
 from jaxspec.drafting.retrieval import retrieval
 from jaxspec.drafting.static import static_tree
-from jaxspec.models import config as configs
 from jaxspec.models import hybrid
 
 RANKS = (0.53, 0.11, 0.06, 0.04)  # how often the draw of each rank is kept (tune tree)
@@ -188,7 +187,7 @@ def _draft(tools: Tools, max_path: int) -> tuple[LanguageModel, Any]:
     if tools.vocabulary is not None:
         hash_ = pretrained.tokenizer_hash(tokenizer)
         keep = vocabulary.load(tools.vocabulary, hash_).keep
-    return trim(draft, _vocab_size(tools.target), keep)
+    return trim(draft, pretrained.read_config(tools.target).vocab_size, keep)
 
 
 def trim(
@@ -207,11 +206,6 @@ def trim(
     head = hybrid.trim_head(draft.params, keep)
     model = draft.model._replace(vocab_size=vocab_size)
     return model, Trimmed(head, jnp.asarray(keep))
-
-
-def _vocab_size(name: str) -> int:
-    config = pretrained.find(name) / "config.json"
-    return configs.from_json(config.read_text()).vocab_size
 
 
 def _static(law: str, noise: str = "own") -> Callable[[str], Builder]:
@@ -300,7 +294,7 @@ def _rasd(order: str) -> Callable[[Tools, str], Made]:
 
 def _recycling(tools: Tools, shape: str) -> Made:
     topology = sequoia.optimal_tree(ACCEPTANCE, _nodes(shape), LOOKUP_PATH)
-    return Made(recycling(_vocab_size(tools.target), topology), None)
+    return Made(recycling(pretrained.read_config(tools.target).vocab_size, topology), None)
 
 
 LEVELS = "children level by level (3,2,1) or chain:K"
