@@ -9,6 +9,7 @@ level, and a path is kept by keeping its last node's state. Nothing else is aske
 model: an nnx module joins by `nnx.split` and `nnx.merge`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxspec import rows, trees
 from jaxspec.core import LanguageModel
 
 
+@functools.cache
 def from_step(
     step: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
     init_state: Callable[[Any, int], Any],
@@ -30,8 +32,8 @@ def from_step(
 ) -> LanguageModel:
     """Makes a `LanguageModel` of a recurrence.
 
-    The functions must be pure and batched, row by row independent, and, since the record
-    is a static argument of compiled loops, the same objects from call to call.
+    The functions must be pure and batched, row by row independent. The record is a static
+    argument of compiled loops: of the same functions it is the same record.
 
     Args:
         step: `params, state, token [B] -> state, hidden [B, C]`; the state keeps its

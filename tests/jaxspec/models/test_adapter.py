@@ -106,6 +106,11 @@ def test_it_is_target_and_draft_in_the_loop(temperature):
     assert int(info.target_calls.sum()) < 32
 
 
+def test_the_same_functions_are_the_same_model():
+    again = from_step(step, init_state, logits, vocab_size=VOCAB, max_path=4)
+    assert again is MODEL  # so that a loop compiled for one serves the other
+
+
 def test_a_state_that_changes_its_shape_is_refused():
     def grow(params, state, token):
         state, hidden = step(params, state, token)
