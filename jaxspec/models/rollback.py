@@ -108,7 +108,8 @@ def read(
         carry: of the layer, or of all.
         tape: likewise.
         new: records of the nodes, to be solved where they are the delta rule's.
-        args: what `op` takes beside records and the past; decay rates come first.
+        args: what `op` takes beside records and the past; first what its `node_states`
+            takes: Mamba's decay rates, the delta rule's `beta`.
         context: of the tree.
         layer: index of the layer, None if there is one.
         **settings: of `op.read` and `op.verify`.
