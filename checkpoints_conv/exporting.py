@@ -94,7 +94,7 @@ def export(
     Args:
         folder: what `convert` or `pretrained.save` made.
         destination: a folder that does not exist yet.
-        shard_bytes: of a file of weights, about; also of the memory that it takes.
+        shard_bytes: of a file of weights, about; memory holds one of them, and a part.
         advance: called with the part that comes next, and how many are done of how many.
 
     Raises:

@@ -7,7 +7,8 @@
     params/kept   what jaxspec has no use for, and `export` writes back
 
 A part is written under another name and renamed when it is whole, so what has its name is
-whole, and a model is read and written with about one part in memory.
+whole, and a model is read and written with one part in memory beside what it comes from or
+goes to.
 """
 
 import json

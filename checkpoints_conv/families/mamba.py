@@ -75,12 +75,13 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def parts(config: ModelConfig, embed: str = "backbone.embeddings.weight") -> list[Part]:
-    """The table of names; the authors call the embedding otherwise."""
+    """The table of names, Mamba-2's too; the authors call the embedding otherwise."""
+    mixer = mixers.mamba2 if config.mamba2 else mixers.mamba1
 
     def block(i):
         at = f"backbone.layers.{i}"
         yield mixers.norm("norm", f"{at}.norm", config.d_model)
-        yield from mixers.mamba1(config, f"{at}.mixer")
+        yield from mixer(config, f"{at}.mixer")
 
     blocks = map(block, range(len(config.layers)))
     ends = embed, "backbone.norm_f.weight", "lm_head.weight"

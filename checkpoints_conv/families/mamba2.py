@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from checkpoints_conv import mixers, table
+from checkpoints_conv.families import mamba
 from checkpoints_conv.family import Family
 from checkpoints_conv.fields import Fields, json_numbers
 from checkpoints_conv.settings import INFINITE
-from checkpoints_conv.table import Part
 from jaxspec.models.config import Mamba2Config, ModelConfig
 
 
@@ -65,17 +64,4 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def parts(config: ModelConfig, embed: str = "backbone.embeddings.weight") -> list[Part]:
-    """The table of names; the authors call the embedding otherwise."""
-
-    def block(i):
-        at = f"backbone.layers.{i}"
-        yield mixers.norm("norm", f"{at}.norm", config.d_model)
-        yield from mixers.mamba2(config, f"{at}.mixer")
-
-    blocks = map(block, range(len(config.layers)))
-    ends = embed, "backbone.norm_f.weight", "lm_head.weight"
-    return table.model(config, *ends, blocks)
-
-
-FAMILY = Family("mamba2", "Mamba2ForCausalLM", read, write, parts)
+FAMILY = Family("mamba2", "Mamba2ForCausalLM", read, write, mamba.parts)

@@ -3,10 +3,10 @@
 SOURCE is a folder as the Hugging Face Hub keeps it: config.json, the weights in
 safetensors or PyTorch's .bin (one file or several; nothing pickled is executed), and
 tokenizer.json. DEST holds jaxspec's config, the tokenizer and one Orbax checkpoint per
-layer, in the dtypes of the source. Memory stays at about one layer; a conversion that was
-interrupted goes on where it stopped, and DEST appears when it is whole. Of a model that
-sees, or predicts several tokens at once, the text's part is used and the rest is kept, so
-that `jaxspec export` gives the whole back.
+layer, in the dtypes of the source. Memory holds a layer and the file that is mapped; a
+conversion that was interrupted goes on where it stopped, and DEST appears when it is whole.
+Of a model that sees, or predicts several tokens at once, the text's part is used and the
+other tensors are kept, so that `jaxspec export` gives all of them back.
 
     jaxspec convert mamba2-130m-hf mamba2-130m
     jaxspec convert state-spaces/mamba-130m mamba-130m --tokenizer gpt-neox-20b

@@ -294,7 +294,9 @@ def _rasd(order: str) -> Callable[[Tools, str], Made]:
 
 def _recycling(tools: Tools, shape: str) -> Made:
     topology = sequoia.optimal_tree(ACCEPTANCE, _nodes(shape), LOOKUP_PATH)
-    return Made(recycling(pretrained.read_config(tools.target).vocab_size, topology), None)
+    return Made(
+        recycling(pretrained.read_config(tools.target).vocab_size, topology), None
+    )
 
 
 LEVELS = "children level by level (3,2,1) or chain:K"

@@ -1,8 +1,10 @@
 """Writes a model as safetensors that transformers loads.
 
 SOURCE is a folder that `jaxspec convert` or `jaxspec train` made, or a shipped name. What
-was converted goes back to the names, shapes, dtypes and config that it had, bit by bit;
-what jaxspec trained is written in the form of a family that has such a model, if any.
+was converted goes back to the names, shapes, dtypes and config that it had, bit by bit, in
+transformers' form where it came in that of state-spaces/mamba; chat templates and the files
+of processors are not copied. What jaxspec trained is written in the form of a family that
+has such a model, if any.
 
     jaxspec export mamba2-130m mamba2-130m-hf
 """
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard-bytes",
         type=int,
         default=exporting.SHARD_BYTES,
-        help="size of a file of weights, about (default: %(default)s)",
+        help="size of a file of weights, which memory holds (default: %(default)s)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
