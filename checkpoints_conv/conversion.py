@@ -227,12 +227,18 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         for name, text in texts.items()
     )
     if partial.exists() and not same:
+        ours = {stored.PARAMS, *texts}
+        if not partial.is_dir() or {path.name for path in partial.iterdir()} - ours:
+            raise ValueError(
+                f"{partial} is no conversion that was interrupted; move it, or give "
+                "another folder."
+            )
         shutil.rmtree(partial)
     (partial / stored.PARAMS).mkdir(parents=True, exist_ok=True)
     parts = {part.name for part in todo.parts}
     for path in (partial / stored.PARAMS).iterdir():
         if path.name not in parts:  # half of one
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, text in texts.items():
         (partial / name).write_text(text)
 
@@ -253,6 +259,7 @@ def provenance(todo: Conversion) -> dict[str, Any]:
         published = families.FAMILIES[todo.family.name].describe(todo.config)
         published["eos_token_id"] = stops[0] if stops else None
     return {
+        "format": stored.FORMAT,
         "family": todo.family.name,
         "form": todo.form,
         "config": published,

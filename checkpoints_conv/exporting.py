@@ -56,8 +56,8 @@ def plan(folder: pathlib.Path) -> Export:
     config = configs.from_json(path.read_text())
     if stored.is_converted(folder):
         source = stored.read_source(folder)
-        family = families.FAMILIES[source["family"]].form(source.get("form", 0))
-        record, generation = source["config"], source["generation_config"]
+        family = _family(folder, source)
+        record, generation = source["config"], source.get("generation_config")
 
         def read(part):
             return stored.flatten(stored.read_part(folder, part.name))
@@ -80,6 +80,18 @@ def plan(folder: pathlib.Path) -> Export:
         }
 
     return Export(family, config, record, None, read, dict)
+
+
+def _family(folder: pathlib.Path, source: dict[str, Any]) -> Family:
+    """The family that a conversion was of, and its form."""
+    name, form = source["family"], source.get("form")
+    family = families.FAMILIES.get(name)
+    if family is None or form not in range(1 + len(family.others)):
+        raise ValueError(
+            f"{folder / stored.SOURCE} names family {name!r}, form {form!r}, which there "
+            f"is not; known are {', '.join(families.FAMILIES)}."
+        )
+    return family.form(form)
 
 
 def export(

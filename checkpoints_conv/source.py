@@ -127,7 +127,12 @@ def _find(folder: pathlib.Path) -> list[pathlib.Path]:
             shards = read_json(folder / index).get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise ValueError(f"{folder / index} has no weight_map.")
-            paths = [folder / str(name) for name in sorted({*shards.values()})]
+            names = [*shards.values()]
+            if odd := [name for name in names if not _is_file_name(name)]:
+                raise ValueError(
+                    f"{index} names {odd[0]!r}; expected a file beside it."
+                )
+            paths = [folder / name for name in sorted({*names})]
             for path in paths:
                 if not path.is_file():
                     raise ValueError(f"{index} names {path.name}, which is missing.")
@@ -137,6 +142,10 @@ def _find(folder: pathlib.Path) -> list[pathlib.Path]:
     raise ValueError(
         f"{folder} has no weights; expected one of {', '.join(WHOLE + INDICES)}."
     )
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and pathlib.Path(name).name == name not in ("", "..")
 
 
 def _open(path: pathlib.Path) -> File:

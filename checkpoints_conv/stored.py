@@ -19,6 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 PARAMS, SOURCE, KEPT = "params", "source.json", "kept"
+FORMAT = 1
+"""Of the folder: what is made of the same tensors changes with it."""
+
 END_OF_TEXT = "<|endoftext|>"
 """The token that ends a text where nothing says otherwise."""
 
@@ -84,6 +87,10 @@ def read_source(folder: pathlib.Path) -> dict[str, Any]:
         record = dict(json.loads((folder / SOURCE).read_text()))
         if missing := {"family", "config", "stop_tokens"} - record.keys():
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        if record.get("format") != FORMAT:
+            raise ValueError(
+                f"its format is {record.get('format')}, expected {FORMAT}; convert again"
+            )
         return record
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / SOURCE} is damaged: {error}.") from None

@@ -1,7 +1,6 @@
 """Conversion: whole or refused in one line, resumable, and the same from every form."""
 
 import json
-import pathlib
 import shutil
 
 import jax
@@ -9,37 +8,23 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
 
 import checkpoints_conv
 import jaxspec
 import published
 from checkpoints_conv import conversion, stored
-from jaxspec import pretrained
-
-NAME = "mamba2"
-WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture
-def source(tmp_path):
-    shutil.copytree(published.source(NAME), tmp_path / "source")
-    return tmp_path / "source"
-
-
-def tensors(path):
-    return safetensors.numpy.load_file(path / WEIGHTS)
-
-
-def put(path, arrays):
-    safetensors.numpy.save_file(arrays, path / WEIGHTS)
-
-
-def record(path, **fields):
-    """Changes fields of the config."""
-    file = path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+from weights import (
+    NAME,
+    WEIGHTS,
+    as_old_pickle,
+    as_pickle,
+    as_shards,
+    as_shards_of_pickle,
+    put,
+    record,
+    tensors,
+)
 
 
 def leaves(path):
@@ -60,36 +45,6 @@ def assert_same(found, expected):
 
 
 # --- Every form of the same weights ---
-
-
-def as_pickle(path):
-    state = published.model(NAME).state_dict()  # the tied head is there twice
-    torch.save(state, path / "pytorch_model.bin")
-    (path / WEIGHTS).unlink()
-
-
-def as_old_pickle(path):
-    state = published.model(NAME).state_dict()
-    file = path / "pytorch_model.bin"
-    torch.save(state, file, _use_new_zipfile_serialization=False)
-    (path / WEIGHTS).unlink()
-
-
-def as_shards(path):
-    published.model(NAME).save_pretrained(path, max_shard_size="12KB")
-    (path / WEIGHTS).unlink(missing_ok=True)
-    assert len(list(path.glob("model-*.safetensors"))) > 2
-
-
-def as_shards_of_pickle(path):
-    state = list(published.model(NAME).state_dict().items())
-    where = {}
-    for i, part in enumerate((state[:7], state[7:])):
-        torch.save(dict(part), path / f"pytorch_model-{i}.bin")
-        where |= {name: f"pytorch_model-{i}.bin" for name, _ in part}
-    index = path / "pytorch_model.bin.index.json"
-    index.write_text(json.dumps({"weight_map": where}))
-    (path / WEIGHTS).unlink()
 
 
 def as_its_authors(path):
@@ -165,6 +120,7 @@ def test_an_interrupted_conversion_goes_on(source, tmp_path):
     assert not dest.exists()
     half = partial / stored.PARAMS / "layers.1.orbax-checkpoint-tmp-0"
     half.mkdir()
+    (half.parent / ".DS_Store").touch()
     before = {path.name: path.stat().st_mtime_ns for path in half.parent.iterdir()}
     checkpoints_conv.convert(source, dest)
     assert not partial.exists()
@@ -190,178 +146,6 @@ def test_nothing_is_overwritten(source, tmp_path):
     (tmp_path / "dest").mkdir()
     with pytest.raises(ValueError, match="dest exists; give another folder"):
         checkpoints_conv.convert(source, tmp_path / "dest")
-
-
-# --- Damage ---
-
-
-def without(name):
-    def harm(path):
-        arrays = tensors(path)
-        del arrays[name]
-        put(path, arrays)
-
-    return harm
-
-
-def changed(name, change):
-    def harm(path):
-        put(path, tensors(path) | {name: change(tensors(path).get(name))})
-
-    return harm
-
-
-def config(**fields):
-    return lambda path: record(path, **fields)
-
-
-def truncated(name, size=-9):
-    def harm(path):
-        (path / name).write_bytes((path / name).read_bytes()[:size])
-
-    return harm
-
-
-def removed(name):
-    return lambda path: (path / name).unlink()
-
-
-def without_a_shard(path):
-    as_shards(path)
-    sorted(path.glob("model-*.safetensors"))[1].unlink()
-
-
-def with_a_tensor_in_two_shards(path):
-    as_shards(path)
-    first, second, *_ = sorted(path.glob("model-*.safetensors"))
-    shutil.copy(first, second)
-
-
-def a_pickle_cut_short(path):
-    as_pickle(path)
-    truncated("pytorch_model.bin", -999)(path)
-
-
-class Code:
-    """What a pickle could run."""
-
-    def __reduce__(self):
-        return pathlib.Path.touch, (pathlib.Path("was-run"),)
-
-
-def a_pickle_of_code(path):
-    torch.save({"backbone.norm_f.weight": Code()}, path / "pytorch_model.bin")
-    (path / WEIGHTS).unlink()
-
-
-def a_pickle_of_a_list(path):
-    torch.save([torch.ones(2)], path / "pytorch_model.bin")
-    (path / WEIGHTS).unlink()
-
-
-def another_head(path):
-    put(path, tensors(path) | {"lm_head.weight": np.ones((280, 32), np.float32)})
-
-
-HARMS = [
-    (
-        without("backbone.norm_f.weight"),
-        "missing backbone.norm_f.weight, left over noth",
-    ),
-    (
-        changed("backbone.x", lambda _: np.ones(3)),
-        "missing nothing, left over backbone.x",
-    ),
-    (config(num_hidden_layers=3), "missing backbone.layers.2.* and 8 more"),
-    (config(num_hidden_layers=1), "left over backbone.layers.1.*"),
-    (
-        changed("backbone.norm_f.weight", lambda a: a[1:]),
-        r"shape \(31,\), expected \(32",
-    ),
-    (
-        changed("backbone.norm_f.weight", np.float64),
-        "F64, expected one of F32, F16, BF16",
-    ),
-    (config(vocab_size=288), r"shape \(280, 32\), expected \(288, 32\)"),
-    (truncated(WEIGHTS), "not a whole safetensors file"),
-    (truncated(WEIGHTS, 99), "not a whole safetensors file"),
-    (removed(WEIGHTS), "has no weights"),
-    (without_a_shard, "index.json names model-.*, which is missing"),
-    (with_a_tensor_in_two_shards, "is both in model-.* and in model-"),
-    (a_pickle_cut_short, "not a whole file of tensors"),
-    (a_pickle_of_code, "not a whole file of tensors"),
-    (a_pickle_of_a_list, "holds more than tensors by name"),
-    (another_head, "ties the head to the embedding, and lm_head.weight is another"),
-    (config(tie_word_embeddings=False), "missing lm_head.weight"),
-    (config(model_type="rwkv"), "unknown architecture 'rwkv'; expected .*mamba2"),
-    (config(hidden_act="gelu"), "does not implement hidden_act 'gelu'; .* 'silu'"),
-    (config(sliding_window=128), "does not implement sliding_window 128"),
-    (config(num_heads="four"), "num_heads must be a whole number, got 'four'"),
-    (config(num_heads=8), "num_heads \\* head_dim is 128 and expand"),
-    (config(use_bias=1), "use_bias must be true or false, got 1"),
-    (config(time_step_limit=[0.5, 0.1]), "dt_limits are two numbers that rise"),
-    (config(time_step_limit=3), "time_step_limit must be a list"),
-    (config(time_step_limit=[1.0]), r"time_step_limit must be 2 numbers, got \[1.0\]"),
-    (config(time_step_limit=[{}, []]), "makes no sense"),
-    (config(hidden_size=None), "has no field hidden_size"),
-    (truncated("config.json"), "is not JSON"),
-    (removed("config.json"), "There is no .*config.json"),
-    (removed("tokenizer.json"), "no tokenizer .* --tokenizer FILE"),
-    (truncated("tokenizer.json"), "is not a tokenizer"),
-]
-
-
-@pytest.mark.parametrize("harm, message", HARMS)
-def test_damage_is_refused_in_one_line(source, tmp_path, monkeypatch, harm, message):
-    monkeypatch.chdir(tmp_path)
-    harm(source)
-    with pytest.raises(ValueError, match=message) as error:
-        checkpoints_conv.convert(source, tmp_path / "dest")
-    assert "\n" not in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def test_tensors_of_one_parameter_have_one_dtype(tmp_path):
-    path = tmp_path / "source"
-    shutil.copytree(published.source("llama"), path)
-    name = "model.layers.0.self_attn.k_proj.weight"
-    put(path, tensors(path) | {name: tensors(path)[name].astype(np.float16)})
-    with pytest.raises(
-        ValueError, match="must have one dtype, got .*k_proj.weight F16"
-    ):
-        checkpoints_conv.convert(path, tmp_path / "dest")
-
-
-@pytest.mark.parametrize(
-    "harm, message",
-    [
-        (
-            lambda path: shutil.rmtree(path / "params/layers.1"),
-            "has no params/layers.1",
-        ),
-        (
-            lambda path: shutil.rmtree(path / "params/embed/d"),
-            "params/embed is damaged",
-        ),
-        (config(d_model=64), "does not fit its config"),
-        (truncated("source.json"), "source.json is damaged"),
-    ],
-)
-def test_damage_of_what_was_converted_is_refused(tmp_path, harm, message):
-    path = tmp_path / "model"
-    shutil.copytree(published.converted(NAME), path)
-    harm(path)
-    with pytest.raises(ValueError, match=message) as error:
-        jaxspec.load(path)
-        pretrained.stop_tokens(path)
-    assert "\n" not in str(error.value)
-
-
-def test_a_published_folder_is_not_loaded_but_converted_first(source, tmp_path):
-    with pytest.raises(ValueError, match="jaxspec convert .*source DEST"):
-        jaxspec.load(source)
-    with pytest.raises(ValueError, match="is a model of jaxspec already"):
-        checkpoints_conv.convert(published.converted(NAME), tmp_path / "dest")
 
 
 # --- What comes with the weights ---
