@@ -32,7 +32,7 @@ from rich import table as tables
 from jaxspec import decode_state, decoding, metrics, pretrained
 from jaxspec.bench import peer as peers
 from jaxspec.bench import prompts as prompt_files
-from jaxspec.bench import published, synthetic, timing
+from jaxspec.bench import published, synthetic, timing, totals
 from jaxspec.cli import options
 from jaxspec.models import hybrid
 
@@ -214,9 +214,9 @@ def _jobs(
 def _measure(args, setups, jobs, peer, advance) -> list[dict[str, Any]]:
     """Decodes every job autoregressively, with every drafter and by a peer, in turn."""
     verifier = options.VERIFIERS[args.verifier]()
-    totals = {name: _Total() for name in setups}
-    baseline_total = _Total()
-    peer_total = _PeerTotal(peer) if peer else None
+    of_drafter = {name: totals.Total() for name in setups}
+    of_baseline = totals.Total()
+    of_peer = totals.PeerTotal(peer) if peer else None
     written = []
     for number, job in enumerate(jobs):
         baseline = None
@@ -248,15 +248,16 @@ def _measure(args, setups, jobs, peer, advance) -> list[dict[str, Any]]:
             times = [timing.seconds(decode) for _ in range(args.repeats)]
             out, info = _first_rows(*times[0][0], job.count)
             seconds = float(np.median([t for _, t in times]))
-            total = totals[name] if name else baseline_total
+            total = of_drafter[name] if name else of_baseline
             total.add(out, info, seconds)
             if name is None:
                 baseline = out
                 written += _texts(setup.target.tokenizer, out)
             else:
-                total.compare(setup.target, baseline, out)
-        if peer_total:
-            peer_total.decode(args, setup.target, job, baseline)
+                total.agreement.compare(setup.target, baseline, out)
+        if of_peer:
+            prompt = job.prompt[0, : int(job.lengths[0])].tolist()
+            of_peer.decode(setup.target, prompt, args.repeats, job.settings, baseline)
         advance()
     zlib = float(np.mean([metrics.zlib_ratio(text) for text in written]))
     temperature = jobs[0].settings["temperature"]
@@ -265,11 +266,11 @@ def _measure(args, setups, jobs, peer, advance) -> list[dict[str, Any]]:
             "name": name,
             "rollback": rollback,
             "temperature": temperature,
-            **total.record(baseline_total),
+            **total.record(of_baseline),
             "zlib_ratio": zlib,
-            "peer": peer_total and peer_total.record(baseline_total),
+            "peer": of_peer and of_peer.record(of_baseline),
         }
-        for (name, rollback), total in totals.items()
+        for (name, rollback), total in of_drafter.items()
     ]
 
 
@@ -277,82 +278,6 @@ def _first_rows(state, info, count: int):
     """Without the rows that only fill a batch up, and the pasts."""
     looked_at = state.replace(carry=None, drafter=None), info
     return jax.tree.map(lambda leaf: leaf[:count], looked_at)
-
-
-class _Total:
-    """Sums over jobs."""
-
-    def __init__(self):
-        self.tokens, self.seconds, self.calls = 0, 0.0, 0
-        self.by_depth, self.drafted = 0, 0
-        self.texts, self.identical, self.near_ties = 0, 0, 0
-
-    def add(self, state, info, seconds: float) -> None:
-        self.tokens += int((state.lengths - state.prompt_lengths).sum())
-        self.seconds += seconds
-        if info is not None:
-            kept = np.asarray(info.kept.sum(0), np.int64)
-            self.by_depth = self.by_depth + kept
-            self.calls += int(info.target_calls.sum())
-            self.drafted += int(info.drafted.sum())
-
-    def compare(self, target, baseline, state) -> None:
-        for row in range(len(state.lengths)):
-            found = metrics.compare(target.model, target.params, baseline, state, row)
-            self.texts += 1
-            self.identical += found.identical
-            self.near_ties += found.near_tie
-
-    def record(self, baseline: "_Total") -> dict[str, Any]:
-        speed = self.tokens / self.seconds
-        baseline_speed = baseline.tokens / baseline.seconds
-        return {
-            "tokens": self.tokens,
-            "target_calls": self.calls,
-            "block_efficiency": self.tokens / self.calls,
-            "drafted": self.drafted,
-            "acceptance_by_depth": (self.by_depth[1:] / self.calls).tolist(),
-            "tokens_per_second": speed,
-            "autoregressive_tokens_per_second": baseline_speed,
-            "speedup": speed / baseline_speed,
-            "texts": self.texts,
-            "identical": self.identical,
-            "near_ties": self.near_ties,
-            "different": self.texts - self.identical - self.near_ties,
-        }
-
-
-class _PeerTotal:
-    """The same of a peer."""
-
-    def __init__(self, peer: peers.Transformers):
-        peer.reset()
-        self.peer, self.texts, self.identical, self.near_ties = peer, 0, 0, 0
-
-    def decode(self, args, target, job: Job, baseline) -> None:
-        prompt = job.prompt[0, : int(job.lengths[0])].tolist()
-        text = self.peer.decode(prompt, args.repeats, job.settings)
-        if job.settings["temperature"] > 0.0:  # the noise is not ours
-            return
-        tokens = np.asarray(baseline.tokens).copy()
-        tokens[0, : len(text)] = text
-        other = baseline.replace(tokens=tokens, lengths=np.array([len(text)]))
-        found = metrics.compare(target.model, target.params, baseline, other, 0)
-        self.texts += 1
-        self.identical += found.identical
-        self.near_ties += found.near_tie
-
-    def record(self, baseline: _Total) -> dict[str, Any]:
-        speed = self.peer.tokens / self.peer.seconds if self.peer.tokens else 0.0
-        ours = baseline.tokens / baseline.seconds
-        return {
-            "tokens_per_second": speed,
-            "autoregressive_over_peer": ours / speed if speed else None,
-            "texts": self.texts,
-            "identical": self.identical,
-            "near_ties": self.near_ties,
-            "different": self.texts - self.identical - self.near_ties,
-        }
 
 
 def _texts(tokenizer, state) -> list[str]:

@@ -1,8 +1,8 @@
 """transformers' own generation with our weights: what `bench decode --peer` is compared to.
 
 The model is written as safetensors (`jaxspec export`), and loaded in the dtype that ours
-computes in. Prefill is not counted, as in our own loops: a text's time is that of all its
-tokens less that of its first alone.
+computes in. Prefill is not counted, as in our own loops: a text's time begins with its
+first token.
 """
 
 import importlib.util
@@ -78,20 +78,16 @@ class Transformers:
         Returns:
             The prompt and what follows.
         """
-        most = settings["max_new_tokens"]
-        self._generate(prompt, 2, settings)  # warms up
-        times = []
-        for _ in range(repeats):
-            first, text = (self._generate(prompt, n, settings) for n in (1, most))
-            times.append(text[1] - first[1])
-        written = text[0]
+        self._generate(prompt, {**settings, "max_new_tokens": 2})  # warms up
+        texts = [self._generate(prompt, settings) for _ in range(repeats)]
+        written, times = texts[0][0], [seconds for _, seconds in texts]
         if len(written) > len(prompt) + 1:
             self.tokens += len(written) - len(prompt) - 1
             self.seconds += sorted(times)[len(times) // 2]
         return written
 
-    def _generate(self, prompt, count, settings) -> tuple[list[int], float]:
-        """A text, and the seconds that it took."""
+    def _generate(self, prompt, settings) -> tuple[list[int], float]:
+        """A text, and the seconds that it took after its first token."""
         chosen = {"do_sample": False}
         if temperature := settings["temperature"]:
             chosen = {
@@ -101,18 +97,35 @@ class Transformers:
                 "top_p": settings["top_p"],
             }
         tokens = self._torch.tensor([prompt], device=self._device)
-        started = time.perf_counter()
+        clock = _Clock()
         with self._torch.inference_mode():
             out = self._model.generate(
                 tokens,
                 attention_mask=self._torch.ones_like(tokens),
-                max_new_tokens=count,
+                max_new_tokens=settings["max_new_tokens"],
                 eos_token_id=settings["stops"] or None,
                 pad_token_id=0,
+                streamer=clock,
                 **chosen,
             )
-        written = out[0].tolist()  # waits for the device
-        return written, time.perf_counter() - started
+        return out[0].tolist(), clock.seconds()
+
+
+class _Clock:
+    """What transformers shows the prompt and then each token to, when it has come."""
+
+    def __init__(self):
+        self._times = []
+
+    def put(self, tokens) -> None:
+        self._times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+    def seconds(self) -> float:
+        """From the first token to the last."""
+        return self._times[-1] - self._times[1]
 
 
 def check_installed() -> None:
