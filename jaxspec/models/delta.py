@@ -170,24 +170,18 @@ class Mixer(nn.Module):
         qkv, z, b, a = self._project(x)
         tail, qkv = self.conv.scan(tail, qkv, lengths)
         inputs, beta, q = self._inputs(qkv, b, a)
-        batch, length = x.shape[:2]
-        live = jnp.arange(length)[None] < lengths[:, None]
+        live = jnp.arange(x.shape[1])[None] < lengths[:, None]
         inputs, beta = inputs.only(live), jnp.where(live[..., None], beta, 0.0)
-
-        chunk = min(self.config.delta.chunk_size, length)
-        tree = topology.chain(batch, chunk)
 
         def advance(state, chunk):
             inputs, beta, q = chunk
+            tree = topology.chain(*q.shape[:2])
             read = tree_delta.read(tree, inputs, beta, q, state, implementation="xla")
             inputs, y = inputs.complete(read)
             return tree_delta.fold(state, inputs, implementation="xla"), y
 
-        chunks = jax.tree.map(
-            lambda a: layers.split_chunks(a, chunk), (inputs, beta, q)
-        )
-        state, y = jax.lax.scan(advance, state, chunks)
-        y = layers.join_chunks(y, length)
+        size = self.config.delta.chunk_size
+        state, y = layers.scan_chunks(advance, state, (inputs, beta, q), size)
         return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(

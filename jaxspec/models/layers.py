@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -272,3 +272,27 @@ def join_chunks(chunks: jax.Array, length: int) -> jax.Array:
     """Undoes `split_chunks`, dropping what lies beyond `length`."""
     x = jnp.moveaxis(chunks, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def scan_chunks(
+    advance: Callable[[Any, Any], tuple[Any, jax.Array]],
+    state: Any,
+    tokens: Any,
+    size: int,
+) -> tuple[Any, jax.Array]:
+    """Advances a state over tokens, a chunk at a time.
+
+    Args:
+        advance: `state, chunk -> state, y`.
+        state: before the first token.
+        tokens: arrays `[B, T, ...]`.
+        size: tokens that a chunk has, if there are so many.
+
+    Returns:
+        The state after the last token, and `y` of all, `[B, T, ...]`.
+    """
+    length = jax.tree.leaves(tokens)[0].shape[1]
+    size = min(size, length)
+    chunks = jax.tree.map(lambda a: split_chunks(a, size), tokens)
+    state, y = jax.lax.scan(advance, state, chunks)
+    return state, join_chunks(y, length)

@@ -144,20 +144,17 @@ class Mixer(nn.Module):
         u, z = self._project(x)
         tail, u = self.conv.scan(tail, u, lengths)
         inputs, C = self._inputs(u)
-        length = x.shape[1]
-        live = jnp.arange(length)[None] < lengths[:, None]
+        live = jnp.arange(x.shape[1])[None] < lengths[:, None]
         inputs = inputs._replace(dt=jnp.where(live[..., None], inputs.dt, 0.0))
-
-        chunk = min(self.config.mamba1.chunk_size, length)
         A, D = self._A(), self.D.astype(jnp.float32)
 
         def advance(state, chunk):
-            y, state = tree_scan.read_chain(chunk[0], A, chunk[1], D, state)
+            inputs, C = chunk
+            y, state = tree_scan.read_chain(inputs, A, C, D, state)
             return state, y
 
-        chunks = jax.tree.map(lambda a: layers.split_chunks(a, chunk), (inputs, C))
-        state, y = jax.lax.scan(advance, state, chunks)
-        y = layers.join_chunks(y, length)
+        size = self.config.mamba1.chunk_size
+        state, y = layers.scan_chunks(advance, state, (inputs, C), size)
         return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(

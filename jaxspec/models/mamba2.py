@@ -167,22 +167,18 @@ class Mixer(nn.Module):
         z, xBC, dt = self._project(x)
         tail, xBC = self.conv.scan(tail, xBC, lengths)
         inputs, C = self._inputs(xBC, dt)
-        batch, length = x.shape[:2]
-        live = jnp.arange(length)[None] < lengths[:, None]
+        live = jnp.arange(x.shape[1])[None] < lengths[:, None]
         inputs = inputs._replace(dt=jnp.where(live[..., None], inputs.dt, 0.0))
-
-        chunk = min(self.config.mamba2.chunk_size, length)
-        tree = topology.chain(batch, chunk)
         A, D = self._A(), self._D()
 
         def advance(state, chunk):
             inputs, C = chunk
+            tree = topology.chain(*C.shape[:2])
             y = tree_ssd.read(tree, inputs, A, C, D, state, implementation="xla")
             return tree_ssd.fold(state, A, inputs, implementation="xla"), y
 
-        chunks = jax.tree.map(lambda a: layers.split_chunks(a, chunk), (inputs, C))
-        state, y = jax.lax.scan(advance, state, chunks)
-        y = layers.join_chunks(y, length)
+        size = self.config.mamba2.chunk_size
+        state, y = layers.scan_chunks(advance, state, (inputs, C), size)
         return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(
