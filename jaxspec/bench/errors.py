@@ -10,11 +10,13 @@ import numpy as np
 
 from jaxspec.bench import published
 from pallas_kernels import (
+    DeltaInputs,
     Inputs,
     Ring,
     topology,
     tree_attention,
     tree_conv,
+    tree_delta,
     tree_scan,
     tree_ssd,
 )
@@ -85,6 +87,26 @@ def _calls(nodes: int, dtype: Any) -> Iterator[tuple[str, Callable[..., Any], tu
     verify = functools.partial(tree_scan.verify, max_depth=nodes)
     yield "tree_scan.verify", verify, (*args, Ring(ring, length), fold)
     yield "tree_scan.fold", tree_scan.fold, (state, A, inputs)
+
+    c = published.DELTA["qwen3.5-9b"]
+    heads, width = c.num_value_heads, c.key_head_dim
+
+    def unit(*shape):
+        x = rng.standard_normal((*shape, c.num_key_heads, width))
+        x /= np.linalg.norm(x, axis=-1, keepdims=True)
+        return jnp.array(x.reshape(*shape, -1), dtype)
+
+    inputs, ring = (
+        DeltaInputs(
+            jnp.array(normal(*s, c.value_dim), jnp.float32), -steps(*s, heads), unit(*s)
+        )
+        for s in (shape, slots)
+    )
+    beta = jnp.array(rng.uniform(0.0, 1.0, (*shape, heads)), jnp.float32)
+    state = jnp.array(normal(_BATCH, heads, c.value_head_dim, width), jnp.float32)
+    args = tree, inputs, beta, unit(*shape), state, Ring(ring, length), fold
+    yield "tree_delta.verify", tree_delta.verify, args
+    yield "tree_delta.fold", tree_delta.fold, (state, inputs)
 
     window = topology.windows(tree.parents, m.d_conv)
     args = normal(*shape, m.conv_dim), normal(_BATCH, m.d_conv - 1, m.conv_dim)
