@@ -8,9 +8,7 @@ import os
 import pathlib
 
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ.setdefault(
-    "JAX_PLATFORMS", "cpu"
-)  # CUDA's wheels crash where there is no GPU
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # CUDA's wheels crash without a GPU
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}"
 
 import jax  # noqa: E402 (reads the flags)
@@ -33,8 +31,20 @@ LONG += ["test_tree_delta", "test_tree_ssd", "bench/test_drafters", "tune/test_c
 _MAPPINGS = pathlib.Path("/proc/self/maps")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="run all combinations, also those left out for the sake of time",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
     """A file is one worker's: those that take minutes come first, so none is waited for."""
+    if not config.getoption("--thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
 
 

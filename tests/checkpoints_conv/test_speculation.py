@@ -12,11 +12,15 @@ from jaxspec.models.rollback import ROLLBACKS
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [200], [31, 41, 59, 26, 53, 58, 97, 93, 23, 84, 62]]
 NEW, SHAPE = 64, "model:2"
-THOROUGH = ("falcon_h1",)  # the rollbacks of every mixer have tests of their own
+ALWAYS = ("falcon_h1",)  # under all rollbacks; each mixer has tests of its own of them
 CASES = [
-    (name, rollback)
+    pytest.param(
+        name,
+        rollback,
+        marks=() if rollback == "lazy" or name in ALWAYS else (pytest.mark.thorough,),
+    )
     for name in published.names()
-    for rollback in (ROLLBACKS if name in THOROUGH else ("lazy",))
+    for rollback in ROLLBACKS
 ]
 
 
