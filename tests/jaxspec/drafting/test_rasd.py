@@ -63,7 +63,7 @@ def propose(drafter, params):
 
     @jax.jit
     def run(params):
-        state = drafter.init(params, model_tokens, lengths, 40)
+        state = drafter.init(params, model_tokens, lengths, 40, None)
         return drafter.propose(params, KEYS, state, roots, SETTINGS)
 
     return run(params)
