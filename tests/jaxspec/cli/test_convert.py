@@ -50,7 +50,7 @@ def test_what_is_kept_for_export_is_counted(capsys, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(published.source("qwen3_5_text"), source)
     arrays = safetensors.numpy.load_file(source / "model.safetensors")
-    arrays["mtp.fc.weight"] = arrays["model.norm.weight"]
+    arrays["model.visual.norm.weight"] = arrays["model.norm.weight"]
     safetensors.numpy.save_file(arrays, source / "model.safetensors")
     assert run(capsys, "convert", source, tmp_path / "a")["kept"] == 1
     assert main(["convert", str(source), str(tmp_path / "b")]) == 0
