@@ -39,7 +39,7 @@ def load(name, rollback):
 def start(name, rollback, made=None):
     model, params, _ = load(name, rollback)
     tokens, lengths = jaxspec.pad_prompts(PROMPTS, multiple=16)
-    weights = jaxspec.Params(params, made and made.params)
+    weights = made.beside(params) if made else jaxspec.Params(params)
     drafter = made and made.drafter
     options = {"target": model, "drafter": drafter, "max_new_tokens": NEW}
     return weights, jaxspec.init_state(weights, tokens, lengths, **options)
