@@ -310,7 +310,7 @@ def _retrieval(tools: Tools, shape: str) -> Made:
 
 def _lookups(tools: Tools, shape: str) -> Made:
     nodes = _nodes(shape)
-    here, _ = _ngram(tools, shape)
+    here = _ngram(tools, shape).drafter
     return Made(fuse(here, _retriever(nodes), nodes), Pair(None, _datastore(tools)))
 
 
@@ -343,7 +343,7 @@ KINDS = {
     "model": Kind(
         _grown(_static("top_k")), LEVELS, "a draft model's likeliest, in a static tree"
     ),
-    "mtp": Kind(_mtp, LEVELS, "likewise, the target's own head (MTP)"),
+    "mtp": Kind(_mtp, LEVELS, "what the target's own head predicts, likewise"),
     "best-first": Kind(_grown(_best_first), "", "its likeliest paths (EAGLE-2)"),
     "chain": Kind(_grown(_chain()), "", "a draft model's draws, one by one", True),
     "specinfer": Kind(

@@ -11,6 +11,7 @@ import pytest
 import jaxspec
 import texts
 import tiny
+from jaxspec import sharding
 from jaxspec.core import Verdict
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.best_first import best_first
@@ -34,7 +35,7 @@ def params():
 
 @functools.cache
 def expected(is_greedy):
-    return texts.autoregressive(**texts.GREEDY if is_greedy else MIXED)
+    return texts.baseline("greedy") if is_greedy else texts.autoregressive(**MIXED)
 
 
 CASES = {  # builder, and a verifier other than the default
@@ -93,6 +94,25 @@ def test_a_row_that_is_done_does_not_change():
     for one, other in zip(*map(jax.tree.leaves, (before, after)), strict=True):
         np.testing.assert_array_equal(one[::2], other[::2])
         assert (one[1] != other[1]).any()
+
+
+def test_a_mesh_writes_the_same_text():
+    """The head is cut as its target is, and shares what is cut already."""
+    drafter, model = draft_head(HEAD, (2, 1)), texts.target()
+    shape = mtp.mtp_config(CONFIG)
+    with sharding.mesh(tensor=2, devices=jax.devices()[:2]) as mesh:
+        target = sharding.shard_params(CONFIG, tiny.params(texts.TARGET), mesh)
+        own = sharding.shard_params(shape, params(), mesh)
+        both = jaxspec.Params(target, mtp.share(own, target))
+        tokens, lengths = jaxspec.pad_prompts(texts.PROMPTS, multiple=16)
+        records = {"target": model, "drafter": drafter}
+        room = {"max_length": texts.MAX_LENGTH, "max_new_tokens": texts.BUDGETS}
+        state = jaxspec.init_state(both, tokens, lengths, **records, **room)
+        state = sharding.shard_state(CONFIG, state, mesh, shape)
+        keys = state.drafter.carry.blocks[0][0].keys
+        assert keys.sharding.spec[2] == "tensor"
+        state, _ = jaxspec.speculative_generate(both, state, **records)
+    texts.check_same(state, expected(True))
 
 
 def test_equal_settings_give_equal_drafters():
