@@ -106,6 +106,7 @@ def converted(name):
     return path
 
 
+@functools.cache  # of one text all nodes are asked for
 def hidden(name, tokens):
     """The target's hidden `[T, C]` after its final norm, in transformers."""
     with torch.no_grad():
@@ -117,7 +118,7 @@ def logits(name, text, drafts=()):
     """Logits `[V]` after a text, and after drafts that the target has not seen."""
     made = published.model(name)
     embed = made.get_input_embeddings()
-    before = hidden(name, text)
+    before = hidden(name, tuple(text))
     with torch.no_grad():
         for count in range(len(drafts) + 1):
             tokens = torch.tensor([*text, *drafts[:count]])
