@@ -65,6 +65,7 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
     except (ArithmeticError, AttributeError, TypeError) as error:  # odd types, zeros
         raise ValueError(f"{folder / 'config.json'} makes no sense: {error}.") from None
     source = Source(folder)
+    model = family.with_head(model, source.entries)
     form = _form(family, model, source)
     family = family.form(form)
     parts = [*family.parts(model), *_kept(family, source)]
@@ -78,13 +79,14 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
 
 
 def _form(family: Family, config: ModelConfig, source: Source) -> int:
-    """Which table of names fits; the first if none does, which is then reported."""
-    for form in range(1 + len(family.others)):
+    """Which table of names fits, or lacks least, which is then reported."""
+
+    def missing(form: int) -> int:
         parts = family.form(form).parts(config)
         names = {tensor.name for part in parts for tensor in part.tensors()}
-        if names <= source.entries.keys():
-            return form
-    return 0
+        return len(names - source.entries.keys())
+
+    return min(range(1 + len(family.others)), key=missing)
 
 
 def _kept(family: Family, source: Source) -> list[Part]:

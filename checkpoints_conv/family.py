@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from checkpoints_conv.table import Part, Tensor
@@ -23,6 +23,8 @@ class Family(NamedTuple):
         head: name of the head, which models with a tied head may hold as well.
         buffers: pattern of tensors that transformers computes by itself.
         kept: pattern of tensors that jaxspec has no use for, and `export` writes back.
+        mtp: blocks of the head that predicts a token further, which a checkpoint may have;
+            its tensors' names begin with `mtp.`. None if jaxspec cannot run such a head.
         model_type: of a family that shares another's.
     """
 
@@ -35,6 +37,7 @@ class Family(NamedTuple):
     head: str = "lm_head.weight"
     buffers: str = r".*\.rotary_emb\.inv_freq"
     kept: str = "(?!)"
+    mtp: Callable[[ModelConfig], str] | None = None
     model_type: str | None = None
 
     @property
@@ -49,6 +52,12 @@ class Family(NamedTuple):
     def form(self, number: int) -> "Family":
         """The family with one of its tables of names."""
         return self._replace(parts=(self.parts, *self.others)[number])
+
+    def with_head(self, config: ModelConfig, names: Iterable[str]) -> ModelConfig:
+        """The config of a checkpoint of these tensors, which say if there is a head."""
+        if self.mtp is None or not any(name.startswith("mtp.") for name in names):
+            return config
+        return dataclasses.replace(config, mtp=self.mtp(config))
 
     def is_kept(self, name: str) -> bool:
         """Whether a tensor is there for `export` alone."""

@@ -4,6 +4,7 @@
     source.json      the published config, its family, and the tokens that end a text
     tokenizer.json
     params/embed  params/layers.0  ...  params/final_norm  params/lm_head
+    params/mtp.pair  params/mtp.layers.0  ...  params/mtp.final_norm, where config.mtp is
     params/kept   what jaxspec has no use for, and `export` writes back
 
 A part is written under another name and renamed when it is whole, so what has its name is
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-PARAMS, SOURCE, KEPT = "params", "source.json", "kept"
+PARAMS, SOURCE, KEPT, MTP = "params", "source.json", "kept", "mtp."
 FORMAT = 1
 """Of the folder: what is made of the same tensors changes with it."""
 

@@ -3,6 +3,7 @@
 # Contracts.
 from jaxspec.core import Draft as Draft
 from jaxspec.core import Drafter as Drafter
+from jaxspec.core import DraftHead as DraftHead
 from jaxspec.core import LanguageModel as LanguageModel
 from jaxspec.core import Verdict as Verdict
 from jaxspec.core import Verifier as Verifier
@@ -23,6 +24,7 @@ from jaxspec.drafting.best_first import best_first as best_first
 from jaxspec.drafting.dyspec import dyspec as dyspec
 from jaxspec.drafting.fusion import fuse as fuse
 from jaxspec.drafting.given import given as given
+from jaxspec.drafting.head import draft_head as draft_head
 from jaxspec.drafting.model import draft_model as draft_model
 from jaxspec.drafting.ngram import ngram as ngram
 from jaxspec.drafting.rasd import rasd as rasd
@@ -44,8 +46,10 @@ from jaxspec.models.config import MLPConfig as MLPConfig
 from jaxspec.models.config import ModelConfig as ModelConfig
 from jaxspec.models.config import MoEConfig as MoEConfig
 from jaxspec.models.hybrid import language_model as language_model
+from jaxspec.models.mtp import mtp_head as mtp_head
 from jaxspec.pretrained import check_same_tokenizer as check_same_tokenizer
 from jaxspec.pretrained import load as load
+from jaxspec.pretrained import load_mtp as load_mtp
 from jaxspec.trees import TokenTree as TokenTree
 from jaxspec.verification.recursive_rejection import (
     recursive_rejection as recursive_rejection,

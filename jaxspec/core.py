@@ -67,6 +67,38 @@ class LanguageModel(NamedTuple):
     max_path: int
 
 
+class DraftHead(NamedTuple):
+    """A small model that drafts from what the target makes of a text (EAGLE, MTP).
+
+    It reads pairs: a token, and the target's hidden of the token before it; for tokens
+    that the target has not seen, its own hidden of the token before. Its past is of pairs,
+    so that it is a token shorter than the text. Every function is pure and natively
+    batched; a carry is a value, as in `LanguageModel`.
+
+    Attributes:
+        init: `key -> params`.
+        init_carry: `params, batch_size, max_length -> carry`, an empty past with room for
+            the pairs of as many tokens.
+        scan: `params, carry, tokens [B, T], before [B, T, C], lengths [B] -> carry, hidden
+            [B, T, C]`: row `b` absorbs its first `lengths[b]` pairs, perhaps none.
+        init_tape: `params, batch_size, num_nodes -> tape`.
+        extend_tree: `params, carry, tape, tree, before [B, stop - start, C], start, stop ->
+            tape, hidden [B, stop - start, C]`: some slots of a tree whose root's pair is in
+            the carry, and whose other parents are on the tape. `start` and `stop` are
+            static, and `start` is at least 1.
+        logits: `params, hidden [..., C] -> [..., V]` float32.
+        vocab_size: `V`.
+    """
+
+    init: Callable[..., Any]
+    init_carry: Callable[..., Carry]
+    scan: Callable[..., tuple[Carry, Array]]
+    init_tape: Callable[..., Tape]
+    extend_tree: Callable[..., tuple[Tape, Array]]
+    logits: Callable[..., Array]
+    vocab_size: int
+
+
 @struct.dataclass
 class Draft:
     """A tree of draft tokens and the laws they were drawn from.
@@ -148,7 +180,8 @@ class Drafter(NamedTuple):
     lives on the host is driven through `speculative_step` from Python.
 
     Attributes:
-        init: `params, prompt [B, T], lengths [B], max_length -> state`.
+        init: `params, prompt [B, T], lengths [B], max_length, hidden [B, T, C] -> state`;
+            the hidden is the target's, of each row's prompt but its last token.
         propose: `params, keys [B], state, root [B], Sampling -> state, Draft`; the
             settings say how the target is sampled, which a drafter may imitate, and the
             position of the root.

@@ -163,10 +163,10 @@ def _prefill(params, prompt, lengths, *, target, drafter, max_length):
     """Absorbs `prompt[:-1]`: the last token is the first root."""
     speculative = drafter is not None
     carry = target.init_carry(params.target, len(prompt), max_length, speculative)
-    carry, _ = target.scan(params.target, carry, prompt, lengths - 1)
+    carry, hidden = target.scan(params.target, carry, prompt, lengths - 1)
     if not speculative:
         return carry, None
-    return carry, drafter.init(params.drafter, prompt, lengths, max_length)
+    return carry, drafter.init(params.drafter, prompt, lengths, max_length, hidden)
 
 
 def pad_prompts(

@@ -10,6 +10,7 @@ import hashlib
 import importlib.resources
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,9 +19,9 @@ import tokenizers
 
 from checkpoints_conv import native, stored
 from jaxspec import files
-from jaxspec.core import LanguageModel
+from jaxspec.core import DraftHead, LanguageModel
 from jaxspec.models import config as configs
-from jaxspec.models import hybrid
+from jaxspec.models import hybrid, mtp
 
 END_OF_TEXT = stored.END_OF_TEXT
 DTYPES = ("float32", "bfloat16")
@@ -91,11 +92,9 @@ def load(
             version, or does not fit the config.
     """
     folder = find(name_or_dir)
-    config = read_config(folder)
-    if dtype is not None:
-        config = dataclasses.replace(config, dtype=dtype)
+    config = _config(name_or_dir, dtype)
     converted = stored.is_converted(folder)
-    like = _like(config)
+    like = _like(config, hybrid.language_model(config).init)
     if converted:
         params = _load_parts(folder, like)
     else:
@@ -114,9 +113,55 @@ def load(
     return Pretrained(hybrid.language_model(config, **options), params, tokenizer)
 
 
-def _like(config: configs.ModelConfig) -> Any:
-    """Shapes and dtypes of the params in memory."""
-    shapes = jax.eval_shape(hybrid.language_model(config).init, jax.random.key(0))
+def load_mtp(
+    name_or_dir: str | pathlib.Path,
+    target: Any,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> tuple[DraftHead, Any]:
+    """Loads the multi-token-prediction head of a model, for `draft_head`.
+
+    Args:
+        name_or_dir: as in `load`.
+        target: the model's params, of which the head shares the embedding and the head.
+        dtype: as in `load`.
+
+    Raises:
+        ValueError: if the model has no such head, or as `load`.
+    """
+    head = mtp_head(name_or_dir, dtype)
+    config = _config(name_or_dir, dtype)
+    like = mtp.own(_like(config, head.init))
+    params = _load_parts(find(name_or_dir), like, stored.MTP)
+    return head, mtp.share(params, target)
+
+
+def mtp_head(
+    name_or_dir: str | pathlib.Path,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> DraftHead:
+    """The functions of the head that `load_mtp` loads.
+
+    Raises:
+        ValueError: if the model has no such head.
+    """
+    config = _config(name_or_dir, dtype)
+    if not config.mtp:
+        raise ValueError(
+            f"{name_or_dir} has no multi-token-prediction head: its checkpoint had no "
+            "tensors mtp.*, or was converted before jaxspec could run them; convert it "
+            "again."
+        )
+    return mtp.mtp_head(config)
+
+
+def _config(name_or_dir: str | pathlib.Path, dtype: str | None) -> configs.ModelConfig:
+    config = read_config(name_or_dir)
+    return config if dtype is None else dataclasses.replace(config, dtype=dtype)
+
+
+def _like(config: configs.ModelConfig, init: Callable[..., Any]) -> Any:
+    """Shapes and dtypes of the params in memory, as a model makes them."""
+    shapes = jax.eval_shape(init, jax.random.key(0))
 
     def one(path, leaf):
         if path[-1].key in _ALWAYS_FLOAT32:
@@ -126,15 +171,17 @@ def _like(config: configs.ModelConfig) -> Any:
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def _load_parts(folder: pathlib.Path, like: Any) -> Any:
-    """Reads what `jaxspec convert` made, a part at a time."""
+def _load_parts(folder: pathlib.Path, like: Any, first: str = "") -> Any:
+    """Reads what `jaxspec convert` made, the parts whose names begin so, one at a time."""
 
     def read(name, like):
-        leaves = stored.flatten(stored.read_part(folder, name))
+        leaves = stored.flatten(stored.read_part(folder, first + name))
         expected = stored.flatten(like)
         shapes = {path: leaf.shape for path, leaf in leaves.items()}
         if shapes != {path: leaf.shape for path, leaf in expected.items()}:
-            raise ValueError(f"{folder} does not fit its config: {name} has {shapes}.")
+            raise ValueError(
+                f"{folder} does not fit its config: {first + name} has {shapes}."
+            )
         arrays = [
             jnp.asarray(leaves[path].astype(expected[path].dtype))
             for path in native.names(like)

@@ -82,8 +82,8 @@ def state_shardings(
         config: the shape of the target.
         state: of it, arrays or their shapes.
         mesh: with axes `data` and `tensor`.
-        draft: the shape of the draft model, if the drafter is one. The rows of any other
-            drafter's state are cut over `data`.
+        draft: the shape of the draft model, if the drafter is one, or of its head
+            (`mtp.mtp_config`). The rows of any other drafter's state are cut over `data`.
 
     Raises:
         ValueError: if the mesh cannot cut the batch evenly, or the shape of a draft model

@@ -1,9 +1,10 @@
 """Qwen3.5: the gated delta rule or attention, then SwiGLU or experts, in every layer.
 
 Four kinds of configs: the text's part alone, or within that of a model that sees, and each
-dense or with experts (`qwen3_5_text, qwen3_5_moe_text, qwen3_5, qwen3_5_moe`). What sees,
-and the head that predicts several tokens, are kept for `export`. Experts are in one tensor
-as they are published, and apart as transformers writes them.
+dense or with experts (`qwen3_5_text, qwen3_5_moe_text, qwen3_5, qwen3_5_moe`). What sees is
+kept for `export`. Experts are in one tensor as they are published, and apart as
+transformers writes them; those of the head that predicts a token further (`mtp.*`) are
+apart in Qwen3.5 and in one tensor in Qwen3.6.
 """
 
 import functools
@@ -12,11 +13,14 @@ from typing import Any
 from checkpoints_conv.families import qwen3_next
 from checkpoints_conv.family import Family
 from checkpoints_conv.fields import Fields
-from checkpoints_conv.table import Leaf, columns
+from checkpoints_conv.table import Leaf, Part, columns
 from jaxspec.models.config import ModelConfig
 
 _SEEING = ("vision_config", "image_token_id", "video_token_id")
 _SEEING += ("vision_start_token_id", "vision_end_token_id", "language_model_only")
+
+# Whether experts are in one tensor, those of the model and those of the head.
+_FORMS = (False, False), (True, False), (True, True), (False, True)
 
 
 def read_text(record: dict[str, Any], block: str) -> ModelConfig:
@@ -57,6 +61,14 @@ def write_whole(config: ModelConfig) -> dict[str, Any]:
     return {"text_config": write_text(config), "tie_word_embeddings": tied}
 
 
+def _parts(
+    config: ModelConfig, root: str, stacked: bool, head_stacked: bool
+) -> list[Part]:
+    """The table of names."""
+    model = qwen3_next.list_parts(config, _in_proj, root, stacked)
+    return [*model, *qwen3_next.list_head_parts(config, head_stacked)]
+
+
 def _in_proj(config: ModelConfig, at: str) -> Leaf:
     c = config.delta
     sizes = {"qkv": c.conv_dim, "z": c.value_dim}
@@ -71,11 +83,9 @@ def _in_proj(config: ModelConfig, at: str) -> Leaf:
 def _family(name: str, architecture: str, block: str) -> Family:
     is_text = name.endswith("_text")
     root = "model" if is_text else "model.language_model"
-    apart, stacked = (
-        functools.partial(
-            qwen3_next.list_parts, in_proj=_in_proj, root=root, stacked=is_stacked
-        )
-        for is_stacked in (False, True)
+    apart, *others = (
+        functools.partial(_parts, root=root, stacked=stacked, head_stacked=head_stacked)
+        for stacked, head_stacked in _FORMS
     )
     return Family(
         name,
@@ -83,8 +93,9 @@ def _family(name: str, architecture: str, block: str) -> Family:
         functools.partial(read_text if is_text else read_whole, block=block),
         write_text if is_text else write_whole,
         apart,
-        others=(stacked,),
-        kept=r"(mtp|model\.visual)\..*",
+        others=tuple(others),
+        kept=r"model\.visual\..*",
+        mtp=qwen3_next.head_blocks,
     )
 
 

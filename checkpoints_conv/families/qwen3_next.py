@@ -1,8 +1,8 @@
 """Qwen3-Next (`qwen3_next`): the gated delta rule or attention, then experts.
 
 Norms are centred at zero. The projection into the gated delta rule goes by groups of heads,
-`[q k v z]` for each group, and then `[b a]` for each. The head that predicts several tokens
-is kept for `export`.
+`[q k v z]` for each group, and then `[b a]` for each. A head that predicts a token further
+(`mtp.*`) attends, and has what the first layer has after it.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_conv import mixers, settings, table
+from checkpoints_conv import mixers, settings, stored, table
 from checkpoints_conv.family import Family
 from checkpoints_conv.fields import Fields
 from checkpoints_conv.table import Leaf, Part, columns
@@ -26,7 +26,9 @@ def read(record: dict[str, Any]) -> ModelConfig:
     f.expect("hidden_act", "silu")
     f.expect("attn_output_gate", True)
     f.expect("output_gate_type", "swish")  # of the gated delta rule
-    f.skip("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
+    f.skip("mamba_ssm_dtype")
+    f.expect("mtp_num_hidden_layers", 0, 1)  # the tensors say which
+    f.expect("mtp_use_dedicated_embeddings", False)
     d_model, layers = f.integer("hidden_size"), _layers(f)
     d_ff = f.integer("intermediate_size", 0)
     config = ModelConfig(
@@ -108,7 +110,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def parts(config: ModelConfig) -> list[Part]:
     """The table of names."""
-    return list_parts(config, _in_proj)
+    return [*list_parts(config, _in_proj), *list_head_parts(config)]
 
 
 def list_parts(
@@ -117,7 +119,7 @@ def list_parts(
     root: str = "model",
     stacked: bool = False,
 ) -> list[Part]:
-    """The table of names of Qwen3.5 too, which differs in the projection `in_proj`."""
+    """The model's names in Qwen3.5 too, which differs in the projection `in_proj`."""
 
     def blocks():
         for i, kind in enumerate(config.layers[::2]):
@@ -128,14 +130,44 @@ def list_parts(
                 yield norm, *mixers.delta(config, f"{at}.linear_attn", leaf)
             else:
                 yield norm, *mixers.attention(config, f"{at}.self_attn")
-            norm = mixers.norm("norm", f"{at}.post_attention_layernorm", config.d_model)
-            if config.layers[2 * i + 1] == "E":
-                yield norm, *mixers.moe(config, f"{at}.mlp", stacked=stacked)
-            else:
-                yield norm, *mixers.mlp(config, f"{at}.mlp")
+            yield _feed_forward(config, config.layers[2 * i + 1], at, stacked)
 
     ends = f"{root}.embed_tokens.weight", f"{root}.norm.weight", "lm_head.weight"
     return table.model(config, *ends, blocks())
+
+
+def list_head_parts(config: ModelConfig, stacked: bool = False) -> list[Part]:
+    """The names of the head, nothing if there is none."""
+    if not config.mtp:
+        return []
+    d_model, at = config.d_model, "mtp.layers.0"
+    pair = (
+        mixers.norm("embedding_norm", "mtp.pre_fc_norm_embedding", d_model),
+        mixers.norm("hidden_norm", "mtp.pre_fc_norm_hidden", d_model),
+        columns("fc.kernel", ("mtp.fc.weight", d_model, 2 * d_model)),
+    )
+    norm = mixers.norm("norm", f"{at}.input_layernorm", d_model)
+    leaves = {
+        "pair": pair,
+        "layers.0": (norm, *mixers.attention(config, f"{at}.self_attn")),
+        "layers.1": _feed_forward(config, config.mtp[1], at, stacked),
+        "final_norm": (table.rows("scale", ("mtp.norm.weight", d_model)),),
+    }
+    return [Part(stored.MTP + name, own) for name, own in leaves.items()]
+
+
+def head_blocks(config: ModelConfig) -> str:
+    """What a head is made of: attention, and what follows in the first layer."""
+    return "*" + config.layers[1]
+
+
+def _feed_forward(
+    config: ModelConfig, kind: str, at: str, stacked: bool
+) -> tuple[Leaf, ...]:
+    norm = mixers.norm("norm", f"{at}.post_attention_layernorm", config.d_model)
+    if kind == "E":
+        return norm, *mixers.moe(config, f"{at}.mlp", stacked=stacked)
+    return norm, *mixers.mlp(config, f"{at}.mlp")
 
 
 def _in_proj(config: ModelConfig, at: str) -> Leaf:
@@ -155,5 +187,5 @@ def _in_proj(config: ModelConfig, at: str) -> Leaf:
 
 
 FAMILY = Family(
-    "qwen3_next", "Qwen3NextForCausalLM", read, write, parts, kept=r"mtp\..*"
+    "qwen3_next", "Qwen3NextForCausalLM", read, write, parts, mtp=head_blocks
 )

@@ -254,7 +254,7 @@ def _measure(
         tools.target, tools.dtype, rollback=args.rollback, max_path=max_path
     )
     setup = Setup(
-        Params(target.params, made.params),
+        made.beside(target.params),
         {"target": target.model, "drafter": made.drafter},
         options.VERIFIERS[verifier](),
         pretrained.stop_tokens(tools.target),

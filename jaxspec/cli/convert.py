@@ -5,12 +5,14 @@ safetensors or PyTorch's .bin (one file or several; nothing pickled is executed)
 tokenizer.json. DEST holds jaxspec's config, the tokenizer and one Orbax checkpoint per
 layer, in the dtypes of the source. Memory holds a layer and the file that is mapped; a
 conversion that was interrupted goes on where it stopped, and DEST appears when it is whole.
-Of a model that sees, or predicts several tokens at once, the text's part is used and the
-other tensors are kept, so that `jaxspec export` gives all of them back.
+Of a model that sees, the text's part is used and the other tensors are kept, so that
+`jaxspec export` gives all of them back. The head of a model that predicts a token further
+(Qwen3-Next, Qwen3.5) drafts for it.
 
     jaxspec convert mamba2-130m-hf mamba2-130m
     jaxspec convert state-spaces/mamba-130m mamba-130m --tokenizer gpt-neox-20b
     jaxspec generate --model mamba2-130m --draft-model mamba-130m --drafter model:8
+    jaxspec generate --model qwen3.5-0.8b --drafter mtp:4
 """
 
 import argparse
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
         "family": done.family.name,
         "layers": done.config.layers,
         "dtype": done.config.dtype,
+        "mtp": done.config.mtp,
         "tensors": len(done.source.entries),
         "kept": sum(len(p.leaves) for p in done.parts if p.name == stored.KEPT),
         "bytes": sum(path.stat().st_size for path in done.source.files),
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
             f"{args.dest}: {record['family']}, {len(done.config.layers)} blocks, "
             f"{kept if record['kept'] else ''}"
             f"{record['bytes'] / 2**30:.2f} GiB in {record['seconds']:.1f} s. Go on with: "
-            f"jaxspec generate --model {args.dest}",
+            f"jaxspec generate --model {args.dest}{' --drafter mtp' * bool(record['mtp'])}",
             soft_wrap=True,
         )
 

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 
 from jaxspec import pretrained
 from jaxspec.core import Drafter, LanguageModel
+from jaxspec.decode_state import Params
 from jaxspec.drafting import datastore, sequoia, tree_file, vocabulary
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.best_first import best_first
@@ -25,6 +27,7 @@ from jaxspec.drafting.builder import Builder
 from jaxspec.drafting.datastore import Datastore
 from jaxspec.drafting.dyspec import dyspec
 from jaxspec.drafting.fusion import Pair, fuse
+from jaxspec.drafting.head import draft_head
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.ngram import ngram
 from jaxspec.drafting.rasd import rasd
@@ -44,10 +47,10 @@ class Tools(NamedTuple):
 
     Attributes:
         target: the target.
-        draft: the draft model.
+        draft: the draft model, of drafters that have one.
         datastore: text to retrieve from, for `retrieval` and `rasd`.
         tree: measured topologies, for `sequoia`.
-        vocabulary: what the draft model's head keeps; None for all tokens.
+        vocabulary: what the head of the draft model keeps, or of MTP; None for all tokens.
         dtype: in which both compute; None for what their configs say.
     """
 
@@ -60,10 +63,21 @@ class Tools(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A drafter, and its params."""
+    """A drafter, and its params.
+
+    Attributes:
+        drafter: the drafter.
+        params: its own.
+        join: the target's params -> its own, of a drafter that shares some; else None.
+    """
 
     drafter: Drafter
     params: Any
+    join: Callable[[Any], Any] | None = None
+
+    def beside(self, target: Any) -> Params:
+        """The params of both, given the target's."""
+        return Params(target, self.params if self.join is None else self.join(target))
 
 
 class Kind(NamedTuple):
@@ -183,11 +197,16 @@ def _draft(tools: Tools, max_path: int) -> tuple[LanguageModel, Any]:
         pretrained.find(tools.target) / "tokenizer.json"
     )
     pretrained.check_same_tokenizer(tokenizer, draft.tokenizer)
-    keep = None
-    if tools.vocabulary is not None:
-        hash_ = pretrained.tokenizer_hash(tokenizer)
-        keep = vocabulary.load(tools.vocabulary, hash_).keep
+    keep = _kept_tokens(tools, tokenizer)
     return trim(draft, pretrained.read_config(tools.target).vocab_size, keep)
+
+
+def _kept_tokens(tools: Tools, tokenizer: tokenizers.Tokenizer) -> np.ndarray | None:
+    """What a draft's head keeps, None for all."""
+    if tools.vocabulary is None:
+        return None
+    hash_ = pretrained.tokenizer_hash(tokenizer)
+    return vocabulary.load(tools.vocabulary, hash_).keep
 
 
 def trim(
@@ -206,6 +225,22 @@ def trim(
     head = hybrid.trim_head(draft.params, keep)
     model = draft.model._replace(vocab_size=vocab_size)
     return model, Trimmed(head, jnp.asarray(keep))
+
+
+def _mtp(tools: Tools, shape: str) -> Made:
+    """A static tree by the target's own head."""
+    builder = static_tree(_levels(shape))
+    head = pretrained.mtp_head(tools.target, tools.dtype)
+    path = pretrained.find(tools.target) / "tokenizer.json"
+    keep = _kept_tokens(tools, pretrained.load_tokenizer(path))
+
+    def join(target: Any) -> Any:
+        _, params = pretrained.load_mtp(tools.target, target, tools.dtype)
+        if keep is None:
+            return params
+        return Trimmed(hybrid.trim_head(params, keep), jnp.asarray(keep))
+
+    return Made(draft_head(head, builder), None, join)
 
 
 def _static(law: str, noise: str = "own") -> Callable[[str], Builder]:
@@ -275,7 +310,7 @@ def _retrieval(tools: Tools, shape: str) -> Made:
 
 def _lookups(tools: Tools, shape: str) -> Made:
     nodes = _nodes(shape)
-    here, _ = _ngram(tools, shape)
+    here = _ngram(tools, shape).drafter
     return Made(fuse(here, _retriever(nodes), nodes), Pair(None, _datastore(tools)))
 
 
@@ -308,6 +343,7 @@ KINDS = {
     "model": Kind(
         _grown(_static("top_k")), LEVELS, "a draft model's likeliest, in a static tree"
     ),
+    "mtp": Kind(_mtp, LEVELS, "what the target's own head predicts, likewise"),
     "best-first": Kind(_grown(_best_first), "", "its likeliest paths (EAGLE-2)"),
     "chain": Kind(_grown(_chain()), "", "a draft model's draws, one by one", True),
     "specinfer": Kind(

@@ -151,4 +151,4 @@ def load(args: argparse.Namespace, drafter: str, rollback: Rollback) -> Setup:
     target = pretrained.load(
         args.model, args.dtype, rollback=rollback, max_path=max_path
     )
-    return Setup(target, made.drafter, Params(target.params, made.params))
+    return Setup(target, made.drafter, made.beside(target.params))

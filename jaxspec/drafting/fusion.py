@@ -53,8 +53,10 @@ def _fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
     max_path = max(first.max_path, second.max_path)
     vocab_size = second.vocab_size if first.vocab_size is None else first.vocab_size
 
-    def init(params: Pair, prompt: Array, lengths: Array, max_length: int) -> Pair:
-        text = prompt, lengths, max_length
+    def init(
+        params: Pair, prompt: Array, lengths: Array, max_length: int, hidden
+    ) -> Pair:
+        text = prompt, lengths, max_length, hidden
         return Pair(first.init(params.first, *text), second.init(params.second, *text))
 
     def propose(

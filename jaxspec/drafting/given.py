@@ -43,8 +43,10 @@ def given(num_nodes: int = 16, max_path: int = 8) -> Drafter:
 
 @functools.cache
 def _given(num_nodes: int, max_path: int) -> Drafter:
-    def init(params, prompt: Array, lengths: Array, max_length: int) -> TokenTree:
-        del params, lengths, max_length
+    def init(
+        params, prompt: Array, lengths: Array, max_length: int, hidden
+    ) -> TokenTree:
+        del params, lengths, max_length, hidden
         return _nothing(len(prompt), num_nodes)
 
     def propose(

@@ -81,7 +81,8 @@ def draft_model(
 def _draft_model(
     model: LanguageModel, builder: Builder, temperature: float | None
 ) -> Drafter:
-    def init(params, prompt: Array, lengths: Array, max_length: int) -> State:
+    def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
+        del hidden
         params = whole(params).params
         carry = model.init_carry(params, len(prompt), max_length)
         carry, _ = model.scan(params, carry, prompt, lengths - 1)

@@ -90,8 +90,8 @@ def longest_path(
 
 @functools.cache
 def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
-    def init(params, prompt: Array, lengths: Array, max_length: int) -> State:
-        del params
+    def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
+        del params, hidden
         if max_match * (max_length + max_path) >= 2**24:  # `_find` ranks in float32
             raise ValueError(
                 f"Look-up holds {2**24 // max_match - max_path} tokens, not {max_length}."

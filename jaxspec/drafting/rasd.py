@@ -92,8 +92,10 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
     drafter = models.draft_model(model, builder)
     max_path = max(builder.max_path, retriever.max_path)
 
-    def init(params: Pair, prompt: Array, lengths: Array, max_length: int) -> Pair:
-        text = prompt, lengths, max_length
+    def init(
+        params: Pair, prompt: Array, lengths: Array, max_length: int, hidden
+    ) -> Pair:
+        text = prompt, lengths, max_length, hidden
         return Pair(
             drafter.init(params.first, *text), retriever.init(params.second, *text)
         )

@@ -74,8 +74,8 @@ def recycling(
 def _recycling(vocab_size: int, topology: tuple[int, ...], successors: int) -> Drafter:
     max_path = len(static.levels_of(topology)) + 1
 
-    def init(params, prompt: Array, lengths: Array, max_length: int) -> State:
-        del params, lengths, max_length
+    def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
+        del params, lengths, max_length, hidden
         shape = len(prompt), vocab_size, successors
         return State(jnp.full(shape, UNKNOWN, jnp.int32))
 

@@ -61,8 +61,8 @@ def retrieval(
 
 @functools.cache
 def _retrieval(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
-    def init(params, prompt: Array, lengths: Array, max_length: int) -> State:
-        del params, max_length
+    def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
+        del params, max_length, hidden
         index = lengths[:, None] - max_match + jnp.arange(max_match)[None]
         tail = rows.take(prompt, jnp.maximum(index, 0))
         return State(jnp.where(index >= 0, tail, NOTHING))

@@ -10,6 +10,7 @@ chunk_size`). A model is a string of residual blocks, one character each:
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from jaxspec.models.mixer_configs import AttentionConfig as AttentionConfig
@@ -33,6 +34,9 @@ BLOCKS = {
 }
 """The settings that each kind of block reads."""
 
+HEAD_BLOCKS = ("*", "-", "E")
+"""What a head that predicts a token further can be made of."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -51,6 +55,8 @@ class ModelConfig:
         embedding_multiplier: factor of the embeddings.
         residual_multiplier: factor of each block's output.
         logits_multiplier: factor of the logits.
+        mtp: blocks of the head that predicts a token further (`models/mtp.py`), as in
+            `layers`; they attend or have no past. Empty if there is no such head.
         dtype: of the activations; states, step sizes and logits are float32 always.
     """
 
@@ -69,22 +75,28 @@ class ModelConfig:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logits_multiplier: float = 1.0
+    mtp: str = ""
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         positive(self, "vocab_size", "d_model", "norm_eps")
         one_of(self, "dtype", "float32", "bfloat16")
         require(len(self.layers) > 0, "layers must name at least one block.")
-        for kind in self.layers:
+        self._check_blocks("layers", BLOCKS)
+        self._check_blocks("mtp", HEAD_BLOCKS)
+
+    def _check_blocks(self, name: str, kinds: Iterable[str]) -> None:
+        blocks = getattr(self, name)
+        for kind in blocks:
             require(
-                kind in BLOCKS,
-                f"Unknown block {kind!r} in layers {self.layers!r}; expected one of "
-                f"{' '.join(BLOCKS)}.",
+                kind in kinds,
+                f"Unknown block {kind!r} in {name} {blocks!r}; expected one of "
+                f"{' '.join(kinds)}.",
             )
             for setting in BLOCKS[kind]:
                 require(
                     getattr(self, setting) is not None,
-                    f"layers {self.layers!r} has a block {kind!r}, which needs the "
+                    f"{name} {blocks!r} has a block {kind!r}, which needs the "
                     f"settings `{setting}`.",
                 )
 

@@ -141,20 +141,26 @@ class Network:
         def run(kind, x, params, _, carry, layer):
             return self._apply("step", kind, params, x, carry, positions, layer)
 
-        x, blocks = self._run(run, params, self._embed(params, token), carry.blocks)
+        x, blocks = self._run(run, params, self.embed(params, token), carry.blocks)
         carry = carry._replace(position=carry.position + 1, blocks=blocks)
         return carry, self._norm(params, x)
 
     def scan(self, params: Params, carry: Carry, tokens: jax.Array, lengths: jax.Array):
+        return self.scan_inputs(params, carry, self.embed(params, tokens), lengths)
+
+    def scan_inputs(
+        self, params: Params, carry: Carry, x: jax.Array, lengths: jax.Array
+    ):
+        """`scan` of the blocks' inputs `[B, T, C]`, whatever they are made of."""
         carry = self._settle(params, carry)
-        offsets = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        offsets = jnp.arange(x.shape[1], dtype=jnp.int32)
         positions = self._positions(carry.position[:, None] + offsets[None])
 
         def run(kind, x, params, _, carry, layer):
             args = carry, positions, lengths, layer
             return self._apply("scan", kind, params, x, *args)
 
-        x, blocks = self._run(run, params, self._embed(params, tokens), carry.blocks)
+        x, blocks = self._run(run, params, x, carry.blocks)
         carry = carry._replace(position=carry.position + lengths, blocks=blocks)
         return carry, self._norm(params, x)
 
@@ -183,21 +189,26 @@ class Network:
         start: int,
         stop: int,
     ):
-        _, tape, hidden = self._extend(params, carry, tape, tree, start, stop)
+        x = self.embed(params, trees.check(tree).tokens[:, start:stop])
+        args = params, carry, tape, tree, x, start, stop
+        _, tape, hidden = self.extend_inputs(*args)
         return tape, hidden
 
-    def _extend(
+    def extend_inputs(
         self,
         params: Params,
         carry: Carry,
         tape: Tape,
         tree: TokenTree,
+        x: jax.Array,
         start: int,
         stop: int,
         fold: jax.Array | None = None,
     ):
-        """`extend_tree`, which folds the rings of some rows `[B]` in passing."""
-        trees.check(tree)
+        """`extend_tree` of the blocks' inputs `[B, stop - start, C]`.
+
+        Folds the rings of some rows `[B]` in passing.
+        """
         _require(
             0 <= start < stop <= tree.num_nodes,
             f"Expected 0 <= start < stop <= {tree.num_nodes}, got {start} and {stop}.",
@@ -227,8 +238,6 @@ class Network:
             x, *past = self._apply("tree", kind, params, x, *past, context, layer)
             return x, tuple(past)
 
-        tokens = tree.tokens[:, start:stop]
-        x = self._embed(params, tokens)
         if fold is None:
             x, blocks = self._run(read, params, x, tape.blocks, carry.blocks)
         else:
@@ -239,6 +248,7 @@ class Network:
             carry = carry._replace(blocks=kept, ring_length=length)
         kept = tape.tokens
         if kept is not None:
+            tokens = tree.tokens[:, start:stop]
             kept = layers.put_slots(kept, tokens, start, None)[0]
         return carry, Tape(blocks, kept), self._norm(params, x)
 
@@ -252,7 +262,9 @@ class Network:
         if carry.ring_length is not None:
             tape = self.init_tape(params, batch, num_nodes)
             full = carry.ring_length + self.max_path > self.ring_size
-            return self._extend(params, carry, tape, tree, 0, num_nodes, fold=full)
+            x = self.embed(params, tree.tokens)
+            args = params, carry, tape, tree, x, 0, num_nodes
+            return self.extend_inputs(*args, fold=full)
         fused = self.rollback == "joint"
 
         def verify(tree):
@@ -393,7 +405,7 @@ class Network:
         module = block.Block(self.config, kind)
         return module.apply({"params": params}, *args, method=method)
 
-    def _embed(self, params: Params, tokens: jax.Array) -> jax.Array:
+    def embed(self, params: Params, tokens: jax.Array) -> jax.Array:
         x = params["embed"]["embedding"][tokens].astype(jnp.dtype(self.config.dtype))
         x = partition.constrain_rows(x)
         return layers.scale_by(x, self.config.embedding_multiplier)

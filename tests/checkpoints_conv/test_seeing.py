@@ -1,6 +1,6 @@
 """The text's part of Qwen3.5 as it is published: within a model that sees and predicts.
 
-What jaxspec has no use for comes back bit by bit, and experts in the form that they had.
+What sees and what predicts comes back bit by bit, and experts in the form that they had.
 """
 
 import json
@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 import transformers
 
 import checkpoints_conv
 import folder
+import heads
 import jaxspec
 import published
 from checkpoints_conv import families, native, stored
@@ -21,15 +21,11 @@ from checkpoints_conv import families, native, stored
 VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
 VISION |= {"out_hidden_size": published.WIDTH, "num_position_embeddings": 16}
 WHOLE = {"qwen3_5_text": "Qwen3_5", "qwen3_5_moe_text": "Qwen3_5Moe"}
-PREDICTING = {
-    "mtp.fc.weight": (4, 6),
-    "mtp.layers.0.mlp.experts.1.up_proj.weight": (3, 2),
-}
 FILE = "model.safetensors"
 
 
-def save(name, path):
-    """The model of a family, with something that sees and something that predicts."""
+def save(name, path, is_head_stacked=False):
+    """The model of a family, with something that sees and a head that predicts."""
     text = published.model(name)
     config = getattr(transformers, WHOLE[name] + "Config")(
         text_config=text.config.to_dict(),
@@ -42,8 +38,7 @@ def save(name, path):
     whole.lm_head.load_state_dict(text.lm_head.state_dict())
     whole.save_pretrained(path)
     folder.tokenizer().save(str(path / "tokenizer.json"))
-    more = {n: torch.randn(shape).numpy() for n, shape in PREDICTING.items()}
-    put(path, tensors(path) | more)
+    heads.add(path, heads.tensors(name, is_head_stacked))
     file = path / "config.json"
     record = json.loads(file.read_text())
     record["text_config"] |= {"mtp_num_hidden_layers": 1, "eos_token_id": 7}
@@ -76,22 +71,27 @@ def stack_experts(arrays):
 def params(path):
     """All that is loaded, by name."""
     params = jaxspec.load(path).params
+    params = {"model": params, "head": jaxspec.load_mtp(path, params)[1]}
     return dict(zip(native.names(params), jax.tree.leaves(params), strict=True))
 
 
-CASES = [("qwen3_5_text", "apart"), ("qwen3_5_moe_text", "apart")]
-CASES += [("qwen3_5_moe_text", "stacked")]
+CASES = [("qwen3_5_text", "apart", "apart")]
+CASES += [
+    ("qwen3_5_moe_text", experts, its_head)
+    for experts in ("apart", "stacked")
+    for its_head in ("apart", "stacked")
+]
 
 
-@pytest.mark.parametrize("name, experts", CASES)
-def test_the_text_is_read_and_the_rest_comes_back(name, experts, tmp_path):
+@pytest.mark.parametrize("name, experts, its_head", CASES)
+def test_the_text_is_read_and_the_rest_comes_back(name, experts, its_head, tmp_path):
     source, dest, back = (tmp_path / at for at in ("source", "dest", "back"))
-    save(name, source)
+    save(name, source, its_head == "stacked")
     if experts == "stacked":
         put(source, stack_experts(tensors(source)))
     checkpoints_conv.convert(source, dest)
     assert stored.read_source(dest)["stop_tokens"] == [7]
-    found, expected = params(dest), params(published.converted(name))
+    found, expected = params(dest), params(heads.converted(name))
     assert found.keys() == expected.keys()
     for path, array in expected.items():
         np.testing.assert_array_equal(found[path], array, err_msg=path)

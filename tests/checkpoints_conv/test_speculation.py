@@ -43,7 +43,7 @@ def load(name, rollback):
 def start(name, rollback, made=None):
     model, params, _ = load(name, rollback)
     tokens, lengths = jaxspec.pad_prompts(PROMPTS, multiple=16)
-    weights = jaxspec.Params(params, made and made.params)
+    weights = made.beside(params) if made else jaxspec.Params(params)
     drafter = made and made.drafter
     options = {"target": model, "drafter": drafter, "max_new_tokens": NEW}
     return weights, jaxspec.init_state(weights, tokens, lengths, **options)
@@ -73,8 +73,8 @@ def test_tables_padded_otherwise_are_cut_to_what_both_have():
     """So that it was 288 tokens that drafted above, and here 280 draft for these."""
     assert load("small-mamba2", "replay").model.vocab_size == published.VOCAB + 8
     target, draft = (str(published.converted(n)) for n in ("small-mamba2", "mamba"))
-    drafter, params = drafters.make(SHAPE, drafters.Tools(target, draft))
-    assert drafter.vocab_size == published.VOCAB + 8
-    for made in (params, make_drafter("mamba").params):
-        assert made.vocab_ids.tolist() == list(range(published.VOCAB))
-        assert made.params["lm_head"]["kernel"].shape[1] == published.VOCAB
+    made = drafters.make(SHAPE, drafters.Tools(target, draft))
+    assert made.drafter.vocab_size == published.VOCAB + 8
+    for params in (made.params, make_drafter("mamba").params):
+        assert params.vocab_ids.tolist() == list(range(published.VOCAB))
+        assert params.params["lm_head"]["kernel"].shape[1] == published.VOCAB

@@ -250,7 +250,7 @@ def logits(name, tokens):
 @functools.cache
 def source(name):
     """A folder of the model as transformers saves it, with a tokenizer."""
-    path = _temporary() / name
+    path = temporary() / name
     path.mkdir()
     if name in LLAMA:
         _save_as_llama(path, model(name))
@@ -263,12 +263,12 @@ def source(name):
 @functools.cache
 def converted(name):
     """The folder of the model that jaxspec loads."""
-    path = _temporary() / name
+    path = temporary() / name
     checkpoints_conv.convert(source(name), path)
     return path
 
 
-def _temporary():
+def temporary():
     path = pathlib.Path(tempfile.mkdtemp(prefix="jaxspec-test-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path

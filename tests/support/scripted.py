@@ -28,7 +28,7 @@ def scripted(max_path, vocab_size):
     how many of its drafts are right, and has steps without any draft.
     """
 
-    def init(params, prompt, lengths, max_length):
+    def init(params, prompt, lengths, max_length, hidden):
         text, script = params
         room = max_length + 2 * max_path - text.shape[1]
         text = jnp.pad(text, ((0, 0), (0, max(room, 0))))

@@ -1,14 +1,18 @@
 """The comparison of drafters: what it records, and that it goes on where it was cut."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 import folder
+import tiny
+from jaxspec import pretrained
 from jaxspec.bench import drafters as bench
 from jaxspec.cli import drafters
 from jaxspec.cli.__main__ import main
+from jaxspec.models import mtp
 
 PROMPTS = ["def add(a, b):\n", "def sub(a", "return a"]
 
@@ -76,6 +80,9 @@ def test_the_interval_holds_the_mean():
 def test_every_kind_fits_its_budget(kind, nodes, monkeypatch):
     store = object()
     monkeypatch.setattr(drafters, "_datastore", lambda tools: store)
+    config = dataclasses.replace(tiny.CONFIGS["experts"], mtp="*E")
+    head = mtp.mtp_head(config)  # the shipped models have none
+    monkeypatch.setattr(pretrained, "mtp_head", lambda name, dtype: head)
     tools = drafters.Tools("stdlib-8m", "stdlib-draft")
     made = drafters.make(f"{kind}:{nodes}", tools)
     assert made.drafter.max_path <= nodes

@@ -3,11 +3,17 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import safetensors.numpy
 
+import heads
+import jaxspec
 import published
+from jaxspec import pretrained
+from jaxspec.cli import drafters
 from jaxspec.cli.__main__ import main
+from jaxspec.drafting import vocabulary
 
 PROMPT = "def add(a, b):\n"
 
@@ -24,7 +30,8 @@ def test_there_and_back_again(capsys, tmp_path):
     record = run(capsys, "convert", published.source("llama"), dest)
     size = (published.source("llama") / "model.safetensors").stat().st_size
     sizes = {"tensors", "kept", "bytes", "seconds"}
-    assert set(record) == {"family", "layers", "dtype"} | sizes and record["kept"] == 0
+    assert set(record) == {"family", "layers", "dtype", "mtp"} | sizes
+    assert (record["kept"], record["mtp"]) == (0, "")
     assert (record["family"], record["layers"]) == ("llama", "*-*-")
     assert (record["dtype"], record["bytes"]) == ("float32", size)
     record = run(capsys, "export", dest, back, "--shard-bytes", 10**9)
@@ -50,7 +57,7 @@ def test_what_is_kept_for_export_is_counted(capsys, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(published.source("qwen3_5_text"), source)
     arrays = safetensors.numpy.load_file(source / "model.safetensors")
-    arrays["mtp.fc.weight"] = arrays["model.norm.weight"]
+    arrays["model.visual.norm.weight"] = arrays["model.norm.weight"]
     safetensors.numpy.save_file(arrays, source / "model.safetensors")
     assert run(capsys, "convert", source, tmp_path / "a")["kept"] == 1
     assert main(["convert", str(source), str(tmp_path / "b")]) == 0
@@ -71,6 +78,34 @@ def test_converted_models_generate_with_a_draft_of_another_family(capsys, dtype)
     assert dtype == "bfloat16" or same["identical"] or same["near_ties"]
 
 
+def test_a_model_drafts_by_its_own_head(capsys):
+    record = run(
+        capsys,
+        "generate",
+        *("--model", heads.converted("qwen3_5_text"), "--drafter", "mtp:2,1"),
+        *("--prompt", PROMPT, "--max-tokens", 12, "--compare", "--batch", 2),
+    )
+    same = record["autoregressive"]
+    assert same["identical"] or same["near_ties"]
+
+
+def test_a_head_of_fewer_tokens(capsys, tmp_path):
+    """Trimmed as a draft model's is, and the target's is whole."""
+    name = "qwen3_5_text"
+    keep = np.arange(3, published.VOCAB, 2, dtype=np.int32)
+    target = jaxspec.load(heads.converted(name))
+    file = tmp_path / "vocabulary.json"
+    hash_ = pretrained.tokenizer_hash(target.tokenizer)
+    counts = np.ones(published.VOCAB, np.int64)
+    vocabulary.save(file, vocabulary.Vocabulary(keep, counts, hash_))
+    tools = drafters.Tools(str(heads.converted(name)), "", vocabulary=file)
+    made = drafters.make("mtp:3", tools)
+    params = made.beside(target.params)
+    assert params.drafter.vocab_ids.tolist() == keep.tolist()
+    assert params.drafter.params["lm_head"]["kernel"].shape[1] == len(keep)
+    assert params.target is target.params
+
+
 def error_of(capsys, *arguments):
     status = main([*map(str, arguments)])
     out, err = capsys.readouterr()
@@ -86,6 +121,8 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "exists; give another folder" in message
     message = error_of(capsys, "export", source, tmp_path / "x", "--json")
     assert message.startswith("jaxspec export: ") and "jaxspec convert" in message
+    message = error_of(capsys, "generate", "--model", converted, "--drafter", "mtp:4")
+    assert "has no multi-token-prediction head" in message
     message = error_of(capsys, "generate", "--model", source, "--json")
     assert "convert it first: jaxspec convert" in message
 

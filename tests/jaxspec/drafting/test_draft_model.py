@@ -26,7 +26,7 @@ def setup(branching, rollback="replay"):
         tokens[row, : len(prompt)] = prompt
     params, lengths = tiny.params(NAME), jnp.array([5, 1])
     state = jax.jit(drafter.init, static_argnums=3)(
-        params, jnp.asarray(tokens), lengths, 40
+        params, jnp.asarray(tokens), lengths, 40, None
     )
     return drafter, params, state
 

@@ -24,7 +24,7 @@ PARAMS = Pair(None, STORE)
 
 
 def begin(drafter, params):
-    return drafter.init(params, TEXT, LENGTHS, 40)
+    return drafter.init(params, TEXT, LENGTHS, 40, None)
 
 
 def propose(drafter, params, state):

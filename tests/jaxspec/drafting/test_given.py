@@ -47,7 +47,7 @@ def test_what_is_too_deep_is_dropped():
 
 def test_at_first_there_is_no_tree():
     drafter = given(5, 3)
-    tree = drafter.init(None, jnp.zeros((3, 2), jnp.int32), None, 10)
+    tree = drafter.init(None, jnp.zeros((3, 2), jnp.int32), None, 10, None)
     assert tree.is_node.tolist() == [[True, *[False] * 4]] * 3
     assert (propose(drafter, tree).tree.parents == -1).all()
 
@@ -88,7 +88,7 @@ def test_a_loop_that_gives_trees_writes_the_text_of_the_one_that_makes_them(sett
 
     @jax.jit
     def make(tokens, lengths, root):
-        known = lookup.init(None, tokens, lengths, texts.MAX_LENGTH + 8)
+        known = lookup.init(None, tokens, lengths, texts.MAX_LENGTH + 8, None)
         return lookup.propose(None, None, known, root, None)[1].tree
 
     @jax.jit

@@ -77,7 +77,7 @@ def begin(texts, max_length=24, **settings):
     for row, text in enumerate(texts):
         prompt[row, : len(text)] = text
     lengths = jnp.array([len(text) for text in texts])
-    return drafter, drafter.init(None, jnp.array(prompt), lengths, max_length)
+    return drafter, drafter.init(None, jnp.array(prompt), lengths, max_length, None)
 
 
 def propose(drafter, state, roots):

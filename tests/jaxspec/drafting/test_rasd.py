@@ -63,7 +63,7 @@ def propose(drafter, params):
 
     @jax.jit
     def run(params):
-        state = drafter.init(params, model_tokens, lengths, 40)
+        state = drafter.init(params, model_tokens, lengths, 40, None)
         return drafter.propose(params, KEYS, state, roots, SETTINGS)
 
     return run(params)
@@ -293,7 +293,11 @@ def test_the_draft_models_past_follows_the_text(i, rollback):
     drafter, params, state, info = decode("sampled", IID, order, rollback, steps=6)
     assert (info.kept[:, 1:].sum(axis=1) > 0).any()
     again = jax.jit(drafter.init, static_argnums=3)(
-        params, state.tokens[:, : texts.MAX_LENGTH], state.lengths, texts.MAX_LENGTH
+        params,
+        state.tokens[:, : texts.MAX_LENGTH],
+        state.lengths,
+        texts.MAX_LENGTH,
+        None,
     )
     run = jax.jit(drafter.propose)
     drafts = [

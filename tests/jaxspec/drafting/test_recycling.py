@@ -32,7 +32,7 @@ topologies = pytest.mark.parametrize(
 def begin(topology=(2, 2), batch=3):
     """A drafter of few tokens, and its state before it has seen any."""
     drafter = recycling(V, topology, K)
-    return drafter, drafter.init(None, jnp.zeros((batch, 4), jnp.int32), None, 20)
+    return drafter, drafter.init(None, jnp.zeros((batch, 4), jnp.int32), None, 20, None)
 
 
 def propose(drafter, state, root):

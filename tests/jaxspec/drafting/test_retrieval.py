@@ -70,7 +70,7 @@ def begin(texts, **sizes):
     for row, text in enumerate(texts):
         prompt[row, : len(text)] = text
     lengths = jnp.array([len(text) for text in texts])
-    return drafter, drafter.init(STORE, jnp.array(prompt), lengths, 64)
+    return drafter, drafter.init(STORE, jnp.array(prompt), lengths, 64, None)
 
 
 def propose(drafter, state, texts):
