@@ -17,7 +17,7 @@ from checkpoints_conv.table import (
     rows,
     stack,
 )
-from jaxspec.models.config import AttentionConfig, ModelConfig
+from jaxspec.models.config import GATED, AttentionConfig, ModelConfig
 
 
 def norm(path: str, name: str, width: int) -> Leaf:
@@ -108,7 +108,7 @@ def _gates_last(c: AttentionConfig) -> np.ndarray:
 
 
 def mlp(config: ModelConfig, at: str) -> Iterator[Leaf]:
-    """Feed-forward, the gate of SwiGLU apart, as in Llama."""
+    """Feed-forward, a gate apart, as in Llama."""
     c = config.mlp
     up = [(f"{at}.{name}", c.d_ff) for name in _up(c.activation)]
     yield from linear("mlp.up_proj", up, config.d_model, c.bias)
@@ -117,8 +117,8 @@ def mlp(config: ModelConfig, at: str) -> Iterator[Leaf]:
 
 
 def _up(activation: str) -> tuple[str, ...]:
-    """Names of what goes up: SwiGLU's gate, and what it gates."""
-    return ("gate_proj", "up_proj") if activation == "swiglu" else ("up_proj",)
+    """Names of what goes up: a gate, and what it gates."""
+    return ("gate_proj", "up_proj") if activation in GATED else ("up_proj",)
 
 
 def moe(
