@@ -138,8 +138,9 @@ CONFIGS = {
     "shared": config(  # Zamba2: the first set of weights twice, the second once
         "SMSS",
         num_shared=2,
-        attention=dataclasses.replace(ATTENTION, scale=0.5, adapter_rank=3),
+        attention=dataclasses.replace(ATTENTION, scale=0.2, adapter_rank=3),
         mlp=MLPConfig(24, "geglu", adapter_rank=2),
+        embedding_multiplier=10.0,
     ),
     "experts": config("ME*E"),
     "small-hybrid": config("M*-m"),
