@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import folder
 import tiny
 from checkpoints_conv import native
+from jaxspec import pretrained
 from jaxspec.models import hybrid, shared
 
 CONFIG = tiny.CONFIGS["shared"]
@@ -43,6 +45,21 @@ def test_activations_have_the_dtype_of_the_model():
     carry = model.init_carry(params, 1, 8)
     _, hidden = jax.eval_shape(model.step, params, carry, jnp.array([3]))
     assert hidden.dtype == jnp.bfloat16
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    config = dataclasses.replace(CONFIG, vocab_size=folder.VOCAB)
+    made = jax.jit(hybrid.language_model(config).init)(jax.random.key(0))
+    pretrained.save(tmp_path, config, made, folder.tokenizer())
+    plain, stacked = (
+        pretrained.load(tmp_path, scan_layers=scanned).params
+        for scanned in (False, True)
+    )
+    for name in ("layers", "shared"):
+        rounded = jax.tree.map(lambda a: a.astype(jnp.bfloat16), made[name])
+        jax.tree.map(np.testing.assert_array_equal, plain[name], rounded)
+    again = hybrid.stack_params(config, plain)
+    jax.tree.map(np.testing.assert_array_equal, stacked, again)
 
 
 def test_joining_undoes_parting():
