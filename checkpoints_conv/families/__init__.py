@@ -22,9 +22,8 @@ from checkpoints_conv.family import Family
 from jaxspec.models.config import ModelConfig
 
 _PURE = (mamba2, mamba, falcon_mamba, llama)
-_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba, mamba_in_llama, qwen3_next)
-_HYBRID += (zamba2,)
-_ALL = *(module.FAMILY for module in _PURE + _HYBRID), *qwen3_5.FAMILIES
+_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba, mamba_in_llama, zamba2)
+_ALL = *(module.FAMILY for module in (*_PURE, *_HYBRID, qwen3_next)), *qwen3_5.FAMILIES
 FAMILIES = {family.name: family for family in _ALL}
 
 

@@ -30,10 +30,12 @@ def read(record: dict[str, Any]) -> ModelConfig:
     """Reads transformers' config."""
     f = Fields(record)
     f.expect("hidden_act", "gelu")
-    f.expect("rms_norm_eps", 1e-5)  # which that of the recurrence is in any case
+    f.expect("rms_norm_eps", 1e-5)  # as the recurrence's norm has it in any case
+    f.expect("tie_word_embeddings", True)  # else transformers shares nothing at all
     f.expect("use_long_context", False)
     f.expect("use_shared_mlp_adapter", True)
-    f.skip("chunk_size", "time_step_limit", "use_conv_bias", *_DERIVED)
+    f.skip("time_step_limit", "use_conv_bias")  # which transformers ignores
+    f.skip("chunk_size", *_DERIVED)
     d_model, count = f.integer("hidden_size"), f.integer("num_hidden_layers")
     layers = settings.kinds(f, "layers_block_type", count, known=_KINDS)
     rank, bias = f.integer("adapter_rank", 128), f.flag("add_bias_linear", False)
@@ -53,7 +55,6 @@ def read(record: dict[str, Any]) -> ModelConfig:
         ),
         num_shared=min(f.integer("num_mem_blocks", 1), max(1, layers.count("S"))),
         norm_eps=1e-5,
-        tie_embeddings=f.flag("tie_word_embeddings", True),
     )
     f.finish()
     return config
@@ -121,7 +122,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "adapter_rank": mlp.adapter_rank,
         "num_mem_blocks": config.num_shared,
         "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
+        "tie_word_embeddings": True,
     }
 
 
@@ -130,8 +131,7 @@ def parts(config: ModelConfig) -> list[Part]:
     sets = _uses(config)[: config.num_shared]
 
     def blocks():
-        turns = itertools.cycle(sets)
-        uses = itertools.count()
+        uses, turns = itertools.count(), itertools.cycle(sets)
         for i, kind in enumerate(config.layers):
             at = f"model.layers.{i}"
             inner = f"{at}.mamba_decoder" if kind == "S" else at

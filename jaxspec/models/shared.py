@@ -20,26 +20,25 @@ from jaxspec.models.config import ModelConfig
 Params = dict[str, Any]
 
 SHARED = ("attention_norm", "attention", "mlp_norm", "mlp")
+"""What a set of shared weights is made of, but for adapters."""
 
 
 def join(own: Params, shared: Params) -> Params:
     """All params of a block, of its own and those that it shares."""
-    adapters = own["adapters"]
-    whole = {name: part for name, part in own.items() if name != "adapters"}
-    return whole | {
-        name: {**part, **adapters.get(name, {})} for name, part in shared.items()
-    }
+    own = dict(own)
+    adapters = own.pop("adapters")
+    adapted = {name: {**shared[name], **more} for name, more in adapters.items()}
+    return {**own, **shared, **adapted}
 
 
 def part(whole: Params) -> tuple[Params, Params]:
     """Undoes `join`."""
 
     def pick(name, adapters):
-        return {
-            n: p for n, p in whole[name].items() if n.endswith("adapter") == adapters
-        }
+        params = whole[name].items()
+        return {key: p for key, p in params if key.endswith("_adapter") == adapters}
 
-    own = {name: part for name, part in whole.items() if name not in SHARED}
+    own = {name: params for name, params in whole.items() if name not in SHARED}
     own["adapters"] = {name: pick(name, True) for name in ("attention", "mlp")}
     return own, {name: pick(name, False) for name in SHARED}
 

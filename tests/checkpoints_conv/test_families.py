@@ -184,6 +184,7 @@ def test_zamba2s_shared_blocks():
     "record, fields, message",
     [
         (ZAMBA2, {"use_long_context": True}, "use_long_context True; it must be False"),
+        (ZAMBA2, {"tie_word_embeddings": False}, "embeddings False; it must be True"),
         (ZAMBA2, {"rms_norm_eps": 1e-6}, "rms_norm_eps 1e-06; it must be 1e-05"),
         (ZAMBA2, {"attention_head_dim": 32}, "attention_head_dim 32; it must be 64"),
         (ZAMBA2, {"adapter_rank": 0}, "adapter_rank must be positive, got 0"),
