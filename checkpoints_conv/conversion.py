@@ -108,9 +108,11 @@ def _check_names(
     expected = {tensor.name: tensor for part in parts for tensor in part.tensors()}
     missing = [name for name in expected if name not in entries]
     extra = [n for n in entries if n not in expected and not family.is_buffer(n)]
-    if config.tie_embeddings and family.head in extra:
-        extra.remove(family.head)
-        _check_tied(source, family, config)
+    copies = family.copies(config)
+    for name in [name for name in extra if name in copies]:
+        extra.remove(name)
+        if copies[name] in entries:  # else it is reported as missing
+            _check_copy(source, family, name, copies[name])
     if missing or extra:
         raise ValueError(
             f"{source.folder} does not fit its config: missing {_some(missing)}, left "
@@ -148,18 +150,21 @@ def _some(names: list[str]) -> str:
     return ", ".join(sorted(names)[:3]) + rest
 
 
-def _check_tied(source: Source, family: Family, config: ModelConfig) -> None:
-    """A tied head that is there too must be the embedding."""
-    name = family.embedding(config).name
-    if name not in source.entries:
-        return  # which is reported as missing
-    head, table = source.read(family.head), source.read(name)
-    same = head.dtype == table.dtype and head.shape == table.shape
-    if not same or head.tobytes() != table.tobytes():
+def _check_copy(source: Source, family: Family, name: str, original: str) -> None:
+    """What is there again, a tied head or what blocks share, must be the same."""
+    copy, first = source.read(name), source.read(original)
+    same = copy.dtype == first.dtype and copy.shape == first.shape
+    if same and copy.tobytes() == first.tobytes():
+        return
+    if name == family.head:
         raise ValueError(
             f"{source.folder}: config.json ties the head to the embedding, and "
-            f"{family.head} is another; set tie_word_embeddings to false if it is meant."
+            f"{name} is another; set tie_word_embeddings to false if it is meant."
         )
+    raise ValueError(
+        f"{source.folder}: blocks share {original}, and {name} is another; jaxspec "
+        "does not implement weights that are no longer shared."
+    )
 
 
 def _tokenizer(path: pathlib.Path) -> str:

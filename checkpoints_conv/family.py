@@ -10,6 +10,11 @@ from checkpoints_conv.table import Part, Tensor
 from jaxspec.models.config import BLOCKS, ModelConfig
 
 
+def no_copies(config: ModelConfig) -> dict[str, str]:
+    """Of a family whose blocks share nothing."""
+    return {}
+
+
 class Family(NamedTuple):
     """A family of published models.
 
@@ -21,6 +26,8 @@ class Family(NamedTuple):
         parts: `ModelConfig` -> the table of names.
         others: other tables that a checkpoint may follow instead.
         head: name of the head, which models with a tied head may hold as well.
+        shared_copies: `ModelConfig` -> names of what blocks share, as files may hold it
+            again, and the tensors that they must equal.
         buffers: pattern of tensors that transformers computes by itself.
         kept: pattern of tensors that jaxspec has no use for, and `export` writes back.
         mtp: blocks of the head that predicts a token further, which a checkpoint may have;
@@ -35,6 +42,7 @@ class Family(NamedTuple):
     parts: Callable[[ModelConfig], list[Part]]
     others: tuple[Callable[[ModelConfig], list[Part]], ...] = ()
     head: str = "lm_head.weight"
+    shared_copies: Callable[[ModelConfig], dict[str, str]] = no_copies
     buffers: str = r".*\.rotary_emb\.inv_freq"
     kept: str = "(?!)"
     mtp: Callable[[ModelConfig], str] | None = None
@@ -48,6 +56,11 @@ class Family(NamedTuple):
     def embedding(self, config: ModelConfig) -> Tensor:
         """The table of the tokens."""
         return self.parts(config)[0].tensors()[0]
+
+    def copies(self, config: ModelConfig) -> dict[str, str]:
+        """Tensors that may be there as well, and those that they must equal."""
+        head = {self.head: self.embedding(config).name}
+        return self.shared_copies(config) | (head if config.tie_embeddings else {})
 
     def form(self, number: int) -> "Family":
         """The family with one of its tables of names."""

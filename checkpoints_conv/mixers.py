@@ -17,7 +17,7 @@ from checkpoints_conv.table import (
     rows,
     stack,
 )
-from jaxspec.models.config import AttentionConfig, ModelConfig
+from jaxspec.models.config import GATED, AttentionConfig, ModelConfig
 
 
 def norm(path: str, name: str, width: int) -> Leaf:
@@ -80,8 +80,8 @@ def delta(config: ModelConfig, at: str, in_proj: Leaf) -> Iterator[Leaf]:
     yield from linear("delta.out_proj", out_proj, c.value_dim, False)
 
 
-def attention(config: ModelConfig, at: str) -> Iterator[Leaf]:
-    """Attention with its three projections apart, as in Llama.
+def attention(config: ModelConfig, at: str, d_in: int | None = None) -> Iterator[Leaf]:
+    """Attention of inputs `d_in` wide, its three projections apart, as in Llama.
 
     Gates of the output follow the queries of each head, as in Qwen3-Next.
     """
@@ -90,7 +90,8 @@ def attention(config: ModelConfig, at: str) -> Iterator[Leaf]:
     queries = heads * (1 + c.output_gate)
     sizes = {"q_proj": queries, "k_proj": width, "v_proj": width}
     qkv = [(f"{at}.{name}", size) for name, size in sizes.items()]
-    for leaf in linear("attention.qkv_proj", qkv, config.d_model, c.qkv_bias):
+    d_in = d_in or config.d_model
+    for leaf in linear("attention.qkv_proj", qkv, d_in, c.qkv_bias):
         yield leaf.ordered(_gates_last(c)) if c.output_gate else leaf
     if c.qk_norm:
         yield norm("attention.q_norm", f"{at}.q_norm", c.head_dim)
@@ -108,7 +109,7 @@ def _gates_last(c: AttentionConfig) -> np.ndarray:
 
 
 def mlp(config: ModelConfig, at: str) -> Iterator[Leaf]:
-    """Feed-forward, the gate of SwiGLU apart, as in Llama."""
+    """Feed-forward, a gate apart, as in Llama."""
     c = config.mlp
     up = [(f"{at}.{name}", c.d_ff) for name in _up(c.activation)]
     yield from linear("mlp.up_proj", up, config.d_model, c.bias)
@@ -117,8 +118,8 @@ def mlp(config: ModelConfig, at: str) -> Iterator[Leaf]:
 
 
 def _up(activation: str) -> tuple[str, ...]:
-    """Names of what goes up: SwiGLU's gate, and what it gates."""
-    return ("gate_proj", "up_proj") if activation == "swiglu" else ("up_proj",)
+    """Names of what goes up: a gate, and what it gates."""
+    return ("gate_proj", "up_proj") if activation in GATED else ("up_proj",)
 
 
 def moe(

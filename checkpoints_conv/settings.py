@@ -20,27 +20,31 @@ _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
 
 
 def kinds(
-    f: Fields, name: str, count: int | None = None, default: Any = REQUIRED
+    f: Fields,
+    name: str,
+    count: int | None = None,
+    default: Any = REQUIRED,
+    known: dict[str, str] = _KINDS,
 ) -> str:
     """Kinds of the layers, one character each."""
     names = f.items(name, default)
     for kind in names:
-        if kind not in _KINDS:
+        if kind not in known:
             raise ValueError(
                 f"config.json: jaxspec does not implement a layer {kind!r} in {name}; "
-                f"expected {', '.join(_KINDS)}."
+                f"expected {', '.join(known)}."
             )
     if count not in (None, len(names)):
         raise ValueError(
             f"config.json: {name} names {len(names)} layers and num_hidden_layers is "
             f"{count}."
         )
-    return "".join(_KINDS[kind] for kind in names)
+    return "".join(known[kind] for kind in names)
 
 
-def write_kinds(layers: str) -> list[str]:
+def write_kinds(layers: str, known: dict[str, str] = _KINDS) -> list[str]:
     """The newer spelling of what `kinds` reads."""
-    names = {kind: name for name, kind in _KINDS.items()}
+    names = {kind: name for name, kind in known.items()}
     if not {*layers} <= names.keys():
         raise ValueError(f"{layers!r} has layers other than {' '.join(names)}.")
     return [names[kind] for kind in layers]

@@ -1,9 +1,9 @@
 """Tables of names: which published tensors a parameter is made of, and back.
 
-A model is a list of parts (the embedding, each block, the final norm, the head), a part a
-list of leaves, and a leaf the tensors that it joins by an invertible layout. `convert` and
-`export` follow the same table, one in each direction, so what one does the other undoes
-bit by bit.
+A model is a list of parts (the embedding, each block, each set of weights that blocks
+share, the final norm, the head), a part a list of leaves, and a leaf the tensors that it
+joins by an invertible layout. `convert` and `export` follow the same table, one in each
+direction, so what one does the other undoes bit by bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -67,7 +67,7 @@ class Leaf(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What is written at once: `embed`, `layers.3`, `final_norm` or `lm_head`."""
+    """What is written at once: `embed`, `layers.3`, `shared.0`, `final_norm`, `lm_head`."""
 
     name: str
     leaves: tuple[Leaf, ...]
@@ -158,11 +158,22 @@ def model(
     final_norm: str,
     head: str,
     blocks: Iterable[Iterable[Leaf]],
+    shared: Iterable[Iterable[Leaf]] = (),
 ) -> list[Part]:
-    """The parts of a model from the names of its ends and the leaves of its blocks."""
+    """The parts of a model.
+
+    Args:
+        config: of it.
+        embed: name of the embedding.
+        final_norm: of the norm before the head.
+        head: of the head.
+        blocks: the leaves of each block.
+        shared: those of each set of weights that blocks share.
+    """
     table = (config.vocab_size, config.d_model)
     parts = [Part("embed", (rows("embedding", (embed, *table)),))]
     parts += [Part(f"layers.{i}", tuple(block)) for i, block in enumerate(blocks)]
+    parts += [Part(f"shared.{i}", tuple(leaves)) for i, leaves in enumerate(shared)]
     parts += [Part("final_norm", (rows("scale", (final_norm, config.d_model)),))]
     if not config.tie_embeddings:
         parts += [Part("lm_head", (columns("kernel", (head, *table)),))]

@@ -188,9 +188,12 @@ def _load_parts(folder: pathlib.Path, like: Any, first: str = "") -> Any:
         ]
         return jax.tree.unflatten(jax.tree.structure(like), arrays)
 
-    blocks = [read(f"layers.{i}", block) for i, block in enumerate(like["layers"])]
-    ends = {name: read(name, part) for name, part in like.items() if name != "layers"}
-    return {**ends, "layers": tuple(blocks)}
+    def read_all(name, like):
+        if not isinstance(like, tuple):
+            return read(name, like)
+        return tuple(read(f"{name}.{i}", part) for i, part in enumerate(like))
+
+    return {name: read_all(name, part) for name, part in like.items()}
 
 
 def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:

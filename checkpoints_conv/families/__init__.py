@@ -16,13 +16,14 @@ from checkpoints_conv.families import (
     qwen3_5,
     qwen3_next,
     state_spaces,
+    zamba2,
 )
 from checkpoints_conv.family import Family
 from jaxspec.models.config import ModelConfig
 
 _PURE = (mamba2, mamba, falcon_mamba, llama)
-_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba, mamba_in_llama, qwen3_next)
-_ALL = *(module.FAMILY for module in _PURE + _HYBRID), *qwen3_5.FAMILIES
+_HYBRID = (granite, falcon_h1, nemotron_h, bamba, jamba, mamba_in_llama, zamba2)
+_ALL = *(module.FAMILY for module in (*_PURE, *_HYBRID, qwen3_next)), *qwen3_5.FAMILIES
 FAMILIES = {family.name: family for family in _ALL}
 
 

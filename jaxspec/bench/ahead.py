@@ -155,7 +155,7 @@ def _compile(args, config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
 
 def _state_bytes(config: ModelConfig, rows: int, shape: tuple[int, ...]) -> int:
     """Of all layers of one device."""
-    layers = sum(config.layers.count(kind) for kind in "MmP")
+    layers = sum(config.layers.count(kind) for kind in "MmPS")
     return 4 * layers * rows * int(np.prod(shape))
 
 

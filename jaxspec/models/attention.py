@@ -95,6 +95,12 @@ class Mixer(nn.Module):
         if c.qk_norm:
             self.q_norm = layers.norm(self.config)
             self.k_norm = layers.norm(self.config)
+        if c.adapter_rank:
+            widths = {"q": c.num_heads, "k": c.num_kv_heads, "v": c.num_kv_heads}
+            for name, heads in widths.items():
+                width = heads * c.head_dim
+                adapter = layers.Adapter(self.config, c.adapter_rank, width)
+                setattr(self, f"{name}_adapter", adapter)
         self.out_proj = layers.dense(
             self.config,
             self.config.d_model,
@@ -178,10 +184,12 @@ class Mixer(nn.Module):
         The gates `[B, T, H d]` are None where there are none.
         """
         c = self.config.attention
-        h = self.qkv_proj(layers.scale_by(x, c.in_multiplier))
+        x = layers.scale_by(x, c.in_multiplier)
+        h = self.qkv_proj(x)
         if not isinstance(h, dict):
             h = _split_columns(self.config, h)
-
+        if c.adapter_rank:
+            h |= {name: h[name] + getattr(self, f"{name}_adapter")(x) for name in "qkv"}
         q, keys = (h[name].reshape(*x.shape[:-1], -1, c.head_dim) for name in "qk")
         if c.qk_norm:
             q, keys = self.q_norm(q), self.k_norm(keys)

@@ -2,10 +2,12 @@
 
     x + m * sum over mixers of mixer(norm(x))
 
-where most blocks have one mixer, and Falcon-H1's have two side by side. A new mixer joins
-as a module with `init_carry`, `init_tape`, `commit`, `drop_slots`, `split` and a `Mixer`.
+where most blocks have one mixer, and Falcon-H1's have two side by side; for Zamba2's
+see `shared.py`. A new mixer joins as a module with `init_carry`, `init_tape`, `commit`,
+`drop_slots`, `split` and a `Mixer`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,7 +57,11 @@ def drop_slots(kind: str, tape: tuple, count: int) -> tuple:
 
 
 class Block(nn.Module):
-    """A residual block of one `kind`; its carry and tape are tuples over its mixers."""
+    """A residual block of one `kind`; its carry and tape are tuples over its mixers.
+
+    Methods take the residual stream `x` and the tokens' `embedding`, both `[B, T, d_model]`
+    (`[B, d_model]` in `step`), and return the stream first.
+    """
 
     config: ModelConfig
     kind: str
@@ -65,25 +71,38 @@ class Block(nn.Module):
         for name in BLOCKS[self.kind]:
             setattr(self, name, MIXERS[name].Mixer(self.config))
 
-    def _mix(self, x: jax.Array, call, past: tuple) -> tuple[jax.Array, tuple]:
+    def _mix(
+        self,
+        x: jax.Array,
+        embedding: jax.Array,
+        call: Callable[..., tuple[Any, jax.Array]],
+        past: tuple,
+    ) -> tuple[jax.Array, tuple]:
+        """Runs `call(mixer, past, x) -> past, y` on the mixers of the block."""
         h, y, kept = self.norm(x), 0, []
         for name, own in zip(BLOCKS[self.kind], past, strict=True):
             keep, out = call(getattr(self, name), own, h)
             y, kept = out + y, [*kept, keep]
         return x + layers.scale_by(y, self.config.residual_multiplier), tuple(kept)
 
-    def step(self, x, carry, positions, layer=None):
-        return self._mix(x, lambda m, c, h: m.step(c, h, positions, layer), carry)
+    def step(self, x, embedding, carry, positions, layer=None):
+        def call(mixer, own, h):
+            return mixer.step(own, h, positions, layer)
 
-    def scan(self, x, carry, positions, lengths, layer=None):
+        return self._mix(x, embedding, call, carry)
+
+    def scan(self, x, embedding, carry, positions, lengths, layer=None):
         def call(mixer, own, h):
             return mixer.scan(own, h, positions, lengths, layer)
 
-        return self._mix(x, call, carry)
+        return self._mix(x, embedding, call, carry)
 
-    def tree(self, x, carry, tape, context, layer=None):
+    def tree(self, x, embedding, carry, tape, context, layer=None):
+        def call(mixer, own, h):
+            return mixer.tree(*own, h, context, layer)
+
         past = tuple(zip(carry, tape, strict=True))
-        x, past = self._mix(x, lambda m, c, h: m.tree(*c, h, context, layer), past)
+        x, past = self._mix(x, embedding, call, past)
         return x, *zip(*past, strict=True)
 
     def fold_ring(self, carry, chosen, length):

@@ -5,6 +5,7 @@ chunk_size`). A model is a string of residual blocks, one character each:
 
     M Mamba-2    m Mamba-1    G gated delta rule    * attention    - feed-forward
     E mixture of experts    P Mamba-2 beside attention
+    S Mamba-2 behind attention and feed-forward whose weights are shared (`shared.py`)
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from jaxspec.models.mixer_configs import GATED as GATED
 from jaxspec.models.mixer_configs import AttentionConfig as AttentionConfig
 from jaxspec.models.mixer_configs import DeltaConfig as DeltaConfig
 from jaxspec.models.mixer_configs import Mamba1Config as Mamba1Config
@@ -31,6 +33,7 @@ BLOCKS = {
     "-": ("mlp",),
     "E": ("moe",),
     "P": ("mamba2", "attention"),
+    "S": ("attention", "mlp", "mamba2"),
 }
 """The settings that each kind of block reads."""
 
@@ -48,6 +51,7 @@ class ModelConfig:
         layers: residual blocks in order, one character each (see the module).
         mamba1, mamba2, delta, attention, mlp, moe: settings of the mixers that `layers`
             names.
+        num_shared: sets of weights that the blocks `S` use in turn.
         norm_eps: epsilon of every RMS norm.
         zero_centered_norms: norms between mixers, and of attention's queries and keys,
             scale by `1 + w`; those within a recurrence by `w` in any case.
@@ -69,6 +73,7 @@ class ModelConfig:
     attention: AttentionConfig | None = None
     mlp: MLPConfig | None = None
     moe: MoEConfig | None = None
+    num_shared: int = 1
     norm_eps: float = 1e-5
     zero_centered_norms: bool = False
     tie_embeddings: bool = True
@@ -99,6 +104,18 @@ class ModelConfig:
                     f"{name} {blocks!r} has a block {kind!r}, which needs the "
                     f"settings `{setting}`.",
                 )
+        uses = max(1, self.layers.count("S"))
+        require(
+            1 <= self.num_shared <= uses,
+            f"num_shared must be from 1 to {uses}, as many as layers {self.layers!r} "
+            f"can use, got {self.num_shared}.",
+        )
+
+    @property
+    def storages(self) -> dict[str, str]:
+        """Kinds of the blocks in every storage of params: all, and what `S` share."""
+        shared = {"shared": "S" * self.num_shared} if "S" in self.layers else {}
+        return {"layers": self.layers, **shared}
 
     @property
     def conv_width(self) -> int:

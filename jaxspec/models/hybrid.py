@@ -67,8 +67,11 @@ def _language_model(config, kind, max_path, ring_size, scan_layers) -> LanguageM
 
 def stack_params(config: ModelConfig, params: Params) -> Params:
     """Stacks the params of an unrolled model for a scanned one."""
-    blocks = Stack(config.layers, False).spread(params["layers"])
-    return {**params, "layers": Stack(config.layers, True).collect(blocks)}
+    stacked = {
+        name: Stack(kinds, True).collect(Stack(kinds, False).spread(params[name]))
+        for name, kinds in config.storages.items()
+    }
+    return {**params, **stacked}
 
 
 def split_projections(config: ModelConfig, params: Params) -> Params:
@@ -77,18 +80,18 @@ def split_projections(config: ModelConfig, params: Params) -> Params:
     The same function as several narrower products, which the model recognises: `in_proj`
     as z, x, BC and dt and the convolution as x and BC (Mamba-2), as x and z (Mamba-1), as
     qk, v, z, b and a and the convolution as qk and v (delta rule), `qkv_proj` as q, k, v
-    and gate, SwiGLU's `up_proj` as gate and up. The columns of a fused one, cut evenly,
+    and gate, a gated `up_proj` as gate and up. The columns of a fused one, cut evenly,
     are cut within its parts, and devices would have to exchange them.
     """
     if layers.is_split(params):
         return params
-    stack = params["layers"]
-    if isinstance(stack, dict):
-        return {
-            **params,
-            "layers": {kind: block.split(config, own) for kind, own in stack.items()},
-        }
-    return {**params, "layers": tuple(block.split(config, own) for own in stack)}
+
+    def split(storage):
+        if isinstance(storage, dict):
+            return {kind: block.split(config, own) for kind, own in storage.items()}
+        return tuple(block.split(config, own) for own in storage)
+
+    return {**params, **{name: split(params[name]) for name in config.storages}}
 
 
 def separate_head(params: Params) -> Params:

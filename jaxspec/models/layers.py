@@ -256,6 +256,27 @@ def dense(
     )
 
 
+class Adapter(nn.Module):
+    """A projection by way of a few dimensions, `up(down(x))` (LoRA, Hu et al. 2021).
+
+    Attributes:
+        config: of the model.
+        rank: how many.
+        features: of the output.
+    """
+
+    config: ModelConfig
+    rank: int
+    features: int
+
+    def setup(self):
+        self.down = dense(self.config, self.rank)
+        self.up = dense(self.config, self.features)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.up(self.down(x))
+
+
 def scale_by(x: jax.Array, multiplier: float) -> jax.Array:
     """Multiplies by a static factor; a factor of one costs nothing."""
     return x if multiplier == 1.0 else x * jnp.asarray(multiplier, x.dtype)

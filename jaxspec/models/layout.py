@@ -14,7 +14,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxspec import partition
-from jaxspec.models.config import BLOCKS, ModelConfig
+from jaxspec.models.config import BLOCKS, GATED, ModelConfig
 from jaxspec.partition import TENSOR
 
 # Which axis holds the heads, or the channels of heads, counted from the last.
@@ -104,8 +104,8 @@ def param_specs(config: ModelConfig, params: Any, axes: dict[str, int]) -> Any:
         axis = _PARAMS[mixer].get(names[0])
         if axis is None or not is_cut(config, mixer, axes[TENSOR]):
             return PartitionSpec()
-        is_swiglu = getattr(getattr(config, mixer), "activation", "swiglu") == "swiglu"
-        is_whole = len(names) == 2 and names[0] in _FUSED[mixer] and is_swiglu
+        is_gated = getattr(getattr(config, mixer), "activation", GATED[0]) in GATED
+        is_whole = len(names) == 2 and names[0] in _FUSED[mixer] and is_gated
         is_bias_after_sum = axis == -2 and names[1] == "bias"
         if is_whole or is_bias_after_sum or _is_shared(config, mixer, names):
             return PartitionSpec()
@@ -122,7 +122,8 @@ def param_specs(config: ModelConfig, params: Any, axes: dict[str, int]) -> Any:
         }
 
     specs = jax.tree.map(lambda _: PartitionSpec(), params)
-    specs["layers"] = _each(config, params["layers"], of_block)
+    for name, kinds in config.storages.items():
+        specs[name] = _each(kinds, params[name], of_block)
     if axes[TENSOR] > 1 and config.vocab_size % axes[TENSOR] == 0:
         specs["embed"] = {"embedding": PartitionSpec(TENSOR)}
         columns = params["lm_head"]["kernel"].shape[1] if "lm_head" in params else 1
@@ -157,7 +158,7 @@ def past_specs(config: ModelConfig, past: Any, axes: dict[str, int]) -> Any:
         )
 
     specs = row_specs(past, axes)
-    return specs._replace(blocks=_each(config, past.blocks, of_block))
+    return specs._replace(blocks=_each(config.layers, past.blocks, of_block))
 
 
 def row_specs(tree: Any, axes: dict[str, int]) -> Any:
@@ -173,10 +174,10 @@ def _is_shared(config: ModelConfig, mixer: str, names: list[str]) -> bool:
     return is_key and parts(config, mixer).keys == 1
 
 
-def _each(config: ModelConfig, storage: Any, f: Callable[..., Any]) -> Any:
+def _each(kinds: str, storage: Any, f: Callable[..., Any]) -> Any:
     if isinstance(storage, dict):
         return {kind: f(kind, own, True) for kind, own in storage.items()}
-    blocks = zip(config.layers, storage, strict=True)
+    blocks = zip(kinds, storage, strict=True)
     return tuple(f(kind, own, False) for kind, own in blocks)
 
 

@@ -18,10 +18,22 @@ def positive(config: Any, *names: str) -> None:
         require(value > 0, f"{name} must be positive, got {value}.")
 
 
+def not_negative(config: Any, *names: str) -> None:
+    """Requires fields to be zero or above."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= 0, f"{name} must not be negative, got {value}.")
+
+
 def one_of(config: Any, name: str, *choices: str) -> None:
     """Requires a field to be one of some words."""
     value = getattr(config, name)
     require(value in choices, f"{name} must be one of {choices}, got {value!r}.")
+
+
+ACTIVATIONS = ("swiglu", "geglu", "relu2", "gelu")
+GATED = ("swiglu", "geglu")
+"""The activations that have a gate beside what goes up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Mamba1Config:
     def __post_init__(self):
         positive(self, "expand", "d_state", "chunk_size")
         require(self.d_conv >= 2, f"d_conv must be at least 2, got {self.d_conv}.")
-        require(self.dt_rank >= 0, f"dt_rank must not be negative, got {self.dt_rank}.")
+        not_negative(self, "dt_rank")
         one_of(self, "norm", "none", "unit", "learned")
 
 
@@ -201,6 +213,8 @@ class AttentionConfig:
         in_multiplier: factor of the block's input.
         key_multiplier: factor of the keys.
         out_multiplier: factor of the output.
+        adapter_rank: rank of what is added to each of queries, keys and values (LoRA);
+            0 for nothing. Where weights are shared, it is each block's own.
     """
 
     num_heads: int
@@ -218,9 +232,11 @@ class AttentionConfig:
     in_multiplier: float = 1.0
     key_multiplier: float = 1.0
     out_multiplier: float = 1.0
+    adapter_rank: int = 0
 
     def __post_init__(self):
         positive(self, "num_heads", "num_kv_heads", "head_dim", "rope_theta")
+        not_negative(self, "window", "adapter_rank")
         require(
             self.num_heads % self.num_kv_heads == 0,
             "num_kv_heads must divide num_heads, got "
@@ -235,7 +251,6 @@ class AttentionConfig:
             len(self.rope_scaling) in (0, 4),
             f"rope_scaling is empty or four numbers, got {self.rope_scaling}.",
         )
-        require(self.window >= 0, f"window must not be negative, got {self.window}.")
 
     @property
     def rope_dim(self) -> int:
@@ -248,21 +263,25 @@ class MLPConfig:
 
     Attributes:
         d_ff: hidden width.
-        activation: `"swiglu"`, `"relu2"` (squared ReLU) or `"gelu"`.
+        activation: `"swiglu"`, `"geglu"`, `"relu2"` (squared ReLU) or `"gelu"`.
         bias: biases of both projections.
-        gate_multiplier: factor of SwiGLU's gate before the activation.
+        gate_multiplier: factor of the gate before the activation.
         out_multiplier: factor of the output.
+        adapter_rank: rank of what is added to the projection in (LoRA); 0 for nothing.
+            Where weights are shared, it is each block's own.
     """
 
     d_ff: int
-    activation: Literal["swiglu", "relu2", "gelu"] = "swiglu"
+    activation: Literal["swiglu", "geglu", "relu2", "gelu"] = "swiglu"
     bias: bool = False
     gate_multiplier: float = 1.0
     out_multiplier: float = 1.0
+    adapter_rank: int = 0
 
     def __post_init__(self):
         positive(self, "d_ff")
-        one_of(self, "activation", "swiglu", "relu2", "gelu")
+        not_negative(self, "adapter_rank")
+        one_of(self, "activation", *ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +308,7 @@ class MoEConfig:
     num_experts: int
     top_k: int
     d_ff: int
-    activation: Literal["swiglu", "relu2", "gelu"] = "swiglu"
+    activation: Literal["swiglu", "geglu", "relu2", "gelu"] = "swiglu"
     scores: Literal["softmax", "sigmoid"] = "softmax"
     renormalize: bool = True
     num_groups: int = 1
@@ -301,7 +320,7 @@ class MoEConfig:
 
     def __post_init__(self):
         positive(self, "num_experts", "top_k", "d_ff", "num_groups", "top_groups")
-        one_of(self, "activation", "swiglu", "relu2", "gelu")
+        one_of(self, "activation", *ACTIVATIONS)
         one_of(self, "scores", "softmax", "sigmoid")
         groups, top = self.num_groups, self.top_groups
         require(
@@ -329,9 +348,7 @@ class MoEConfig:
             if groups > 1
             else f"top_k must not exceed num_experts, got {self.top_k} of {size}.",
         )
-        for name in ("shared_d_ff", "d_latent"):
-            value = getattr(self, name)
-            require(value >= 0, f"{name} must not be negative, got {value}.")
+        not_negative(self, "shared_d_ff", "d_latent")
         require(
             self.shared_d_ff > 0 or not self.shared_gate,
             "shared_gate needs a shared expert: set shared_d_ff.",

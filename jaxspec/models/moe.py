@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec
 
 from jaxspec import partition
 from jaxspec.models import experts, layers, layout, mlp, stateless
-from jaxspec.models.config import ModelConfig, MoEConfig
+from jaxspec.models.config import GATED, ModelConfig, MoEConfig
 
 init_carry = stateless.init_carry
 init_tape = stateless.init_tape
@@ -33,8 +33,8 @@ drop_slots = stateless.drop_slots
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """Stores SwiGLU's projections in parts: the gates, and what they gate."""
-    if config.moe.activation != "swiglu":
+    """Stores gated projections in parts: the gates, and what they gate."""
+    if config.moe.activation not in GATED:
         return params
     fused = [name for name in ("up_proj", "shared_up_proj") if name in params]
     return {**params, **{name: mlp.split_gate(params[name]) for name in fused}}
@@ -139,7 +139,7 @@ class Mixer(stateless.Mixer):
         c, axes = self.config.moe, partition.sizes()
         bias = self.correction_bias if c.scores == "sigmoid" else None
         router, up, down = self.router(), self.up_proj(), self.down_proj()
-        is_whole = c.activation == "swiglu" and not isinstance(up, Mapping)
+        is_whole = c.activation in GATED and not isinstance(up, Mapping)
         is_cut = layout.is_cut(self.config, "moe", axes[partition.TENSOR])
         width = partition.TENSOR if is_cut and not is_whole else None
         rows, whole = partition.rows(x.shape[0], axes), PartitionSpec()

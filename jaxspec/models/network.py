@@ -1,9 +1,10 @@
 """The functions of a model: embedding, blocks in order, head.
 
 Every block is residual: `x + m * mixer(norm(x))`, where a block of several mixers adds
-what they make of the same input (Falcon-H1). `scan_tree` of every rollback is the same
-pass over the blocks; what differs is what the blocks keep (`rollback.py`) and, under
-`"joint"`, that the tokens committed last are run again in front of the tree.
+what they make of the same input (Falcon-H1), or runs some of them first, with weights that
+it shares (Zamba2). `scan_tree` of every rollback is the same pass over the blocks; what
+differs is what the blocks keep (`rollback.py`) and, under `"joint"`, that the tokens
+committed last are run again in front of the tree.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxspec import partition, rows, trees
-from jaxspec.models import block, layers, layout
+from jaxspec.models import block, layers, layout, shared
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.stack import Stack, Storage
 from jaxspec.trees import TokenTree
@@ -76,17 +77,20 @@ class Network:
         embed_key, head_key, *keys = jax.random.split(key, 2 + len(config.layers))
         normal = nn.initializers.normal(0.02)
         shape = (config.vocab_size, config.d_model)
+        blocks = [
+            self._init_block(kind, key)
+            for kind, key in zip(config.layers, keys, strict=True)
+        ]
+        own, sets = shared.part_blocks(config, blocks)
         hidden = jnp.zeros((1, config.d_model), jnp.dtype(config.dtype))
         params = {
             "embed": {"embedding": normal(embed_key, shape, jnp.float32)},
-            "layers": self.stack.collect(
-                [
-                    self._init_block(kind, key)
-                    for kind, key in zip(config.layers, keys, strict=True)
-                ]
-            ),
+            "layers": self.stack.collect(own),
             "final_norm": layers.norm(config).init(key, hidden)["params"],
         }
+        if sets:
+            kinds = config.storages["shared"]
+            params["shared"] = Stack(kinds, self.stack.scanned).collect(sets)
         if not config.tie_embeddings:
             kernel = normal(head_key, shape[::-1], jnp.float32)
             params["lm_head"] = {"kernel": kernel}
@@ -97,8 +101,8 @@ class Network:
         carry = block.init_carry(self.config, kind, 1, 1, 0, False)
         positions = self._positions(jnp.zeros((1, 1), jnp.int32))
         one = jnp.ones((1,), jnp.int32)
-        module = block.Block(self.config, kind)
-        return module.init(key, x, carry, positions, one, method="scan")["params"]
+        module = self._block(kind)
+        return module.init(key, x, x, carry, positions, one, method="scan")["params"]
 
     def init_carry(
         self,
@@ -137,11 +141,13 @@ class Network:
     def step(self, params: Params, carry: Carry, token: jax.Array):
         carry = self._settle(params, carry)
         positions = self._positions(carry.position[:, None])
+        inputs = self.embed(params, token)
 
         def run(kind, x, params, _, carry, layer):
-            return self._apply("step", kind, params, x, carry, positions, layer)
+            args = carry, positions, layer
+            return self._apply("step", kind, params, x, inputs, *args)
 
-        x, blocks = self._run(run, params, self.embed(params, token), carry.blocks)
+        x, blocks = self._run(run, params, inputs, carry.blocks)
         carry = carry._replace(position=carry.position + 1, blocks=blocks)
         return carry, self._norm(params, x)
 
@@ -149,18 +155,18 @@ class Network:
         return self.scan_inputs(params, carry, self.embed(params, tokens), lengths)
 
     def scan_inputs(
-        self, params: Params, carry: Carry, x: jax.Array, lengths: jax.Array
+        self, params: Params, carry: Carry, inputs: jax.Array, lengths: jax.Array
     ):
         """`scan` of the blocks' inputs `[B, T, C]`, whatever they are made of."""
         carry = self._settle(params, carry)
-        offsets = jnp.arange(x.shape[1], dtype=jnp.int32)
+        offsets = jnp.arange(inputs.shape[1], dtype=jnp.int32)
         positions = self._positions(carry.position[:, None] + offsets[None])
 
         def run(kind, x, params, _, carry, layer):
             args = carry, positions, lengths, layer
-            return self._apply("scan", kind, params, x, *args)
+            return self._apply("scan", kind, params, x, inputs, *args)
 
-        x, blocks = self._run(run, params, x, carry.blocks)
+        x, blocks = self._run(run, params, inputs, carry.blocks)
         carry = carry._replace(position=carry.position + lengths, blocks=blocks)
         return carry, self._norm(params, x)
 
@@ -200,7 +206,7 @@ class Network:
         carry: Carry,
         tape: Tape,
         tree: TokenTree,
-        x: jax.Array,
+        inputs: jax.Array,
         start: int,
         stop: int,
         fold: jax.Array | None = None,
@@ -229,20 +235,20 @@ class Network:
         )
 
         def read(kind, x, params, carry, tape, layer):
-            x, _, tape = self._apply(
-                "tree", kind, params, x, carry, tape, context, layer
-            )
+            args = carry, tape, context, layer
+            x, _, tape = self._apply("tree", kind, params, x, inputs, *args)
             return x, tape
 
         def read_and_fold(kind, x, params, _, past, layer):
-            x, *past = self._apply("tree", kind, params, x, *past, context, layer)
+            args = *past, context, layer
+            x, *past = self._apply("tree", kind, params, x, inputs, *args)
             return x, tuple(past)
 
         if fold is None:
-            x, blocks = self._run(read, params, x, tape.blocks, carry.blocks)
+            x, blocks = self._run(read, params, inputs, tape.blocks, carry.blocks)
         else:
             past = self.stack.pair(carry.blocks, tape.blocks)
-            x, past = self._run(read_and_fold, params, x, past)
+            x, past = self._run(read_and_fold, params, inputs, past)
             kept, blocks = self.stack.part(past)
             length = jnp.where(fold, 0, carry.ring_length)
             carry = carry._replace(blocks=kept, ring_length=length)
@@ -254,8 +260,10 @@ class Network:
 
     def _run(self, f, params: Params, x: jax.Array, writes: Storage, reads=None):
         """Runs the blocks; nothing but their own is read unless it is given."""
-        reads = writes if reads is None else reads
-        return self.stack.run(f, x, params["layers"], reads, writes)
+        reads, blocks = writes if reads is None else reads, params["layers"]
+        if "shared" in params:
+            blocks = self.stack.share(shared.join, blocks, "S", params["shared"])
+        return self.stack.run(f, x, blocks, reads, writes)
 
     def scan_tree(self, params: Params, carry: Carry, tree: TokenTree):
         batch, num_nodes = trees.check(tree).parents.shape
@@ -402,8 +410,11 @@ class Network:
         return partition.constrain(past, layout.past_specs(self.config, past, axes))
 
     def _apply(self, method: str, kind: str, params: Params, *args):
-        module = block.Block(self.config, kind)
-        return module.apply({"params": params}, *args, method=method)
+        return self._block(kind).apply({"params": params}, *args, method=method)
+
+    def _block(self, kind: str) -> block.Block:
+        of_kind = shared.Block if kind == "S" else block.Block
+        return of_kind(self.config, kind)
 
     def embed(self, params: Params, tokens: jax.Array) -> jax.Array:
         x = params["embed"]["embedding"][tokens].astype(jnp.dtype(self.config.dtype))

@@ -8,6 +8,7 @@ holds the stacked storage whole.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -80,6 +81,20 @@ class Stack(NamedTuple):
             blocks.append(jax.tree.map(lambda leaf, i=index: leaf[i], storage[kind]))
         return blocks
 
+    def share(
+        self, f: Callable[..., Any], storage: Storage, kind: str, shared: Storage
+    ) -> Storage:
+        """Gives the blocks of a kind what they use in turn: `f(block, shared)`.
+
+        Scanned, it stays as it is, and `run` takes turns where there are fewer entries
+        than blocks.
+        """
+        if self.scanned:
+            return {**storage, kind: f(storage[kind], shared[kind])}
+        turns = itertools.cycle(shared)
+        blocks = zip(self.layers, storage, strict=True)
+        return tuple(f(own, next(turns)) if k == kind else own for k, own in blocks)
+
     def map(self, f: Callable[..., Any], *storages: Storage) -> Storage:
         """Applies `f(kind, *blocks)` to every block on its own, in one pass if stacked."""
         if not self.scanned:
@@ -124,7 +139,7 @@ class Stack(NamedTuple):
                 writes = dict(writes)
                 for kind, offset in zip(run.unit, offsets, strict=True):
                     layer = base[kind] + repeat * run.unit.count(kind) + offset
-                    block = _at(params[kind], layer)
+                    block = _at(params[kind], layer, self.layers.count(kind))
                     x, writes[kind] = f(
                         kind, x, block, reads[kind], writes[kind], layer
                     )
@@ -150,7 +165,12 @@ class Stack(NamedTuple):
         return tuple(parts)
 
 
-def _at(stacked: Any, index: jax.Array) -> Any:
-    return jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked
-    )
+def _at(stacked: Any, index: jax.Array, count: int) -> Any:
+    """What one of `count` blocks has; where there are fewer entries, it is their turn."""
+
+    def one(leaf):
+        entries = leaf.shape[0]
+        turn = index if entries == count else index % entries
+        return jax.lax.dynamic_index_in_dim(leaf, turn, keepdims=False)
+
+    return jax.tree.map(one, stacked)

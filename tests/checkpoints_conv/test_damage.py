@@ -168,6 +168,29 @@ def test_tensors_of_one_parameter_have_one_dtype(tmp_path):
         checkpoints_conv.convert(path, tmp_path / "dest")
 
 
+LATER = "model.layers.3.shared_transformer"
+
+
+def test_what_blocks_share_may_be_there_again_but_not_otherwise(tmp_path):
+    """As in a file of torch's, which names it at every use."""
+    path = tmp_path / "source"
+    shutil.copytree(published.source("zamba2"), path)
+    again = {
+        name: tensor.numpy()
+        for name, tensor in published.model("zamba2").state_dict().items()
+        if name.startswith(LATER)
+    }
+    assert again and not again.keys() & tensors(path).keys()
+    put(path, tensors(path) | again)
+    checkpoints_conv.convert(path, tmp_path / "dest")
+    name = f"{LATER}.self_attn.k_proj.weight"
+    put(path, tensors(path) | {name: again[name] + 1})
+    with pytest.raises(
+        ValueError, match=r"share .*layers\.0.*k_proj.weight, and .*\.3"
+    ):
+        checkpoints_conv.convert(path, tmp_path / "other")
+
+
 def provenance(**fields):
     return lambda path: record(path, stored.SOURCE, **fields)
 

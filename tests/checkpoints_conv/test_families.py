@@ -99,6 +99,22 @@ NEMOTRON_H = COMMON | {
     **{"time_step_limit": [0.0, math.inf], "use_bias": False, "vocab_size": 131072},
 }
 
+ZAMBA2 = COMMON | {  # as of transformers 4, of a small model
+    "model_type": "zamba2",
+    **{"adapter_rank": 128, "add_bias_linear": False, "attention_dropout": 0.0},
+    **{"attention_head_dim": 64, "attention_hidden_size": 1024, "chunk_size": 256},
+    **{"hidden_act": "gelu", "hidden_size": 512, "hybrid_layer_ids": [1, 3, 4]},
+    **{"intermediate_size": 2048, "kv_channels": 32, "mamba_d_conv": 4},
+    "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "hybrid"],
+    **{"mamba_d_state": 64, "mamba_expand": 2, "mamba_headdim": 64},
+    **{"mamba_ngroups": 1, "n_mamba_heads": 16, "num_attention_heads": 16},
+    **{"num_hidden_layers": 5, "num_key_value_heads": 16, "num_logits_to_keep": 1},
+    **{"num_mem_blocks": 2, "num_query_groups": 16, "rms_norm_eps": 1e-05},
+    **{"rope_theta": 10000, "use_conv_bias": True, "use_long_context": False},
+    **{"use_mem_rope": False, "use_shared_attention_adapter": False},
+    **{"vocab_size": 32000, **TIMES},
+}
+
 
 def read(record):
     return families.find(record).read(record)
@@ -152,9 +168,30 @@ def test_nemotron_h_by_its_letters():
     assert config.mamba2.dt_limits == (1e-3, math.inf)
 
 
+def test_zamba2s_shared_blocks():
+    config = read(ZAMBA2)
+    assert (config.layers, config.num_shared) == ("MSMSS", 2) and config.tie_embeddings
+    assert config.mlp == MLPConfig(2048, "geglu", adapter_rank=128)
+    plain = AttentionConfig(16, 16, 64, rope_fraction=0.0, scale=32**-0.5)
+    assert config.attention == plain
+    own = {"use_mem_rope": True, "use_shared_attention_adapter": True}
+    turned = dataclasses.replace(plain, rope_fraction=1.0, adapter_rank=128)
+    assert read(ZAMBA2 | own).attention == turned
+    assert read(ZAMBA2 | {"num_mem_blocks": 9}).num_shared == 3
+
+
 @pytest.mark.parametrize(
     "record, fields, message",
     [
+        (ZAMBA2, {"use_long_context": True}, "use_long_context True; it must be False"),
+        (ZAMBA2, {"tie_word_embeddings": False}, "embeddings False; it must be True"),
+        (ZAMBA2, {"rms_norm_eps": 1e-6}, "rms_norm_eps 1e-06; it must be 1e-05"),
+        (ZAMBA2, {"attention_head_dim": 32}, "attention_head_dim 32; it must be 64"),
+        (ZAMBA2, {"adapter_rank": 0}, "adapter_rank must be positive, got 0"),
+        (ZAMBA2, {"n_mamba_heads": 24}, "n_mamba_heads must divide .* 24 and 1024"),
+        (ZAMBA2, {"layers_block_type": ["attention"] * 5}, "a layer 'attention' in"),
+        (ZAMBA2, {"use_shared_block_lora": True}, "not implement use_shared_block_lor"),
+        (GRANITE, {"layer_types": ["hybrid"] * 4}, "does not implement a layer 'hybri"),
         (MAMBA_130M, {"rms_norm": False}, "does not implement rms_norm False"),
         (MAMBA_130M, {"attn_layer_idx": [3]}, r"not implement attn_layer_idx \[3\]"),
         (MAMBA_130M, {"ssm_cfg": {"layer": "Mamba3"}}, "layer 'Mamba3'"),

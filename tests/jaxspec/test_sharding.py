@@ -25,6 +25,7 @@ CASES = {  # model, drafter, rollback, scanned
     "one-group-model-replay-scanned": ("one-group", "model", "replay", True),
     "delta-ngram-lazy": ("delta", "ngram", "lazy", False),
     "falcon-h1-ngram-replay": ("falcon-h1", "ngram", "replay", False),
+    "shared-ngram-lazy-scanned": ("shared", "ngram", "lazy", True),
 }
 BATCH = len(meshes.PROMPTS)
 
@@ -169,7 +170,7 @@ def test_loops_and_branches_are_counted():
 
 @pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize(
-    "name", ["one-group", "groups", "mamba1", "delta", "falcon-h1", "experts"]
+    "name", ["one-group", "groups", "mamba1", "delta", "falcon-h1", "experts", "shared"]
 )
 def test_what_can_be_cut_is_cut(name, scanned):
     config = meshes.CONFIGS[name]
@@ -180,14 +181,15 @@ def test_what_can_be_cut_is_cut(name, scanned):
     assert hybrid.split_projections(config, params) is params
     axes = {"data": 2, "tensor": 4}
     specs = layout.param_specs(config, params, axes)
+    storages = {name: specs[name] for name in config.storages}
     cut = {
         jax.tree_util.keystr(path[-3:], simple=True, separator="/")
-        for path, spec in jax.tree_util.tree_flatten_with_path(specs["layers"])[0]
+        for path, spec in jax.tree_util.tree_flatten_with_path(storages)[0]
         if "tensor" in tuple(spec)
     }
     wanted = {"one-group": "x z dt q k v gate up", "groups": "x z dt BC q k v gate up"}
     wanted |= {"mamba1": "x z", "falcon-h1": "", "experts": "x z dt gate up"}
-    wanted |= {"delta": "qk v z b a q k gate up"}
+    wanted |= {"delta": "qk v z b a q k gate up", "shared": "x z dt q k v gate up"}
     for part in wanted[name].split():
         assert any(path.endswith(f"kernel/{part}") for path in cut), part
     assert any(path.endswith("kernel/BC") for path in cut) == (name == "groups")

@@ -18,7 +18,7 @@ import jaxspec
 import tiny
 from jaxspec import checkpointing, metrics, sharding
 from jaxspec.models import hybrid
-from jaxspec.models.config import AttentionConfig, DeltaConfig, Mamba2Config
+from jaxspec.models.config import AttentionConfig, DeltaConfig, Mamba2Config, MLPConfig
 
 MAX_PATH = 4
 HEADS = {  # all that four devices can share evenly
@@ -39,6 +39,12 @@ CONFIGS = {
     ),
     "draft": tiny.config("M", mamba2=HEADS["mamba2"]),
     "falcon-h1": tiny.CONFIGS["falcon-h1"],  # two groups for four devices
+    "shared": tiny.config(
+        "SS",
+        mamba2=HEADS["mamba2"],
+        attention=AttentionConfig(4, 4, head_dim=8, adapter_rank=3),
+        mlp=MLPConfig(24, "geglu", adapter_rank=2),
+    ),
     "experts": tiny.config("ME", mamba2=HEADS["mamba2"]),
 }
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [2, 7, 1, 8], [1, 6, 1, 8, 0, 3]]

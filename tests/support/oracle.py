@@ -4,6 +4,7 @@ Written from the equations alone: no chunks, no trees, no caches but lists, and 
 jaxspec but the config and the params.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -15,7 +16,11 @@ def logits(config, params, tokens):
     rows = []
     for position, token in enumerate(tokens):
         x = params["embed"]["embedding"][token] * config.embedding_multiplier
+        embedding, sets = x, itertools.cycle(params.get("shared", [None]))
         for kind, block, own in zip(config.layers, params["layers"], past, strict=True):
+            if kind == "S":
+                x = shared(config, next(sets), block, own, x, embedding, position)
+                continue
             h = outer_norm(config, block["norm"], x)
             for name in BLOCKS[kind]:
                 mixer = MIXERS[name]
@@ -26,6 +31,17 @@ def logits(config, params, tokens):
         head = params["embed"]["embedding"].T if tied else params["lm_head"]["kernel"]
         rows.append(x @ head * config.logits_multiplier)
     return np.stack(rows)
+
+
+def shared(config, common, own, past, x, embedding, position):
+    h, adapters = np.concatenate([x, embedding]), own["adapters"]
+    for name, mixer in (("attention", attention), ("mlp", mlp)):
+        p = {**common[name], **adapters[name]}
+        h = outer_norm(config, common[f"{name}_norm"], h)
+        h = mixer(config, p, past.setdefault(name, {}), h, position)
+    h = outer_norm(config, own["norm"], x + dense(own["out_proj"], h))
+    y = mamba2(config, own["mamba2"], past.setdefault("mamba2", {}), h, position)
+    return x + config.residual_multiplier * y
 
 
 def norm(x, scale, eps, groups=1):
@@ -48,6 +64,11 @@ def softplus(x):
 
 def dense(p, x):
     return x @ p["kernel"] + p.get("bias", 0.0)
+
+
+def adapt(p, x):
+    """What an adapter adds."""
+    return dense(p["up"], dense(p["down"], x))
 
 
 def conv(p, past, u):
@@ -135,7 +156,12 @@ def unit(x):
 
 def attention(config, p, past, x, position):
     c = config.attention
-    h = dense(p["qkv_proj"], x * c.in_multiplier).reshape(-1, c.head_dim)
+    x = x * c.in_multiplier
+    h = dense(p["qkv_proj"], x)
+    if c.adapter_rank:
+        more = np.concatenate([adapt(p[f"{name}_adapter"], x) for name in "qkv"])
+        h[: len(more)] += more
+    h = h.reshape(-1, c.head_dim)
     cuts = np.cumsum([c.num_heads, c.num_kv_heads, c.num_kv_heads])
     q, k, v, gate = np.split(h, cuts)
     if c.qk_norm:
@@ -165,7 +191,9 @@ def rope(c, x, position):
 
 def mlp(config, p, past, x, position):
     c = config.mlp
-    h = activate(c.activation, dense(p["up_proj"], x), c.gate_multiplier)
+    h = dense(p["up_proj"], x)
+    h = h + adapt(p["up_adapter"], x) if c.adapter_rank else h
+    h = activate(c.activation, h, c.gate_multiplier)
     return dense(p["down_proj"], h) * c.out_multiplier
 
 
@@ -173,8 +201,15 @@ def activate(activation, h, gate_multiplier=1.0):
     if activation == "swiglu":
         gate, h = np.split(h, 2)
         return silu(gate * gate_multiplier) * h
+    if activation == "geglu":
+        gate, h = np.split(h, 2)
+        return gelu(gate * gate_multiplier) * h
     if activation == "relu2":
         return np.maximum(h, 0.0) ** 2
+    return gelu(h)
+
+
+def gelu(h):
     return h * 0.5 * (1.0 + np.vectorize(math.erf)(h / np.sqrt(2.0)))
 
 

@@ -98,6 +98,15 @@ FAMILIES = {  # transformers' config, and what it is given
         | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1}
         | {"mamba_d_state": 8},
     ),
+    "zamba2": (
+        "Zamba2Config",
+        {"hidden_size": WIDTH, "num_attention_heads": 4, "intermediate_size": 48}
+        | {"layers_block_type": ["hybrid", "linear_attention", "hybrid", "hybrid"]}
+        | {"num_hidden_layers": 4, "num_mem_blocks": 2, "adapter_rank": 6}
+        | {"use_shared_attention_adapter": True, "use_mem_rope": True}
+        | {"n_mamba_heads": 4, "mamba_d_state": 8, "mamba_ngroups": 2, "chunk_size": 8}
+        | {"time_step_min": 0.5, "add_bias_linear": True},
+    ),
     "nemotron-experts": (
         "NemotronHConfig",
         {**ATTENTION, "head_dim": 16, "ssm_state_size": 8, "n_groups": 2}

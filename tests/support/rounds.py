@@ -27,7 +27,7 @@ layouts = pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "sc
 tree_models = pytest.mark.parametrize(
     "name",
     ["mamba1", "mamba2-groups", "delta-hybrid"]
-    + ["attention-window", "falcon-h1", "hybrid"],
+    + ["attention-window", "falcon-h1", "shared", "hybrid"],
 )
 
 

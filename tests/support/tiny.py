@@ -135,6 +135,13 @@ CONFIGS = {
         residual_multiplier=0.6,
         logits_multiplier=0.5,
     ),
+    "shared": config(  # Zamba2: the first set of weights twice, the second once
+        "SMSS",
+        num_shared=2,
+        attention=dataclasses.replace(ATTENTION, scale=0.2, adapter_rank=3),
+        mlp=MLPConfig(24, "geglu", adapter_rank=2),
+        embedding_multiplier=10.0,
+    ),
     "experts": config("ME*E"),
     "small-hybrid": config("M*-m"),
     "hybrid": config("M*-M*-m"),

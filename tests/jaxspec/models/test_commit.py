@@ -151,8 +151,11 @@ def test_a_done_row_keeps_its_past(rollback):
         assert any(jax.tree.leaves(changed))
 
 
-@pytest.mark.parametrize("name", ["falcon-h1", "delta-hybrid", "hybrid"])
-@rollbacks
+@pytest.mark.parametrize(
+    "name, rollback",
+    [*itertools.product(["falcon-h1", "delta-hybrid", "hybrid"], ROLLBACKS)]
+    + [("shared", "replay")],
+)
 def test_extending_by_levels_is_scan_tree(name, rollback):
     model, params = model_and_params(name, rollback)
     carry, _, _ = read_prompt(name, rollback)

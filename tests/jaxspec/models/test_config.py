@@ -38,6 +38,14 @@ MODELS = {
             4, 2, rope_fraction=0.5, qk_norm=True, output_gate=True
         ),
     ),
+    "shared": ModelConfig(
+        **SMALL,
+        layers="MSMSS",
+        mamba2=Mamba2Config(nheads=2),
+        attention=AttentionConfig(2, 2, adapter_rank=3),
+        mlp=MLPConfig(d_ff=4, activation="geglu", adapter_rank=2),
+        num_shared=2,
+    ),
     "all": ModelConfig(
         **SMALL,
         layers="M-m-*-PE",
@@ -132,6 +140,7 @@ def test_json_that_is_no_config_is_refused(text, message):
         ("G", "block 'G', which needs the settings `delta`"),
         ("P", "block 'P', which needs the settings `attention`"),
         ("ME", "block 'E', which needs the settings `moe`"),
+        ("MS", "block 'S', which needs the settings `attention`"),
         ("Mm", "block 'm', which needs the settings `mamba1`"),
     ],
 )
@@ -193,6 +202,12 @@ def test_layers_that_cannot_be_built_are_refused(layers, message):
             "window must not be negative, got -1",
         ),
         (MLPConfig, {"d_ff": 4, "activation": "relu"}, "activation must be .*'relu'"),
+        (MLPConfig, {"d_ff": 4, "adapter_rank": -1}, "adapter_rank must not be negat"),
+        (
+            AttentionConfig,
+            {"num_heads": 2, "num_kv_heads": 1, "adapter_rank": -2},
+            "adapter_rank must not be negative, got -2",
+        ),
         (MoEConfig, {"activation": "relu"}, "activation must be .*'relu'"),
         (MoEConfig, {"scores": "top"}, "scores must be one of .*'top'"),
         (MoEConfig, {"num_groups": 2}, "must be 1 unless scores are 'sigmoid', got 2"),
@@ -221,6 +236,8 @@ def test_layers_that_cannot_be_built_are_refused(layers, message):
         (MoEConfig, {"d_latent": -2}, "d_latent must not be negative, got -2"),
         (MoEConfig, {"shared_gate": True}, "needs a shared expert: set shared_d_ff"),
         (ModelConfig, {"dtype": "float16"}, "dtype must be one of .*'float16'"),
+        (ModelConfig, {"num_shared": 0}, "num_shared must be from 1 to 1, .* got 0"),
+        (ModelConfig, {"num_shared": 2}, "from 1 to 1, as many as layers 'm' can use"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(cls, settings, message):
@@ -230,6 +247,14 @@ def test_settings_that_do_not_fit_are_refused(cls, settings, message):
         settings = {**SMALL, "layers": "m", "mamba1": Mamba1Config(), **settings}
     with pytest.raises(ValueError, match=message):
         cls(**settings)
+
+
+def test_no_set_of_shared_weights_is_idle():
+    with pytest.raises(ValueError, match="from 1 to 3, .* 'MSMSS' can use, got 4"):
+        dataclasses.replace(MODELS["shared"], num_shared=4)
+    storages = {"layers": "MSMSS", "shared": "SS"}
+    assert MODELS["shared"].storages == storages
+    assert MODELS["all"].storages == {"layers": MODELS["all"].layers}
 
 
 @pytest.mark.parametrize("value", [0, -2])

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from jaxspec import trees
 from jaxspec.models import hybrid
+from jaxspec.models.rollback import ROLLBACKS
 from jaxspec.trees import TokenTree
 from rounds import (
     MAX_PATH,
@@ -90,13 +91,15 @@ def test_scan_tree_is_scan_along_every_path(name, rollback):
     check_nodes(name, texts, tree, logits, nodes)
 
 
-@rollbacks
-def test_scanned_layers_are_unrolled_layers(rollback):
+@pytest.mark.parametrize(
+    "name, rollback", [*(("hybrid", each) for each in ROLLBACKS), ("shared", "lazy")]
+)
+def test_scanned_layers_are_unrolled_layers(name, rollback):
     tree = tiny.random_tree(np.random.default_rng(11), 3, NUM_NODES, MAX_PATH)
     seen, kept = [], []
     for scanned in (False, True):
-        carry, texts, _ = read_prompt("hybrid", rollback, scanned, max_length=60)
-        round_ = compiled_round("hybrid", rollback, scanned)
+        carry, texts, _ = read_prompt(name, rollback, scanned, max_length=60)
+        round_ = compiled_round(name, rollback, scanned)
         carry = commit_at_random(round_, carry, texts, NUM_NODES, 8, seed=12)
         seen.append(round_(carry, tree, NO_PATH)[1])
         kept.append(texts)

@@ -1,5 +1,8 @@
 """A scanned stack does what a written-out one does."""
 
+import itertools
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +103,28 @@ def test_a_scanned_run_equals_one_written_out(pattern):
         out, states = run(x, weights, states)
         found.append((out, stack.spread(states)))
     assert_equal_blocks(*found, rtol=2e-5)
+
+
+@pytest.mark.parametrize("pattern", ["M*MM", "MMMMM", "*M-M"])
+@pytest.mark.parametrize("sets", [1, 2])
+def test_what_blocks_share_is_used_in_turn(pattern, sets):
+    """Every M adds its own weight times the next set's."""
+    biases = jnp.arange(1.0, sets + 1)
+    expected, turns = 0.0, itertools.cycle(biases)
+    for i, kind in enumerate(pattern):
+        expected = 2 * expected + i * (next(turns) if kind == "M" else 1)
+
+    def apply(kind, x, params, reads, writes, layer):
+        return 2 * x + params["w"] * params.get("b", 1.0), writes
+
+    for scanned in (False, True):
+        stack = Stack(pattern, scanned)
+        own = stack.collect([{"w": jnp.float32(i)} for i in range(len(pattern))])
+        shared = Stack("M" * sets, scanned).collect([{"b": b} for b in biases])
+        params = stack.share(operator.or_, own, "M", shared)
+        nothing = stack.collect([()] * len(pattern))
+        x, _ = stack.run(apply, jnp.float32(0), params, nothing, nothing)
+        assert x == expected
 
 
 @pytest.mark.parametrize("pattern", PATTERNS[:4])
