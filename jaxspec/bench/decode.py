@@ -11,7 +11,7 @@ compressed size of the texts over their size: repetitive text is easy to draft.
 
 `--peer` has transformers continue the same prompts with the same weights in the same run.
 `--shape` draws random weights for a published shape: what a step costs is as with trained
-ones, but such a model repeats itself, and what a drafter gains of that says nothing.
+ones, but such a model writes noise, and what a drafter gains of that says nothing.
 """
 
 import argparse
