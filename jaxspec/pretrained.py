@@ -94,6 +94,8 @@ def load(
     folder = find(name_or_dir)
     config = _config(name_or_dir, dtype)
     converted = stored.is_converted(folder)
+    if converted:
+        stored.read_source(folder)  # refuses another format
     like = _like(config, hybrid.language_model(config).init)
     if converted:
         params = _load_parts(folder, like)
@@ -147,9 +149,8 @@ def mtp_head(
     config = _config(name_or_dir, dtype)
     if not config.mtp:
         raise ValueError(
-            f"{name_or_dir} has no multi-token-prediction head: its checkpoint had no "
-            "tensors mtp.*, or was converted before jaxspec could run them; convert it "
-            "again."
+            f"{name_or_dir} has no multi-token-prediction head: the checkpoint that it was "
+            "converted from had no tensors mtp.*."
         )
     return mtp.mtp_head(config)
 
