@@ -29,12 +29,16 @@ a hash of its name (`jaxspec.train.corpus.is_held_out`), {held_out_bytes:,} byte
 `manifest.json` lists every file with its SHA-256. The text is under the PSF-2.0 licence of
 Python; none of it is redistributed here. The weights are under jaxspec's licence.
 
-**Again.** `jaxspec train {recipe} --out runs/{recipe}{teacher}` on the same Python.
+**Again.** `{again}` on the same Python.
 """
 
 
 def write(
-    recipe: Recipe, result: dict[str, Any], manifest: dict[str, Any], distilled: bool
+    recipe: Recipe,
+    result: dict[str, Any],
+    manifest: dict[str, Any],
+    distilled: bool,
+    again: str,
 ) -> str:
     """Returns the card in Markdown.
 
@@ -43,6 +47,7 @@ def write(
         result: `parameters`, `steps`, `held_out_bits_per_byte`, `gzip_bits_per_byte`.
         manifest: of the corpus.
         distilled: whether a teacher's laws took the place of the text.
+        again: the command that trains the same.
     """
     held_out = [entry["held_out"] for entry in manifest["modules"].values()]
     gzip = result["gzip_bits_per_byte"]
@@ -64,6 +69,5 @@ def write(
         num_train=len(held_out) - sum(held_out),
         train_bytes=manifest["train_bytes"],
         held_out_bytes=manifest["held_out_bytes"],
-        recipe="draft" if distilled else "target",
-        teacher=" --teacher runs/target/export" if distilled else "",
+        again=again,
     )

@@ -2,6 +2,7 @@
 
     jaxspec train target --out runs/target
     jaxspec train draft --out runs/draft --teacher runs/target/export
+    jaxspec train target --layers MMMM --teacher stdlib-8m --out runs/mamba2
 
 A run that was killed goes on when the command is given again. At the end `export/` holds
 what `jaxspec generate --model` takes, with a card, the loss curve, and a manifest of the
@@ -13,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shlex
 import shutil
 
 import tokenizers
@@ -32,11 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--teacher",
-        type=pathlib.Path,
-        help="exported model to distil: its tokenizer, and its laws instead of the text",
+        help="model to distil, by name or folder: its tokenizer, and its laws instead of "
+        "the text",
     )
     parser.add_argument(
         "--stdlib", type=pathlib.Path, help="read this standard library instead"
+    )
+    parser.add_argument(
+        "--layers",
+        help="other blocks of the recipe's widths, as in `ModelConfig` (default: the "
+        "recipe's)",
     )
     for name in ("steps", "batch-size", "length", "seed"):
         parser.add_argument(f"--{name}", type=int, help="(default: the recipe's)")
@@ -75,8 +82,7 @@ def run(args: argparse.Namespace) -> None:
                 f"The teacher has {loaded.model.vocab_size} tokens and the model "
                 f"{recipe.config.vocab_size}."
             )
-        weights = pretrained.find(args.teacher) / "model.safetensors"
-        record["teacher_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+        record["teacher_sha256"] = _digest(pretrained.find(args.teacher))
     _same_or_new(args.out / "recipe.json", record)
     if teacher is None:
         tokenizer = _tokenizer(args.out / "tokenizer.json", modules, recipe)
@@ -97,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     pretrained.save(args.out / "export", recipe.config, params, tokenizer)
     lines = (args.out / "log.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
-    result = _report(args.out, recipe, modules, log, teacher is not None)
+    result = _report(args, recipe, modules, log)
     curve = plotting.loss_curve(log, result["gzip_bits_per_byte"], recipe.name)
     plotting.save(curve, args.out / "export" / "curve.png")
     print(json.dumps(result) if args.json else _describe(result))
@@ -106,7 +112,21 @@ def run(args: argparse.Namespace) -> None:
 def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     names = ("steps", "batch_size", "length", "seed", "learning_rate")
     changes = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    return dataclasses.replace(recipes.RECIPES[args.recipe], **changes)
+    recipe = dataclasses.replace(recipes.RECIPES[args.recipe], **changes)
+    if args.layers is None:
+        return recipe
+    config = dataclasses.replace(recipe.config, layers=args.layers)
+    return dataclasses.replace(recipe, name=f"stdlib-{args.layers}", config=config)
+
+
+def _digest(folder: pathlib.Path) -> str:
+    """SHA-256 of a model's files, whether trained here or converted."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256")
+        found.update(f"{path.relative_to(folder)} {content.hexdigest()}\n".encode())
+    return found.hexdigest()
 
 
 def _same_or_new(path: pathlib.Path, record: dict) -> None:
@@ -131,13 +151,13 @@ def _tokenizer(
 
 
 def _report(
-    out: pathlib.Path,
+    args: argparse.Namespace,
     recipe: recipes.Recipe,
     modules: list[corpus.Module],
     log: list[dict],
-    distilled: bool,
 ) -> dict:
     """Sums the run up, for the terminal and for who gets the export."""
+    out = args.out
     gzip = corpus.gzip_bits_per_byte([m.text for m in modules if m.held_out])
     export = out / "export"
     shutil.copy(out / "manifest.json", export)
@@ -152,9 +172,19 @@ def _report(
         "export": str(export),
     }
     manifest = json.loads((out / "manifest.json").read_text())
-    text = card.write(recipe, result, manifest, distilled)
+    text = card.write(recipe, result, manifest, bool(args.teacher), _again(args))
     files.write_text(export / "card.md", text)
     return result
+
+
+def _again(args: argparse.Namespace) -> str:
+    """The command, but for its defaults."""
+    names = ("layers", "teacher", "steps", "batch_size", "length", "seed")
+    words = [f"jaxspec train {args.recipe} --out {args.out}"]
+    for name in (*names, "learning_rate"):
+        if (value := getattr(args, name)) is not None:
+            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
+    return " ".join(words)
 
 
 def _describe(result: dict) -> str:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import checkpoints_conv
 import folder
 import tiny
 from jaxspec import pretrained
@@ -159,6 +160,20 @@ def test_a_draft_is_distilled(capsys, stdlib, tmp_path, small):
     out = tmp_path / "draft"
     train(capsys, stdlib, out, "--teacher", teacher, "--seed", "1", recipe="draft")
     ours, theirs = pretrained.load(out / "export"), pretrained.load(teacher)
+    pretrained.check_same_tokenizer(theirs.tokenizer, ours.tokenizer)
+
+
+def test_other_blocks_and_a_converted_teacher(capsys, stdlib, tmp_path, small):
+    run, published = tmp_path / "teacher", tmp_path / "published"
+    result = train(capsys, stdlib, run, "--layers", "MM")
+    assert (result["name"], result["layers"]) == ("stdlib-MM", "MM")
+    assert "--layers MM" in (run / "export" / "card.md").read_text()
+    checkpoints_conv.export(run / "export", published)
+    checkpoints_conv.convert(published, tmp_path / "converted")
+    teacher = str(tmp_path / "converted")
+    train(capsys, stdlib, tmp_path / "draft", "--teacher", teacher, recipe="draft")
+    ours = pretrained.load(tmp_path / "draft" / "export")
+    theirs = pretrained.load(teacher)
     pretrained.check_same_tokenizer(theirs.tokenizer, ours.tokenizer)
 
 
