@@ -91,7 +91,8 @@ def _measure(args, config, batch: int) -> list[dict[str, Any]]:
     moved = {}
     for nodes in (1, *args.nodes):
         x = jnp.ones((batch * nodes, config.d_model))
-        calls["products", nodes] = _call(jit, _products, params, x)
+        uses = config.layers.count("S")
+        calls["products", nodes] = _call(jit, _products, params, x, uses)
     for nodes in args.nodes:
         tokens = jnp.zeros((batch, nodes), jnp.int32)
         for rollback in ROLLBACKS:
@@ -155,10 +156,15 @@ def _speculative(model, params, tokens, accepted: int):
     return jax.lax.fori_loop(0, _STEPS, body, (carry, tokens))[1]
 
 
-def _products(params, x):
-    """All weight matrices but experts', applied to `x` `[rows, d_model]`."""
+def _products(params, x, uses: int):
+    """All weight matrices but experts', applied to `x` `[rows, d_model]`.
+
+    What blocks share is applied as often as they use it, `uses` times in all.
+    """
     matrices = [hybrid.separate_head(params)["lm_head"]["kernel"]]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params["layers"]):
+    sets = params.get("shared", [])
+    blocks = params["layers"], [sets[i % len(sets)] for i in range(uses)]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(blocks):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if name.endswith("_proj.kernel") and leaf.ndim == 2:
             matrices.append(leaf)
