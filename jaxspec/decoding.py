@@ -10,12 +10,13 @@ verification, so that neither changes what would be accepted.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec import compilation, partition, rows, sampling
+from jaxspec import compilation, partition, rows, sampling, trees
 from jaxspec.core import (
     Draft,
     Drafter,
@@ -120,7 +121,7 @@ def speculative_step(
     )
     draft = _silence(draft, state.done)
     carry, tape, hidden = target.scan_tree(params.target, state.carry, draft.tree)
-    logits = target.logits(params.target, hidden)
+    logits = _logits(target, params.target, draft.tree, hidden)
     whole = _verify(verifier, state, draft, logits)
     verdict = _cut(state, draft.tree, whole)
     tokens, count = emitted_tokens(draft.tree, verdict)
@@ -132,6 +133,27 @@ def speculative_step(
         ),
     )
     return state, info
+
+
+def _logits(target: LanguageModel, params: Any, tree: TokenTree, hidden: Array):
+    """The logits of all nodes; on a CPU, where no row has a draft, the roots' and zeros.
+
+    An accelerator reads the head once for any number of nodes, a CPU computes.
+    """
+
+    def of_all(hidden):
+        return target.logits(params, hidden)
+
+    def of_roots(hidden):
+        logits = target.logits(params, hidden[:, :1])
+        return jnp.pad(logits, ((0, 0), (0, tree.num_nodes - 1), (0, 0)))
+
+    def of_some(hidden):
+        return jax.lax.cond(trees.has_draft(tree), of_all, of_roots, hidden)
+
+    if tree.num_nodes == 1:
+        return of_all(hidden)
+    return jax.lax.platform_dependent(hidden, cpu=of_some, default=of_all)
 
 
 def _verify(

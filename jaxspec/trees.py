@@ -55,6 +55,11 @@ def depth(tree: TokenTree) -> Array:
     return topology.derive(tree.parents).depth
 
 
+def has_draft(tree: TokenTree) -> Array:
+    """Whether any row has a node below its root, one bool."""
+    return jnp.any(tree.parents[:, 1:] >= 0)
+
+
 def path_to(tree: TokenTree, node: Array, max_path: int) -> Array:
     """The path from the root to `node` `[B]`, as slots `[B, max_path]`, -1 padded."""
     topo = topology.derive(tree.parents)

@@ -294,8 +294,7 @@ class Network:
 
         if num_nodes == 1:
             return verify(tree)
-        has_draft = jnp.any(tree.parents[:, 1:] >= 0)
-        return jax.lax.cond(has_draft, verify, verify_root, tree)
+        return jax.lax.cond(trees.has_draft(tree), verify, verify_root, tree)
 
     def commit(self, carry: Carry, tape: Tape, path: jax.Array) -> Carry:
         _require(

@@ -92,6 +92,8 @@ def test_path_to_takes_another_node_in_every_row():
 def test_the_root_and_what_hangs_from_it_are_nodes():
     tree = TokenTree(jnp.zeros((1, 4), jnp.int32), jnp.array([[-1, -1, 0, 2]]))
     assert tree.is_node.tolist() == [[True, False, True, True]]
+    assert trees.has_draft(tree)
+    assert not trees.has_draft(tree.replace(parents=jnp.full((1, 4), -1)))
 
 
 # --- Checking a tree ---
