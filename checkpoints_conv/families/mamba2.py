@@ -31,6 +31,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
             f"config.json: num_heads * head_dim is {mixer.d_inner} and expand * "
             f"hidden_size is {expand * d_model:g}; they must be equal."
         )
+    f.expect("intermediate_size", mixer.d_inner)
     config = ModelConfig(
         vocab_size=f.integer("vocab_size"),
         d_model=d_model,
