@@ -65,4 +65,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("mamba2", "Mamba2ForCausalLM", read, write, mamba.parts)
+FAMILY = Family(
+    "mamba2",
+    "Mamba2ForCausalLM",
+    read,
+    write,
+    mamba.parts,
+    others=(mamba.authors_parts,),
+)
