@@ -116,7 +116,7 @@ def export(
         raise ValueError(f"{destination} exists; give another folder, or remove it.")
     todo = plan(folder)
     partial = destination.with_name(destination.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    _clear(partial)
     partial.mkdir(parents=True)
     beside = {name: todo.record[name] for name in BESIDE if name in todo.record}
     main = {name: value for name, value in todo.record.items() if name not in beside}
@@ -128,6 +128,19 @@ def export(
     write_shards(partial, _tensors(todo, advance), shard_bytes)
     partial.rename(destination)
     return todo
+
+
+def _clear(partial: pathlib.Path) -> None:
+    """Removes what an export that was interrupted left, and nothing else."""
+    if not partial.exists():
+        return
+    ours = {".json", ".safetensors"}
+    if not partial.is_dir() or {path.suffix for path in partial.iterdir()} - ours:
+        raise ValueError(
+            f"{partial} is no export that was interrupted; move it, or give another "
+            "folder."
+        )
+    shutil.rmtree(partial)
 
 
 def _tensors(

@@ -23,6 +23,7 @@ IRRELEVANT = {  # to what a model computes
     *("time_step_min", "time_step_max", "time_step_floor", "time_step_scale"),
     *("time_step_init_scheme", "mamba_ssm_cache_dtype", "bos_token", "eos_token"),
     *("problem_type", "tokenizer_class", "task_specific_params"),
+    "transformers.js_config",
 }
 """How weights were begun, trained or cached, and what tokens are called."""
 

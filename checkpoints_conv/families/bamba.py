@@ -22,12 +22,14 @@ def read(record: dict[str, Any]) -> ModelConfig:
             f"{sorted(attends, key=str)}."
         )
     f.skip("partial_rotary_factor")  # transformers looks into rope_parameters alone
+    attention = settings.attention(f, d_model, **settings.rope(f, 0.5, True))
+    f.expect("attn_rotary_emb", attention.rope_dim)
     config = ModelConfig(
         vocab_size=f.integer("vocab_size"),
         d_model=d_model,
         layers="".join("*-" if i in attends else "M-" for i in range(count)),
         mamba2=settings.mamba2(f, d_model),
-        attention=settings.attention(f, d_model, **settings.rope(f, 0.5, True)),
+        attention=attention,
         mlp=MLPConfig(
             f.integer("intermediate_size", 14336), bias=f.flag("mlp_bias", False)
         ),

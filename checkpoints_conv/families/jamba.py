@@ -23,7 +23,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
     """Reads transformers' config."""
     f = Fields({"num_experts": 16} | record)
     f.expect("hidden_act", "silu")
-    f.skip("mamba_inner_layernorms")
+    f.skip("mamba_inner_layernorms", "n_ctx")
     d_model, count = f.integer("hidden_size"), f.integer("num_hidden_layers")
     heads = f.integer("num_attention_heads", 32)
     attends = _every(f, "attn_layer", 8, 4)

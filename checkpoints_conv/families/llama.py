@@ -13,6 +13,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
     """Reads transformers' config."""
     f = Fields(record)
     f.expect("hidden_act", "silu")
+    f.skip("is_llama_config")
     d_model = f.integer("hidden_size")
     config = ModelConfig(
         vocab_size=f.integer("vocab_size"),

@@ -1,5 +1,6 @@
 """Mamba-1 (`mamba`): blocks of nothing else, in transformers' form and in its authors'."""
 
+import functools
 import math
 from typing import Any
 
@@ -88,4 +89,9 @@ def parts(config: ModelConfig, embed: str = "backbone.embeddings.weight") -> lis
     return table.model(config, *ends, blocks)
 
 
-FAMILY = Family("mamba", "MambaForCausalLM", read, write, parts)
+authors_parts = functools.partial(parts, embed="backbone.embedding.weight")
+"""The authors' table, which some checkpoints of transformers' form follow."""
+
+FAMILY = Family(
+    "mamba", "MambaForCausalLM", read, write, parts, others=(authors_parts,)
+)

@@ -31,6 +31,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
             f"config.json: num_heads * head_dim is {mixer.d_inner} and expand * "
             f"hidden_size is {expand * d_model:g}; they must be equal."
         )
+    f.expect("intermediate_size", mixer.d_inner)
     config = ModelConfig(
         vocab_size=f.integer("vocab_size"),
         d_model=d_model,
@@ -64,4 +65,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("mamba2", "Mamba2ForCausalLM", read, write, mamba.parts)
+FAMILY = Family(
+    "mamba2",
+    "Mamba2ForCausalLM",
+    read,
+    write,
+    mamba.parts,
+    others=(mamba.authors_parts,),
+)

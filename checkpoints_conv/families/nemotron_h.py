@@ -37,7 +37,11 @@ def read(record: dict[str, Any]) -> ModelConfig:
     for name in ("attention_bias", "mamba_proj_bias"):  # which transformers ignores
         f.expect(name, False)
     f.skip("chunk_size", "expand", "time_step_limit", "num_hidden_layers", *_PREDICTING)
-    f.skip("norm_eps", "rope_theta", "partial_rotary_factor")  # nor has it positions
+    f.skip("rope_theta", "partial_rotary_factor")  # nor has it positions
+    f.skip("num_query_groups", "time_step_rank")
+    norm_eps = f.number("layer_norm_epsilon", 1e-5)
+    for name in ("norm_eps", "rms_norm_eps"):  # which say it again
+        f.expect(name, norm_eps)
     layers = _layers(f)
     d_model = f.integer("hidden_size")
     heads = f.integer("num_attention_heads", 32)
@@ -65,7 +69,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
             rope_fraction=0.0,
         ),
         **_feed_forward(f, layers, _ACTIVATIONS[activation]),
-        norm_eps=f.number("layer_norm_epsilon", 1e-5),
+        norm_eps=norm_eps,
         tie_embeddings=f.flag("tie_word_embeddings", False),
     )
     f.finish()

@@ -5,7 +5,6 @@ embedding has more rows than there are tokens, up to a multiple. The same models
 transformers' form, which is what `export` writes.
 """
 
-import functools
 from typing import Any
 
 from checkpoints_conv.families import mamba, mamba2
@@ -13,8 +12,6 @@ from checkpoints_conv.family import Family
 from checkpoints_conv.fields import Fields
 from checkpoints_conv.settings import INFINITE
 from jaxspec.models.config import Mamba1Config, Mamba2Config, ModelConfig
-
-EMBED = "backbone.embedding.weight"
 
 
 def read(record: dict[str, Any]) -> ModelConfig:
@@ -81,5 +78,4 @@ def find(record: dict[str, Any]) -> Family:
     """The family of an authors' config, whose names differ in the embedding's."""
     layer = (record.get("ssm_cfg") or {}).get("layer", "Mamba1")
     family = mamba2.FAMILY if layer == "Mamba2" else mamba.FAMILY
-    parts = functools.partial(family.parts, embed=EMBED)
-    return family._replace(read=read, parts=parts)
+    return family._replace(read=read, parts=mamba.authors_parts, others=())

@@ -101,6 +101,20 @@ def test_mamba_of_its_authors(tmp_path):
     assert json.loads((tmp_path / "back/config.json").read_text())["eos_token_id"] == 0
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_the_authors_names_beside_transformers_config(name, tmp_path):
+    """Which transformers reads too; they are given back as they were."""
+    path = tmp_path / "source"
+    shutil.copytree(published.source(name), path)
+    arrays = tensors(path)
+    arrays["backbone.embedding.weight"] = arrays.pop("backbone.embeddings.weight")
+    put(path, arrays)
+    checkpoints_conv.convert(path, tmp_path / "dest")
+    assert_same(leaves(tmp_path / "dest"), leaves(published.converted(name)))
+    checkpoints_conv.export(tmp_path / "dest", tmp_path / "back")
+    assert_same(tensors(tmp_path / "back"), arrays)
+
+
 # --- Interrupted ---
 
 

@@ -118,6 +118,23 @@ def test_damage_is_refused(tmp_path, harm, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_interrupted_export_begins_anew(tmp_path):
+    left = tmp_path / "out.partial" / "0.safetensors"
+    left.parent.mkdir()
+    left.touch()
+    checkpoints_conv.export(published.converted("mamba2"), tmp_path / "out")
+    assert not left.exists() and load(tmp_path / "out")
+
+
+def test_what_somebody_else_left_is_not_removed(tmp_path):
+    mine = tmp_path / "out.partial" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.touch()
+    with pytest.raises(ValueError, match="no export that was interrupted"):
+        checkpoints_conv.export(published.converted("mamba2"), tmp_path / "out")
+    assert mine.exists()
+
+
 def test_what_no_family_has_is_refused(tmp_path):
     with pytest.raises(ValueError, match="No family .* layers 'M\\*-'"):
         checkpoints_conv.export(folder.make("M*-"), tmp_path / "out")

@@ -96,6 +96,7 @@ NEMOTRON_H = COMMON | {
     **{"mamba_num_heads": 128, "mamba_head_dim": 64, "ssm_state_size": 128},
     **{"mlp_hidden_act": "relu2", "num_attention_heads": 32, "num_key_value_heads": 8},
     **{"mamba_hidden_act": "silu", "sliding_window": None, "expand": 2, **TIMES},
+    **{"layer_norm_epsilon": 1e-5, "rms_norm_eps": 1e-5, "num_query_groups": 8},
     **{"time_step_limit": [0.0, math.inf], "use_bias": False, "vocab_size": 131072},
 }
 
@@ -113,6 +114,24 @@ ZAMBA2 = COMMON | {  # as of transformers 4, of a small model
     **{"rope_theta": 10000, "use_conv_bias": True, "use_long_context": False},
     **{"use_mem_rope": False, "use_shared_attention_adapter": False},
     **{"vocab_size": 32000, **TIMES},
+}
+
+
+CODESTRAL = COMMON | {  # mistralai/Mamba-Codestral-7B-v0.1
+    "model_type": "mamba2",
+    **{"chunk_size": 256, "conv_kernel": 4, "expand": 2, "head_dim": 64, "n_groups": 8},
+    **{"hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 8192},
+    **{"layer_norm_epsilon": 1e-5, "norm_before_gate": True, "num_heads": 128},
+    **{"num_hidden_layers": 64, "rms_norm": True, "state_size": 128, **TIMES},
+    **{"tie_word_embeddings": False, "time_step_limit": [0.0, math.inf]},
+    **{"time_step_rank": 256, "use_bias": False, "vocab_size": 32768},
+}
+BAMBA = COMMON | {  # as of ibm-ai-platform/Bamba-9B, of fewer layers
+    "model_type": "bamba",
+    **{"attn_layer_indices": [1], "attn_rotary_emb": 64, "hidden_size": 4096},
+    **{"mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_heads": 128},
+    **{"num_attention_heads": 32, "num_hidden_layers": 3, "num_key_value_heads": 8},
+    **{"rope_scaling": None, "rope_theta": 10000.0, "vocab_size": 128256},
 }
 
 
@@ -168,6 +187,26 @@ def test_nemotron_h_by_its_letters():
     assert config.mamba2.dt_limits == (1e-3, math.inf)
 
 
+def test_a_width_may_be_said_again():
+    """And the turned part of a head; what contradicts the rest is refused below."""
+    assert read(CODESTRAL).mamba2 == Mamba2Config(128, ngroups=8)
+    config = read(BAMBA)
+    assert (config.layers, config.attention.rope_dim) == ("M-*-M-", 64)
+
+
+def test_what_other_libraries_note_is_not_refused():
+    """As in SmolLM2's config, and in Jamba's."""
+    own = {"is_llama_config": True, "rope_interleaved": False}
+    assert read(LLAMA_31_8B | own | {"transformers.js_config": {"dtype": "q4"}}) == (
+        read(LLAMA_31_8B)
+    )
+    jamba = {"model_type": "jamba", "hidden_size": 64, "vocab_size": 256}
+    jamba |= {"num_hidden_layers": 8, "num_attention_heads": 8}
+    assert read(jamba | {"n_ctx": 262144, "mamba_inner_layernorms": True}) == read(
+        jamba
+    )
+
+
 def test_zamba2s_shared_blocks():
     config = read(ZAMBA2)
     assert (config.layers, config.num_shared) == ("MSMSS", 2) and config.tie_embeddings
@@ -199,6 +238,14 @@ def test_zamba2s_shared_blocks():
         (MAMBA_130M_HF, {"d_inner": 512}, "d_inner 512; it must be 1536"),
         (FALCON_MAMBA_7B, {"intermediate_size": 5000}, "must be a multiple of hidden"),
         (LLAMA_31_8B, {"rope_scaling": {"type": "yarn"}}, "rope_type 'yarn'"),
+        (
+            LLAMA_31_8B,
+            {"rope_interleaved": True},
+            "not implement rope_interleaved True",
+        ),
+        (CODESTRAL, {"intermediate_size": 4096}, "intermediate_size 4096; .* 8192"),
+        (BAMBA, {"attn_rotary_emb": 128}, "attn_rotary_emb 128; it must be 64"),
+        (NEMOTRON_H, {"rms_norm_eps": 1e-6}, "rms_norm_eps 1e-06; it must be 1e-05"),
         (LLAMA_31_8B, {"hidden_act": "gelu"}, "hidden_act 'gelu'; it must be 'silu'"),
         (LLAMA_31_8B, {"num_key_value_heads": 5}, "num_kv_heads must divide"),
         (GRANITE, {"num_local_experts": 64}, "top_k must be positive, got 0"),

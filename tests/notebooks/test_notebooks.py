@@ -25,6 +25,7 @@ def test_it_is_short_and_keeps_its_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     assert len(notebook.cells) < 30
     assert all(output.output_type != "error" for output in outputs(notebook))
+    assert all(output.get("name") != "stderr" for output in outputs(notebook))
     assert any("image/png" in output.get("data", {}) for output in outputs(notebook))
     assert path.stat().st_size < 300_000
 
