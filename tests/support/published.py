@@ -116,6 +116,11 @@ FAMILIES = {  # transformers' config, and what it is given
         | {"topk_group": 2, "moe_intermediate_size": 24, "moe_latent_size": 16}
         | {"moe_shared_expert_intermediate_size": 16, "routed_scaling_factor": 2.5},
     ),
+    "falcon-norm": (
+        "FalconH1Config",
+        {**HYBRID, **ATTENTION, "intermediate_size": 48, "num_hidden_layers": 1}
+        | {"mamba_d_ssm": 64, "mamba_rms_norm": True, "mamba_norm_before_gate": True},
+    ),
     "jamba-experts": (
         "JambaConfig",
         {**ATTENTION, "intermediate_size": 24, "num_hidden_layers": 2}
