@@ -351,8 +351,8 @@ def _step(args, setup: Setup, prompts: Prompts, temperature: float) -> float:
             max_steps=steps,
         ),
     }
-    found = timing.medians(calls, args.repeats)
-    return found["speculative"] / found["autoregressive"]
+    found = timing.rounds(calls, args.repeats)
+    return float(np.median(found["speculative"] / found["autoregressive"]))
 
 
 def _print_tables(record: dict[str, Any]) -> None:
