@@ -153,7 +153,7 @@ def drafters(record: dict[str, Any]) -> figures.Figure:
     domains, temperatures = settings["domains"], settings["temperatures"]
     kinds = list(dict.fromkeys(row["kind"] for row in record["rows"]))
     budgets = sorted({row["nodes"] for row in record["rows"]})
-    colours = matplotlib.colormaps["tab20"](np.linspace(0.0, 1.0, max(len(kinds), 2)))
+    colours = matplotlib.colormaps["tab20"](np.linspace(0.0, 1.0, len(kinds)))
     size = 3.4 * len(temperatures) + 1.6, 2.8 * len(domains) + 0.4
     picture = figures.Figure(size)
     panels = picture.subplots(

@@ -136,10 +136,15 @@ def emission_noise(key: Array, position: Array, vocab_size: int) -> Array:
 
 
 def law_logits(logits: Array, sampling: Sampling, needs: Needs) -> Array:
-    """Filtered logits `[V]` over the temperature, or over 1 in a greedy row."""
+    """Filtered logits `[V]` over the temperature, or over 1 in a greedy row.
+
+    The largest is 0: a compiler that contracts the quotient and the difference of a softmax
+    leaves the rounding of the largest in the exponent, which overflows where it is cold.
+    """
     kept = jax.lax.cond(
         needs.filters, filter_logits, lambda logits, _: logits, logits, sampling
     )
+    kept -= jnp.max(kept)
     return kept / jnp.where(sampling.temperature > 0.0, sampling.temperature, 1.0)
 
 
@@ -174,7 +179,8 @@ def filter_logits(logits: Array, sampling: Sampling) -> Array:
     kept = order >= _threshold(order, ones, k.astype(jnp.float32))
 
     temperature = jnp.where(sampling.temperature > 0.0, sampling.temperature, 1.0)
-    mass = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf) / temperature)
+    beyond = jnp.where(kept, logits - jnp.max(logits), -jnp.inf)
+    mass = jax.nn.softmax(beyond / temperature)
     least = jnp.maximum(sampling.top_p, jnp.finfo(jnp.float32).tiny)
     likeliest = order >= _threshold(order, mass, least)
     kept &= likeliest | (sampling.top_p >= 1.0)

@@ -113,6 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the benchmark."""
+    options.check_files(args, "plot")
     if args.plot:
         from jaxspec import plotting  # noqa: F401 (needs an extra: if missing, say so now)
     options.check_positive(args, "limit", "batch", "repeats")

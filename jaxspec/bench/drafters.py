@@ -141,7 +141,8 @@ def run(args: argparse.Namespace) -> None:
     """Runs the benchmark."""
     if args.plot:
         from jaxspec import plotting  # needs an extra: if it is missing, say so now
-    options.check_positive(args, "nodes", "max_tokens", "steps")
+    options.check_positive(args, "nodes", "limit", "longest", "max_tokens", "steps")
+    options.check_files(args, "out", "plot")
     tools = options.tools(args)
     names = args.kind or KINDS + (RETRIEVE if tools.datastore else [])
     for name in names:

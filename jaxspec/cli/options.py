@@ -132,6 +132,20 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
                 raise ValueError(f"--{option} must be positive, got {number}.")
 
 
+def check_files(args: argparse.Namespace, *names: str) -> None:
+    """Refuses files that cannot be written where they are to be, before anything is done.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name in names:
+        path = getattr(args, name)
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"There is no folder {path.parent} for --{name}.")
+        if path is not None and path.is_dir():
+            raise ValueError(f"--{name} must be a file, and {path} is a folder.")
+
+
 def tools(args: argparse.Namespace) -> drafters.Tools:
     """What `add_models`' options name."""
     return drafters.Tools(

@@ -73,8 +73,7 @@ def check(args: argparse.Namespace) -> None:
         ValueError: naming the option.
     """
     options.check_positive(args, "prompts", "max_tokens", "batch")
-    if not args.out.parent.is_dir():
-        raise ValueError(f"There is no folder {args.out.parent} for --out.")
+    options.check_files(args, "out")
 
 
 class Text(NamedTuple):

@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
         from jaxspec import plotting  # needs an extra: if it is missing, say so now
     calibration.check(args)
     options.check_positive(args, "width", "repeats")
+    options.check_files(args, "plot")
     if min(args.max_nodes, args.max_path) < 2:
         raise ValueError(
             "--max-nodes and --max-path must be at least 2, got "

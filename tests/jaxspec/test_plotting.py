@@ -95,6 +95,39 @@ def test_speedups_draw_two_bars_a_row():
     assert faces == [plotting.DRAFT, plotting.REJECTED]  # slower is grey
 
 
+COMPARED = {  # of drafters: two kinds, of which one was measured at both budgets
+    "settings": {"domains": ["toy"], "temperatures": [0.0]},
+    "rows": [
+        dict(kind=kind, nodes=n, domain=0, temperature=0.0, verifier=v)
+        | dict(block_efficiency=e, low=e - 0.5, high=e + 0.25)
+        for kind, n, v, e in [
+            ("chain", 4, "traversal", 2.0),
+            ("chain", 8, "traversal", 3.0),
+            ("chain", 8, "recursive-rejection", 2.5),
+            ("ngram", 4, "sample-and-match", 1.5),
+        ]
+    ],
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_drafters_draw_a_line_each(count):
+    """The best verifier at every budget, and its interval."""
+    kinds = ["chain", "ngram"][:count]
+    rows = [row for row in COMPARED["rows"] if row["kind"] in kinds]
+    picture = plotting.drafters(COMPARED | {"rows": rows})
+    (axes,) = picture.axes
+    assert [text.get_text() for text in picture.legends[0].texts] == kinds
+    lines = [container.lines for container in axes.containers]
+    points = [line.get_xydata().tolist() for line, *_ in lines]
+    assert points == [[[4, 2.0], [8, 3.0]], [[4, 1.5]]][:count]
+    (bars,) = lines[0][2]
+    assert [bar[:, 1].tolist() for bar in bars.get_segments()] == [
+        [1.5, 2.25],
+        [2.5, 3.25],
+    ]
+
+
 @pytest.mark.parametrize(
     "picture",
     [

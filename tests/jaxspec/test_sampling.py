@@ -107,6 +107,18 @@ def assert_follows(tokens, law, quantile):
     assert ((counts - expected)[possible] ** 2 / expected[possible]).sum() < quantile
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+@pytest.mark.parametrize("temperature", [1e-8, 1e-10, 1e-37])
+def test_no_temperature_is_too_low(temperature, top_p):
+    """Compiled: a product and a difference may then be rounded as one."""
+    logits = jax.random.normal(jax.random.key(5), (3, 4))
+    row = setting(temperature, top_p=top_p)
+    needs = sampling.Needs(jnp.bool_(True), jnp.bool_(top_p < 1.0))
+    law = jax.jit(jax.vmap(sampling.law, (0, None, None)))(logits, row, needs)
+    best = jax.nn.one_hot(jnp.argmax(logits, axis=1), 4)
+    np.testing.assert_allclose(law, best, atol=1e-6)
+
+
 def test_draw_follows_the_softmax():
     logits = jnp.array([0.5, -1.0, 1.5, -0.2, 0.0])
     keys = jax.random.split(jax.random.key(0), 20_000)

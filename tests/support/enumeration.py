@@ -129,7 +129,7 @@ class Leaves:
     def order(self, choose):
         """Leaves in order, until every level's beam is known."""
         order, weights = [], self.weights.copy()
-        while not self._is_enough(order):
+        while weights.any() and not self._is_enough(order):
             leaf = choose(weights / weights.sum())
             weights[leaf] = 0.0
             order.append(self.paths[leaf])
@@ -204,7 +204,7 @@ class _Run:
         self.seen += [child for child in children if child in self.values]
         never = -1e6 - np.arange(len(children))
         values = [self.values.get(c, never[i]) for i, c in enumerate(children)]
-        return np.array(values)
+        return np.where(np.isneginf(logits), -np.inf, values)
 
 
 def _loop(f, in_axes=0, out_axes=0):

@@ -106,6 +106,10 @@ def test_branchings_fill_a_budget(nodes, levels):
         (("--nodes", "0"), "--nodes must be positive"),
         (("--limit", "1", "2", "3"), "Expected one --limit or 2"),
         (("--longest", "1"), "no prompt of up to 1"),
+        (("--limit", "1", "-1"), "--limit must be positive, got -1"),
+        (("--out", "no/folder/out.json"), "no folder no/folder for --out"),
+        (("--plot", "no/folder/a.png"), "no folder no/folder for --plot"),
+        (("--out", "."), "--out must be a file"),
     ],
 )
 def test_bad_input_is_one_line(run, options, message):

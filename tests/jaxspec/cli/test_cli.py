@@ -295,6 +295,7 @@ def test_bad_benchmarks_of_shapes_are_one_line(capsys, bad, message):
         (("decode", "--drafter", "magic:3"), "magic:3"),
         (("decode", "--prompts", "no/file"), "no/file"),
         (("decode", "--limit", "-1"), "--limit must be positive, got -1"),
+        (("decode", "--plot", "no/folder/a.png"), "no folder no/folder for --plot"),
         (("decode", "--repeats", "0"), "--repeats must be positive"),
         (("rollback", "--nodes", "8", "0"), "--nodes must be positive"),
         (("rollback", "--accepted", "9"), "from 1 to 8"),

@@ -166,6 +166,8 @@ def test_texts_are_the_targets_own():
         (("tree", "--vocabulary", "no/file"), "no/file"),
         (("tree", "--disjoint-from", "no/file"), "no/file"),
         (("tree", "--out", "no/folder/tree.json"), "no folder no/folder"),
+        (("tree", "--plot", "no/folder/tree.png"), "no folder no/folder for --plot"),
+        (("tree", "--out", "."), "--out must be a file, and . is a folder"),
         (("vocabulary", "--size", "281"), "--size must be from 2 to 280"),
         (("vocabulary", "--size", "1"), "--size must be from 2 to 280"),
         (("vocabulary", "--model", "nowhere"), "nowhere"),

@@ -76,22 +76,41 @@ RETRIEVED = TokenTree(
 )
 
 
+def fused(builder, order, monkeypatch, beam=None):
+    """The law of a builder's tree with the retrieved one: 0 and 2, and 1 after 0."""
+    model = markov.language_model(lossless.VOCAB)
+    drafter = rasd(model, builder, given(4, 3), keep=2, order=order)
+    state = Pair(lossless.past(), RETRIEVED)
+    params = Pair(lossless.tables()[1], None)
+    return lossless.drafts_of(drafter, params, state, monkeypatch, beam)
+
+
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("builder", ["chain", "SpecInfer", "RSD-C"])
+@pytest.mark.parametrize("builder", ["chain", "SpecInfer", "RSD-C", "DySpec"])
 def test_the_law_of_a_fused_tree(builder, order, monkeypatch):
-    """Retrieved are 0 and 2, and 1 after 0."""
     build = {
         "chain": static_tree((1, 1), "without_replacement"),
         "SpecInfer": static_tree((2,), "iid"),
         "RSD-C": static_tree((2,), "without_replacement"),
+        "DySpec": dyspec(4),
     }[builder]
-    retriever = given(4, 3)
-    model = markov.language_model(lossless.VOCAB)
-    drafter = rasd(model, build, retriever, keep=2, order=order)
-    state = Pair(lossless.past(), RETRIEVED)
-    params = Pair(lossless.tables()[1], None)
-    drafts = lossless.drafts_of(drafter, params, state, monkeypatch)
+    drafts = fused(build, order, monkeypatch)
     check(f"RASD, {builder}, {order}", *drafts, monkeypatch)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_law_of_a_fused_beam(order, monkeypatch):
+    """At the root the beam has all tokens, or those that were not retrieved."""
+
+    def logits(path):
+        own = np.array(lossless.follow(lossless.tables()[1], path))
+        if order == "retrieval first" and path == ():
+            own[np.intersect1d([0, 2], np.argsort(-own)[:2])] = -np.inf
+        return own
+
+    beam = enumeration.Leaves(logits, 2, 2)
+    drafts = fused(stochastic_beam(2, 2), order, monkeypatch, beam)
+    check(f"RASD, RSD-S 2 x 2, {order}", *drafts, monkeypatch)
 
 
 def test_the_law_of_a_tree_that_is_given(monkeypatch):
