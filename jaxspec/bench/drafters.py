@@ -2,9 +2,10 @@
 
 Every kind of drafter at every budget of nodes (slots of the tree in the target's pass, the
 root included) continues the same prompts at every temperature, side by side in one batch.
-`tokens per call` is over all of them, with a 95 % interval (prompts resampled); `speed` is
-that times an autoregressive step over a full cycle of draft, pass and verdict, both timed
-at batch 1 in one run.
+`tokens per call` is over all of them, with a 95 % interval (prompts resampled); `step` is a
+full cycle of draft, pass and verdict in autoregressive steps, both timed in turn at batch 1
+(rounds resampled); `speed` is the one over the other, between the worst and the best that
+their intervals allow.
 
     jaxspec bench drafters --nodes 8 16 --kind chain rsd-s dyspec
     jaxspec bench drafters --prompts HumanEval.jsonl GSM8K.jsonl --out a.json --plot a.png
@@ -14,6 +15,7 @@ with `--repeats 0` nothing is timed, and a later run adds the times.
 """
 
 import argparse
+import hashlib
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -27,7 +29,7 @@ from rich import table as tables
 
 from jaxspec import decode_state, decoding, files, pretrained
 from jaxspec.bench import prompts as prompt_files
-from jaxspec.bench import timing
+from jaxspec.bench import resampling, timing
 from jaxspec.cli import drafters, options
 from jaxspec.core import Verifier
 from jaxspec.decode_state import Params
@@ -35,8 +37,9 @@ from jaxspec.decode_state import Params
 BUDGETS = [4, 8, 16, 32, 64]
 KINDS = ["ngram", "recycling", "model", "best-first", "chain", "specinfer", "rsd-c"]
 KINDS += ["sequoia", "rsd-s", "dyspec", "chain-shared", "rsd-c-shared", "dyspec-shared"]
+FILES = ["datastore", "trees", "vocabulary"]  # that drafters are made from
+TIMES = [f"{name}{end}" for name in ("step", "speed") for end in ("", "_low", "_high")]
 RETRIEVE = ["retrieval", "lookups", "rasd", "rasd-first"]
-RESAMPLES = 2000
 
 
 class Prompts(NamedTuple):
@@ -212,6 +215,7 @@ def _begin(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
     Raises:
         ValueError: if that was made with other settings.
     """
+    made_from = {name: getattr(args, name) for name in FILES}
     settings = {
         "domains": [path.stem if path else "own" for path in args.prompts],
         "prompts": [int((prompts.domain == i).sum()) for i in range(len(args.prompts))],
@@ -220,7 +224,10 @@ def _begin(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
         "seed": args.seed,
         "target": args.model,
         "draft": args.draft_model,
-        "vocabulary": str(args.vocabulary) if args.vocabulary else None,
+        "dtype": args.dtype,
+        "rollback": args.rollback,
+        "sha256": {"prompts": hashlib.sha256(np.asarray(prompts.tokens)).hexdigest()}
+        | {name: path and files.digest(path) for name, path in made_from.items()},
     }
     settings["prompts"] = [n // len(args.temperature) for n in settings["prompts"]]
     record = {"environment": timing.environment(), "settings": settings, "rows": []}
@@ -266,8 +273,10 @@ def _measure(
     if untimed:
         steps = {t: _step(args, setup, prompts, t) for t in args.temperature}
         for row in mine:
-            row["step"] = steps[row["temperature"]]
-            row["speed"] = row["block_efficiency"] / row["step"]
+            low, middle, high = steps[row["temperature"]]
+            row |= {"step": middle, "step_low": low, "step_high": high}
+            row["speed"] = row["block_efficiency"] / middle
+            row["speed_low"], row["speed_high"] = row["low"] / high, row["high"] / low
     return True
 
 
@@ -297,7 +306,7 @@ def _decode(args, setup: Setup, prompts: Prompts, case: tuple) -> list[dict[str,
         for domain in range(len(args.prompts)):
             here = prompts.temperature == np.float32(temperature)
             here &= prompts.domain == domain
-            low, middle, high = interval(written[here], calls[here])
+            low, middle, high = resampling.ratio(written[here], calls[here])
             rows.append(
                 {
                     "kind": case[0],
@@ -313,22 +322,13 @@ def _decode(args, setup: Setup, prompts: Prompts, case: tuple) -> list[dict[str,
                     "high": high,
                     "per_prompt": (written[here] / calls[here]).round(3).tolist(),
                     "max_path": setup.machinery["drafter"].max_path,
-                    "step": None,
-                    "speed": None,
+                    **dict.fromkeys(TIMES),
                 }
             )
     return rows
 
 
-def interval(tokens: np.ndarray, calls: np.ndarray) -> tuple[float, float, float]:
-    """Tokens per call with a 95 % interval: low, middle, high; prompts are resampled."""
-    pick = np.random.default_rng(0).integers(0, len(calls), (RESAMPLES, len(calls)))
-    found = tokens[pick].sum(1) / calls[pick].sum(1)
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(tokens.sum() / calls.sum()), float(high)
-
-
-def _step(args, setup: Setup, prompts: Prompts, temperature: float) -> float:
+def _step(args, setup: Setup, prompts: Prompts, temperature: float):
     """A cycle in autoregressive steps, at batch 1: the first prompt, timed in turn."""
     room = args.steps * (setup.machinery["drafter"].max_path + 1)
     begin = {
@@ -353,7 +353,7 @@ def _step(args, setup: Setup, prompts: Prompts, temperature: float) -> float:
         ),
     }
     found = timing.rounds(calls, args.repeats)
-    return float(np.median(found["speculative"] / found["autoregressive"]))
+    return resampling.median(found["speculative"] / found["autoregressive"])
 
 
 def _print_tables(record: dict[str, Any]) -> None:
@@ -392,6 +392,8 @@ def _print_tables(record: dict[str, Any]) -> None:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
-    half = (row["high"] - row["low"]) / 2
-    speed = "" if row["speed"] is None else f" ({row['speed']:.2f})"
-    return f"{row['block_efficiency']:.2f} ± {half:.2f}{speed}"
+    found = f"{row['block_efficiency']:.2f} ± {(row['high'] - row['low']) / 2:.2f}"
+    if row["speed"] is not None:
+        half = (row["speed_high"] - row["speed_low"]) / 2
+        found += f" ({row['speed']:.2f} ± {half:.2f})"
+    return found

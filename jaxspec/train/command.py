@@ -11,7 +11,6 @@ files that were read, with their SHA-256.
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import pathlib
 import shlex
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
                 f"The teacher has {loaded.model.vocab_size} tokens and the model "
                 f"{recipe.config.vocab_size}."
             )
-        record["teacher_sha256"] = _digest(pretrained.find(args.teacher))
+        record["teacher_sha256"] = files.digest(pretrained.find(args.teacher))
     _same_or_new(args.out / "recipe.json", record)
     if teacher is None:
         tokenizer = _tokenizer(args.out / "tokenizer.json", modules, recipe)
@@ -117,16 +116,6 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         return recipe
     config = dataclasses.replace(recipe.config, layers=args.layers)
     return dataclasses.replace(recipe, name=f"stdlib-{args.layers}", config=config)
-
-
-def _digest(folder: pathlib.Path) -> str:
-    """SHA-256 of a model's files, whether trained here or converted."""
-    found = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256")
-        found.update(f"{path.relative_to(folder)} {content.hexdigest()}\n".encode())
-    return found.hexdigest()
 
 
 def _same_or_new(path: pathlib.Path, record: dict) -> None:

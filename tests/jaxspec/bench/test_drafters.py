@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import pytest
 import folder
 import tiny
 from jaxspec import pretrained
-from jaxspec.bench import drafters as bench
+from jaxspec.bench import resampling
 from jaxspec.cli import drafters
 from jaxspec.cli.__main__ import main
 from jaxspec.models import mtp
 
+TREES = pathlib.Path(pretrained.__file__).parent / "assets" / "tuned" / "tree-T0.json"
 PROMPTS = ["def add(a, b):\n", "def sub(a", "return a"]
 
 
@@ -50,6 +52,8 @@ def test_what_it_records(run, tmp_path):
         assert row["block_efficiency"] == row["tokens"] / row["target_calls"]
         assert len(PROMPTS) <= row["tokens"] <= 8 * len(PROMPTS)
         assert row["speed"] == row["block_efficiency"] / row["step"]
+        assert row["step_low"] <= row["step"] <= row["step_high"]
+        assert row["speed_low"] <= row["speed"] <= row["speed_high"]
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
@@ -63,16 +67,23 @@ def test_it_goes_on_where_it_was_cut(run, tmp_path):
     assert [r["step"] is None for r in timed["rows"]] == [
         row["kind"] == "chain" for row in both["rows"]
     ]
-    assert "another --out" in run("--kind", "ngram", *out, "0", "--seed", "1")
+    for other in (("--seed", "1"), ("--dtype", "bfloat16"), ("--trees", str(TREES))):
+        assert "another --out" in run("--kind", "ngram", *out, "0", *other)
+
+
+def test_the_interval_of_a_median():
+    low, middle, high = resampling.median(np.array([1.0, 5.0, 2.0, 4.0, 3.0]))
+    assert (low, middle, high) == (1.0, 3.0, 5.0)
+    assert resampling.median(np.ones(3)) == (1.0, 1.0, 1.0)
 
 
 def test_the_interval_holds_the_mean():
     rng = np.random.default_rng(0)
     calls = rng.integers(10, 30, 40)
     tokens = calls + rng.integers(0, 30, 40)
-    low, middle, high = bench.interval(tokens, calls)
+    low, middle, high = resampling.ratio(tokens, calls)
     assert low < middle == tokens.sum() / calls.sum() < high
-    assert bench.interval(2 * calls, calls) == (2.0, 2.0, 2.0)
+    assert resampling.ratio(2 * calls, calls) == (2.0, 2.0, 2.0)
 
 
 @pytest.mark.parametrize("kind", drafters.KINDS)
