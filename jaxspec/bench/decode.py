@@ -236,7 +236,7 @@ def _measure(args, setups, jobs, peer, advance) -> list[dict[str, Any]]:
             def decode(setup=setup, state=state, model=model, name=name):
                 if name is None:
                     return decoding.generate(setup.params, state, target=model), None
-                return decoding.speculative_generate(
+                return setup.generate(
                     setup.params,
                     state,
                     target=model,

@@ -35,8 +35,8 @@ from jaxspec.core import Verifier
 from jaxspec.decode_state import Params
 
 BUDGETS = [4, 8, 16, 32, 64]
-KINDS = ["ngram", "recycling", "model", "best-first", "chain", "specinfer", "rsd-c"]
-KINDS += ["sequoia", "rsd-s", "dyspec", "chain-shared", "rsd-c-shared", "dyspec-shared"]
+KINDS = "ngram suffix recycling model best-first chain specinfer rsd-c sequoia".split()
+KINDS += ["rsd-s", "dyspec", "chain-shared", "rsd-c-shared", "dyspec-shared"]
 FILES = ["datastore", "trees", "vocabulary"]  # that drafters are made from
 TIMES = [f"{name}{end}" for name in ("step", "speed") for end in ("", "_low", "_high")]
 RETRIEVE = ["retrieval", "lookups", "rasd", "rasd-first"]
@@ -55,6 +55,7 @@ class Prompts(NamedTuple):
 class Setup(NamedTuple):
     """What decodes a case."""
 
+    generate: drafters.Loop
     params: Params
     machinery: dict[str, Any]  # target and drafter
     verifier: Verifier
@@ -262,6 +263,7 @@ def _measure(
         tools.target, tools.dtype, rollback=args.rollback, max_path=max_path
     )
     setup = Setup(
+        made.generate,
         made.beside(target.params),
         {"target": target.model, "drafter": made.drafter},
         options.VERIFIERS[verifier](),
@@ -296,7 +298,7 @@ def _decode(args, setup: Setup, prompts: Prompts, case: tuple) -> list[dict[str,
         stops=setup.stops,
         keys=keys,
     )
-    state, info = decoding.speculative_generate(
+    state, info = setup.generate(
         setup.params, state, **setup.machinery, verifier=setup.verifier
     )
     written = np.asarray(state.lengths - state.prompt_lengths)
@@ -344,7 +346,7 @@ def _step(args, setup: Setup, prompts: Prompts, temperature: float):
         "autoregressive": lambda: decoding.generate(
             setup.params, plain, target=model, max_steps=steps
         ),
-        "speculative": lambda: decoding.speculative_generate(
+        "speculative": lambda: setup.generate(
             setup.params,
             state,
             **setup.machinery,

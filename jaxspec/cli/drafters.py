@@ -18,8 +18,10 @@ import numpy as np
 import tokenizers
 
 from jaxspec import pretrained
+from jaxspec.cli import shapes
 from jaxspec.core import Drafter, LanguageModel
-from jaxspec.decode_state import Params
+from jaxspec.decode_state import DecodeState, Params
+from jaxspec.decoding import SpecInfo, speculative_generate
 from jaxspec.drafting import datastore, sequoia, tree_file, vocabulary
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.best_first import best_first
@@ -27,6 +29,7 @@ from jaxspec.drafting.builder import Builder
 from jaxspec.drafting.datastore import Datastore
 from jaxspec.drafting.dyspec import dyspec
 from jaxspec.drafting.fusion import Pair, fuse
+from jaxspec.drafting.given import given
 from jaxspec.drafting.head import draft_head
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.ngram import ngram
@@ -34,11 +37,11 @@ from jaxspec.drafting.rasd import rasd
 from jaxspec.drafting.recycling import ACCEPTANCE, recycling
 from jaxspec.drafting.retrieval import retrieval
 from jaxspec.drafting.static import static_tree
+from jaxspec.drafting.suffix import SuffixDecoder
+from jaxspec.host_decoding import Host, generate_from_host
 from jaxspec.models import hybrid
 
-RANKS = (0.53, 0.11, 0.06, 0.04)  # how often the draw of each rank is kept (tune tree)
 CALLS = 8  # of the draft model, for one tree that grows
-LONGEST = 8  # drafts on a path; beyond that a small model is hardly ever right
 LOOKUP_PATH = 8  # nodes on a path that is looked up
 
 
@@ -62,6 +65,10 @@ class Tools(NamedTuple):
     dtype: str | None = None
 
 
+Loop = Callable[..., tuple[DecodeState, SpecInfo]]
+"""`speculative_generate`, or what takes the same arguments."""
+
+
 class Made(NamedTuple):
     """A drafter, and its params.
 
@@ -69,11 +76,20 @@ class Made(NamedTuple):
         drafter: the drafter.
         params: its own.
         join: the target's params -> its own, of a drafter that shares some; else None.
+        host: what makes its trees, of a drafter on the host; else None.
     """
 
     drafter: Drafter
     params: Any
     join: Callable[[Any], Any] | None = None
+    host: Host | None = None
+
+    @property
+    def generate(self) -> Loop:
+        """The loop that it needs."""
+        if self.host is None:
+            return speculative_generate
+        return functools.partial(generate_from_host, host=self.host)
 
     def beside(self, target: Any) -> Params:
         """The params of both, given the target's."""
@@ -108,7 +124,7 @@ def make(spec: str, tools: Tools) -> Made:
         raise ValueError(f"Unknown drafter {spec!r}; expected one of {tuple(KINDS)}.")
     try:
         return KINDS[name].make(tools, shape or "8")
-    except _NoShape:
+    except shapes.NoShape:
         more = KINDS[name].shapes
         raise ValueError(
             f"{shape!r} is no shape of {name}; expected a number of nodes, the root "
@@ -116,67 +132,11 @@ def make(spec: str, tools: Tools) -> Made:
         ) from None
 
 
-class _NoShape(Exception):
-    pass
-
-
 def assets(name: str) -> pathlib.Path:
     """A file that was measured with the shipped pair."""
     return pathlib.Path(
         str(importlib.resources.files("jaxspec.assets") / "tuned" / name)
     )
-
-
-def _numbers(text: str, separator: str, count: int | None = None) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(separator))
-    except ValueError:
-        raise _NoShape from None
-    if min(numbers) < 1 or count not in (None, len(numbers)):
-        raise _NoShape
-    return numbers
-
-
-def _nodes(text: str, least: int = 2) -> int:
-    (nodes,) = _numbers(text, ",", 1)
-    if nodes < least:
-        raise _NoShape
-    return nodes
-
-
-def _levels(shape: str) -> tuple[int, ...]:
-    """Children of each node, level by level: given, a chain, or of a number of nodes."""
-    if shape.startswith("chain:"):
-        return (1,) * _nodes(shape.removeprefix("chain:"), 1)
-    if "," in shape:
-        return _numbers(shape, ",")
-    return _branching(_nodes(shape))
-
-
-@functools.cache
-def _branching(nodes: int) -> tuple[int, ...]:
-    """Never more children below than above, and most accepted by `ranks` if alike."""
-    best, most = (1,), 0.0
-    unfinished = [((), 1, 1, 1.0, 1.0)]
-    while unfinished:
-        levels, width, size, reach, tokens = unfinished.pop()
-        if tokens > most:
-            best, most = levels, tokens
-        for children in range(1, min([*levels[-1:], len(RANKS)]) + 1):
-            more, kept = width * children, reach * sum(RANKS[:children])
-            if size + more <= nodes and len(levels) < LONGEST:
-                new = (*levels, children), more, size + more, kept, tokens + kept
-                unfinished.append(new)
-    return best
-
-
-def _beam(shape: str) -> tuple[int, int]:
-    """Width and length: given, or no wider than long."""
-    if "x" in shape:
-        return _numbers(shape, "x", 2)
-    drafts = _nodes(shape) - 1
-    length = min(drafts // math.isqrt(drafts), LONGEST)
-    return drafts // length, length
 
 
 def _grown(make_builder: Callable[[str], Builder]) -> Callable[[Tools, str], Made]:
@@ -229,7 +189,7 @@ def trim(
 
 def _mtp(tools: Tools, shape: str) -> Made:
     """A static tree by the target's own head."""
-    builder = static_tree(_levels(shape))
+    builder = static_tree(shapes.levels(shape))
     head = pretrained.mtp_head(tools.target, tools.dtype)
     path = pretrained.find(tools.target) / "tokenizer.json"
     keep = _kept_tokens(tools, pretrained.load_tokenizer(path))
@@ -244,12 +204,12 @@ def _mtp(tools: Tools, shape: str) -> Made:
 
 
 def _static(law: str, noise: str = "own") -> Callable[[str], Builder]:
-    return lambda shape: static_tree(_levels(shape), law, noise)
+    return lambda shape: static_tree(shapes.levels(shape), law, noise)
 
 
 def _chain(noise: str = "own") -> Callable[[str], Builder]:
     def make(shape: str) -> Builder:
-        drafts = min(_nodes(shape) - 1, LONGEST)
+        drafts = min(shapes.nodes(shape) - 1, shapes.LONGEST)
         return static_tree((1,) * drafts, "iid", noise)
 
     return make
@@ -257,16 +217,16 @@ def _chain(noise: str = "own") -> Callable[[str], Builder]:
 
 def _dyspec(noise: str = "own") -> Callable[[str], Builder]:
     def make(shape: str) -> Builder:
-        nodes = _nodes(shape)
+        nodes = shapes.nodes(shape)
         return dyspec(nodes, -(-(nodes - 1) // CALLS), noise=noise)
 
     return make
 
 
 def _best_first(shape: str) -> Builder:
-    nodes = _nodes(shape)
+    nodes = shapes.nodes(shape)
     width = math.isqrt(nodes - 1) + 1
-    return best_first(nodes, width, min(width, LONGEST))
+    return best_first(nodes, width, min(width, shapes.LONGEST))
 
 
 def _sequoia(tools: Tools, shape: str) -> Made:
@@ -276,15 +236,17 @@ def _sequoia(tools: Tools, shape: str) -> Made:
         parents = tree_file.load_tree(path)
     else:
         acceptance = tree_file.load_acceptance(path)
-        parents = sequoia.optimal_tree(acceptance, _nodes(shape), LONGEST + 1)
+        parents = sequoia.optimal_tree(
+            acceptance, shapes.nodes(shape), shapes.LONGEST + 1
+        )
     return _grown(lambda _: static_tree(parents, "without_replacement"))(tools, shape)
 
 
 def _ngram(tools: Tools, shape: str) -> Made:
     if shape.startswith("chain:"):
-        size = _nodes(shape.removeprefix("chain:"), 1) + 1
+        size = shapes.nodes(shape.removeprefix("chain:"), 1) + 1
         return Made(ngram(size, size, num_matches=1), None)
-    nodes = _nodes(shape)
+    nodes = shapes.nodes(shape)
     path = min(nodes, LOOKUP_PATH)
     matches = max(4, -(-(nodes - 1) // (path - 1)))
     return Made(ngram(nodes, path, num_matches=matches), None)
@@ -305,19 +267,19 @@ def _datastore(tools: Tools) -> Datastore:
 
 
 def _retrieval(tools: Tools, shape: str) -> Made:
-    return Made(_retriever(_nodes(shape)), _datastore(tools))
+    return Made(_retriever(shapes.nodes(shape)), _datastore(tools))
 
 
 def _lookups(tools: Tools, shape: str) -> Made:
-    nodes = _nodes(shape)
+    nodes = shapes.nodes(shape)
     here = _ngram(tools, shape).drafter
     return Made(fuse(here, _retriever(nodes), nodes), Pair(None, _datastore(tools)))
 
 
 def _rasd(order: str) -> Callable[[Tools, str], Made]:
     def make(tools: Tools, shape: str) -> Made:
-        nodes = _nodes(shape, 4)
-        builder = stochastic_beam(*_beam(str(nodes // 2 + 1)))
+        nodes = shapes.nodes(shape, 4)
+        builder = stochastic_beam(*shapes.beam(str(nodes // 2 + 1)))
         retriever = _retriever(nodes - builder.num_nodes + 1)
         longest = max(builder.max_path, retriever.max_path)
         model, params = _draft(tools, longest)
@@ -328,17 +290,26 @@ def _rasd(order: str) -> Callable[[Tools, str], Made]:
 
 
 def _recycling(tools: Tools, shape: str) -> Made:
-    topology = sequoia.optimal_tree(ACCEPTANCE, _nodes(shape), LOOKUP_PATH)
+    topology = sequoia.optimal_tree(ACCEPTANCE, shapes.nodes(shape), LOOKUP_PATH)
     return Made(
         recycling(pretrained.read_config(tools.target).vocab_size, topology), None
     )
 
 
 LEVELS = "children level by level (3,2,1) or chain:K"
+
+
+def _suffix(tools: Tools, shape: str) -> Made:
+    nodes = shapes.nodes(shape)
+    drafter = given(nodes, min(nodes, LOOKUP_PATH))
+    return Made(drafter, None, host=SuffixDecoder())
+
+
 KINDS = {
     "ngram": Kind(_ngram, "chain:K", "looks the last tokens up in the text so far"),
     "retrieval": Kind(_retrieval, "", "looks them up in a datastore (REST)"),
     "lookups": Kind(_lookups, "", "looks them up in both"),
+    "suffix": Kind(_suffix, "", "what followed them how often, in a tree on the host"),
     "recycling": Kind(_recycling, "", "what followed a token in the target's eyes"),
     "model": Kind(
         _grown(_static("top_k")), LEVELS, "a draft model's likeliest, in a static tree"
@@ -362,7 +333,7 @@ KINDS = {
         True,
     ),
     "rsd-s": Kind(
-        _grown(lambda shape: stochastic_beam(*_beam(shape))),
+        _grown(lambda shape: stochastic_beam(*shapes.beam(shape))),
         "WIDTHxLENGTH",
         "a stochastic beam",
         True,

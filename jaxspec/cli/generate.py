@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
                 setup.params, state, target=setup.target.model, max_steps=steps
             )
             return done, None
-        return decoding.speculative_generate(
+        return setup.generate(
             setup.params,
             state,
             target=setup.target.model,

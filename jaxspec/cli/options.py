@@ -26,11 +26,12 @@ DRAFTER_HELP = (
 
 
 class Setup(NamedTuple):
-    """A target and a drafter, ready to decode."""
+    """A target and a drafter, ready to decode in the loop that they need."""
 
     target: pretrained.Pretrained
     drafter: Drafter
     params: Params
+    generate: drafters.Loop
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -165,4 +166,5 @@ def load(args: argparse.Namespace, drafter: str, rollback: Rollback) -> Setup:
     target = pretrained.load(
         args.model, args.dtype, rollback=rollback, max_path=max_path
     )
-    return Setup(target, made.drafter, made.beside(target.params))
+    params = made.beside(target.params)
+    return Setup(target, made.drafter, params, made.generate)

@@ -11,7 +11,7 @@ import folder
 import tiny
 from jaxspec import pretrained
 from jaxspec.bench import resampling
-from jaxspec.cli import drafters
+from jaxspec.cli import drafters, shapes
 from jaxspec.cli.__main__ import main
 from jaxspec.models import mtp
 
@@ -39,14 +39,15 @@ def run(tmp_path, capsys):
 
 
 def test_what_it_records(run, tmp_path):
-    few = "--kind", "ngram", "chain", "--nodes", "2"
+    few = "--kind", "ngram", "suffix", "chain", "--nodes", "2"
     record = run(
         *few, "--repeats", "1", "--steps", "2", "--plot", str(tmp_path / "a.png")
     )
     cases = {(r["kind"], r["verifier"]) for r in record["rows"]}
     laws = {("chain", "recursive-rejection"), ("chain", "traversal")}
-    assert cases == {("ngram", "sample-and-match")} | laws
-    assert len(record["rows"]) == 3 * 2 * 2  # temperatures, domains
+    looked_up = {(name, "sample-and-match") for name in ("ngram", "suffix")}
+    assert cases == looked_up | laws
+    assert len(record["rows"]) == 4 * 2 * 2  # temperatures, domains
     for row in record["rows"]:
         assert row["low"] <= row["block_efficiency"] <= row["high"]
         assert row["block_efficiency"] == row["tokens"] / row["target_calls"]
@@ -106,7 +107,7 @@ def test_every_kind_fits_its_budget(kind, nodes, monkeypatch):
     "nodes, levels", [(4, (1, 1, 1)), (8, (2, 1, 1)), (16, (3, 1, 1, 1, 1))]
 )
 def test_branchings_fill_a_budget(nodes, levels):
-    assert drafters._branching(nodes) == levels
+    assert shapes.branching(nodes) == levels
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_generate_prints_one_object(generate):
     "options",
     [
         ("--drafter", "ngram:chain:3"),
+        ("--drafter", "suffix:6"),
         ("--drafter", "ngram:6", "--temperature", "0.8", "--top-k", "9"),
         ("--drafter", "model:2,1", "--temperature", "0.8"),
         ("--drafter", "model", "--rollback", "lazy", "--batch", "2"),
