@@ -169,7 +169,7 @@ def _report(
 def _again(args: argparse.Namespace) -> str:
     """The command, but for its defaults."""
     names = ("layers", "teacher", "steps", "batch_size", "length", "seed")
-    words = [f"jaxspec train {args.recipe} --out {args.out}"]
+    words = [f"jaxspec train {args.recipe} --out {shlex.quote(str(args.out))}"]
     for name in (*names, "learning_rate"):
         if (value := getattr(args, name)) is not None:
             words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
