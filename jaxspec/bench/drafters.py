@@ -15,7 +15,6 @@ with `--repeats 0` nothing is timed, and a later run adds the times.
 """
 
 import argparse
-import hashlib
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -227,7 +226,7 @@ def _begin(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
         "draft": args.draft_model,
         "dtype": args.dtype,
         "rollback": args.rollback,
-        "sha256": {"prompts": hashlib.sha256(np.asarray(prompts.tokens)).hexdigest()}
+        "sha256": {"prompts": prompt_files.digest(np.asarray(prompts.tokens).tolist())}
         | {name: path and files.digest(path) for name, path in made_from.items()},
     }
     settings["prompts"] = [n // len(args.temperature) for n in settings["prompts"]]

@@ -1,8 +1,10 @@
 """Prompts to benchmark with: our own, or any jsonl of `prompt`, `question` or `turns`."""
 
+import hashlib
 import importlib.resources
 import json
 import pathlib
+from collections.abc import Sequence
 
 
 def read(path: str | pathlib.Path | None = None) -> list[str]:
@@ -40,3 +42,9 @@ def _prompt(record: dict) -> str:
     if not isinstance(text, str) or not text:
         raise TypeError
     return text
+
+
+def digest(prompts: Sequence[Sequence[int]]) -> str:
+    """SHA-256 of prompts as tokens: equal if and only if all tokens are."""
+    lines = (" ".join(map(str, prompt)) for prompt in prompts)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -13,6 +13,7 @@ import numpy as np
 import tokenizers
 
 from jaxspec import decode_state, decoding, pretrained
+from jaxspec.bench.prompts import digest
 from jaxspec.cli import options
 from jaxspec.tune import prompts as prompt_files
 
@@ -105,7 +106,7 @@ class Text(NamedTuple):
         return {
             "prompts": len(self.prompts),
             "held_out": self.held_out,
-            "sha256": prompt_files.digest(self.prompts),
+            "sha256": digest(self.prompts),
             "seed": args.seed,
             "max_tokens": args.max_tokens,
             "disjoint_from": [path.name for path in args.disjoint_from],

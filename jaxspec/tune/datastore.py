@@ -23,7 +23,6 @@ from jaxspec.bench import timing
 from jaxspec.drafting import datastore
 from jaxspec.train import corpus
 from jaxspec.tune import calibration
-from jaxspec.tune import prompts as tune_prompts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
         "documents": len(documents),
         "left_out": len(texts) - len(apart),
         "tokens": int(len(store.tokens)),
-        "sha256": tune_prompts.digest(documents),
+        "sha256": prompt_files.digest(documents),
     }
     if args.json:
         print(json.dumps(record))

@@ -7,7 +7,6 @@ evaluated on, nor part of one, nor hold one.
 """
 
 import ast
-import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -109,9 +108,3 @@ def check_disjoint(prompts: list[str], others: list[str], name: object) -> None:
                     f"Prompt {number} of {name} and one to measure on are not disjoint: "
                     f"{bare[:60]!r} and {prompt.strip()[:60]!r}. Choose another --seed."
                 )
-
-
-def digest(prompts: Sequence[Sequence[int]]) -> str:
-    """SHA-256 of prompts as tokens: equal if and only if all tokens are."""
-    lines = (" ".join(map(str, prompt)) for prompt in prompts)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

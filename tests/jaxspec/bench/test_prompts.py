@@ -75,3 +75,12 @@ def test_our_own_prompts_are_many_and_differ():
     own = prompts.read()
     assert len(own) >= 40
     assert len(set(own)) == len(own)
+
+
+def test_the_digest_is_of_all_tokens():
+    digests = {
+        prompts.digest(p)
+        for p in ([[1, 2], [3]], [[1], [2, 3]], [[12], [3]], [[1, 2, 3]], [[3], [1, 2]])
+    }
+    assert len(digests) == 5 and all(len(d) == 64 for d in digests)
+    assert prompts.digest([[1, 2]]) == prompts.digest([(1, 2)])
