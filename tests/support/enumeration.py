@@ -73,8 +73,10 @@ class Program:
             "draw_without_replacement", like, key, logits, jnp.int32(count)
         )
 
-    def perturb(self, key, logits, top):
-        return self._ask("perturb", logits, key, logits, top)
+    def perturb(self, key, logits, phi, top, count):
+        del phi  # known of the path
+        like = jnp.zeros(count, jnp.int32), jnp.zeros(count, logits.dtype)
+        return self._ask("perturb", like, key, logits, top, jnp.int32(count))
 
     def accept(self, key, wanted, proposed):
         return self._ask("accept", jnp.bool_(False), key, wanted, proposed)
@@ -183,11 +185,12 @@ class _Run:
 
     def accept(self, key, wanted, proposed):
         self.name(key)
-        chance = 0.0 if wanted <= 0.0 else min(1.0, wanted / max(proposed, 1e-300))
+        possible = wanted > 0.0 and proposed > 0.0
+        chance = min(1.0, float(wanted) / float(proposed)) if possible else 0.0
         return self.choose(np.array([1.0 - chance, chance])) == 1
 
-    def perturb(self, key, logits, top):
-        """The children's values: minus the place in the order of the best leaf below."""
+    def perturb(self, key, logits, top, count):
+        """Children and values: minus the place in the order of the best leaf below."""
         self.name(key)
         if self.order is None:
             self.order = self.beam.order(self.choose)
@@ -204,7 +207,9 @@ class _Run:
         self.seen += [child for child in children if child in self.values]
         never = -1e6 - np.arange(len(children))
         values = [self.values.get(c, never[i]) for i, c in enumerate(children)]
-        return np.where(np.isneginf(logits), -np.inf, values)
+        values = np.where(np.isneginf(logits), -np.inf, values)
+        best = np.argsort(-values, kind="stable")[:count]
+        return best, values[best]
 
 
 def _loop(f, in_axes=0, out_axes=0):
