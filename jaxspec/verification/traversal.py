@@ -11,8 +11,11 @@ from. A leaf that is refused is taken away, and its parent goes on with
 
 and becomes a leaf itself when no child is left. The kept path is followed by a token of
 `R` at its end (Weng et al. 2025). A path is judged as a whole, so that a token unlikely in
-itself may be kept for what comes after it. On a chain it is block verification (Sun et
-al. 2024). TRAVERSALCLAIM
+itself may be kept for what comes after it. On a chain it is block verification and never
+keeps fewer tokens than recursive rejection on average (Sun et al. 2024). Where a node below
+the root has several children it nearly always keeps more, but not by necessity: with a
+weight below 1 the first child takes another part of `R`, and what is left may suit the next
+one less.
 """
 
 import functools
