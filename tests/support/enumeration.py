@@ -31,11 +31,11 @@ class Program:
     def __init__(self, f, monkeypatch, beam=None):
         """Takes `Leaves` too if the program has a stochastic beam search."""
         self.f, self.monkeypatch, self.beam = jax.jit(f), monkeypatch, beam
-        self.names = set()  # of all keys used
+        self.names = set()  # of all keys used since `outcomes` was called
 
     def outcomes(self, *args):
         """Every result, as a pytree in numpy, and its probability."""
-        unfinished = [()]
+        self.names, unfinished = set(), [()]
         while unfinished:
             self.run = _Run(unfinished.pop(), unfinished, self.beam)
             with self._replaced():
@@ -122,18 +122,21 @@ class Leaves:
         self.logits, self.width, self.length = logits, width, length
         self.vocab = len(logits(()))
         self.paths = list(itertools.product(range(self.vocab), repeat=length))
-        self.weights = np.array([self._weight(path) for path in self.paths])
+        self.scores = np.array([self._score(path) for path in self.paths])
 
-    def _weight(self, path):
-        steps = (softmax(self.logits(path[:i]))[token] for i, token in enumerate(path))
-        return np.prod(list(steps))
+    def _score(self, path):
+        score = 0.0
+        for i, token in enumerate(path):
+            logits = np.asarray(self.logits(path[:i]), np.float64)
+            score += logits[token] - np.logaddexp.reduce(logits)
+        return score
 
     def order(self, choose):
         """Leaves in order, until every level's beam is known."""
-        order, weights = [], self.weights.copy()
-        while weights.any() and not self._is_enough(order):
-            leaf = choose(weights / weights.sum())
-            weights[leaf] = 0.0
+        order, scores = [], self.scores.copy()
+        while (scores > -np.inf).any() and not self._is_enough(order):
+            leaf = choose(softmax(scores))
+            scores[leaf] = -np.inf
             order.append(self.paths[leaf])
         return order
 
