@@ -202,6 +202,8 @@ class _Run:
                 for level in range(1, len(leaf) + 1):
                     self.values.setdefault(leaf[:level], -1.0 - place)
             self.level = [()]
+        elif top == 0.0:  # no node: all others have values below the root's
+            return np.arange(count), np.full(count, -np.inf)
         if not self.level:  # all beams of the level above were asked for
             self.level, self.seen = self.seen, []
         node = next(n for n in self.level if self.values[n] == float(top) or n == ())
