@@ -177,11 +177,15 @@ def _close_gaps(logits: Array, count: int) -> Array:
     Noise in float32 is from -5 to 17, so that it never turns two logits round that are 24
     apart; beside a logit of -1000 it has lost its digits. Wider gaps are narrowed to 24.
     """
-    most = jax.lax.top_k(logits, count)[0]
-    gaps = most[:-1] - most[1:]
-    excess = jnp.where(gaps < jnp.inf, jnp.maximum(gaps - 24.0, 0.0), 0.0)
-    is_below = logits[:, None] <= most[None, 1:]
-    return logits - most[0] + jnp.sum(jnp.where(is_below, excess[None], 0.0), axis=1)
+    level = jnp.max(logits)
+    closer = logits - level
+    for _ in range(count - 1):
+        below = jnp.max(jnp.where(logits < level, logits, -jnp.inf))
+        gap = level - below
+        excess = jnp.where(gap < jnp.inf, jnp.maximum(gap - 24.0, 0.0), 0.0)
+        closer += jnp.where(logits < level, excess, 0.0)
+        level = below
+    return closer
 
 
 def emit(key: Array, logits: Array, sampling: Sampling, needs: Needs) -> Array:
