@@ -173,7 +173,8 @@ class _Run:
 
     def draw(self, key, logits):
         self.name(key)
-        return self.choose(softmax(logits))
+        weights = softmax(logits)
+        return 0 if np.isnan(weights).any() else self.choose(weights)  # as argmax does
 
     def draw_without_replacement(self, key, logits, count):
         self.name(key)

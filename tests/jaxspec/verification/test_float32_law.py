@@ -332,3 +332,36 @@ def test_a_verify_key_without_its_position_is_seen(monkeypatch):
     monkeypatch.setattr(sampling, "noise_key", fixed)
     with pytest.raises(Exception, match="noise is used twice"):
         twice(static_tree((1,), "iid"), recursive_rejection(), monkeypatch)
+
+
+# --- Nodes whose own logits are not finite ---
+
+
+@pytest.mark.parametrize("builder", ["RSD-C (2)", "RSD-C (2, 1)"])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_draft_without_a_law_of_its_own_is_kept_as_often(
+    builder, broken, monkeypatch
+):
+    """The token before it was the target's to choose; what follows is its own affair."""
+    target, draft = TABLES["plain"]
+    target = target.copy()
+    target[VOCAB * lossless.ROOT + 1] = broken  # after the token 1
+    settings = lossless.settings(dtype=np.float32)
+    drafter, _, past = (DRAFTERS | LONG)[builder]
+    proposing = lossless.proposing(drafter, monkeypatch)
+    drafts, taken = lossless.proposed(proposing, draft, past, settings)
+    wanted = enumeration.softmax(lossless.follow(target, ()))
+    for verifier in VERIFIERS.values():
+        judging = lossless.judging(verifier, monkeypatch)
+        found = first_tokens(judging, drafts, target, settings)
+        np.testing.assert_allclose(found, wanted, atol=BOUND)
+
+
+def first_tokens(judging, drafts, target, settings):
+    """Probabilities of the first token that is emitted."""
+    found, carry = np.zeros(VOCAB), np.array([lossless.BEFORE], np.int32)
+    for key, probability in drafts.items():
+        one = lossless.thawed(key)
+        for texts, chance in judging.law(_texts, target, carry, one, settings).items():
+            found[texts[0][0]] += probability * chance
+    return found
