@@ -56,8 +56,11 @@ def _fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
     def init(
         params: Pair, prompt: Array, lengths: Array, max_length: int, hidden
     ) -> Pair:
-        text = prompt, lengths, max_length, hidden
-        return Pair(first.init(params.first, *text), second.init(params.second, *text))
+        def begin(drafter: Drafter, own: Any) -> Any:
+            size = max_length + max_path - drafter.max_path  # it is told of joint paths
+            return drafter.init(own, prompt, lengths, size, hidden)
+
+        return Pair(begin(first, params.first), begin(second, params.second))
 
     def propose(
         params: Pair, keys: Array, state: Pair, root: Array, settings

@@ -95,9 +95,10 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
     def init(
         params: Pair, prompt: Array, lengths: Array, max_length: int, hidden
     ) -> Pair:
-        text = prompt, lengths, max_length, hidden
+        size = max_length + max_path - retriever.max_path  # it is told of joint paths
         return Pair(
-            drafter.init(params.first, *text), retriever.init(params.second, *text)
+            drafter.init(params.first, prompt, lengths, max_length, hidden),
+            retriever.init(params.second, prompt, lengths, size, hidden),
         )
 
     def propose(
