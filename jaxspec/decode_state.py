@@ -234,7 +234,7 @@ def _max_length(max_length, size, lengths, budget) -> int:
         checks.require(
             checks.is_known(budget), "Give max_length: max_new_tokens is traced."
         )
-        return size + int(np.max(budget))
+        return size + int(np.asarray(budget).max())
     max_length = checks.integer("max_length", max_length, least=1)
     is_known = lengths is not None and checks.is_known(lengths)
     longest = int(np.asarray(lengths).max()) if is_known else size

@@ -14,7 +14,12 @@ LAYERS = [  # lowest first; a module may import from its own layer and from thos
     + ["jaxspec.partition", "jaxspec.rows", "jaxspec.sampling", "jaxspec.trees"],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
-    + ["jaxspec.host_decoding", "jaxspec.loop_checks", "jaxspec.metrics", "jaxspec.plotting"]
+    + [
+        "jaxspec.host_decoding",
+        "jaxspec.loop_checks",
+        "jaxspec.metrics",
+        "jaxspec.plotting",
+    ]
     + ["jaxspec.pretrained", "jaxspec.sharding"],
     ["jaxspec.assets", "jaxspec.bench", "jaxspec.cli", "jaxspec.train"]
     + ["jaxspec.tune"],
