@@ -107,10 +107,10 @@ def init_state(
             `max_new_tokens` by default.
         max_new_tokens: `[B]` or one for all.
         temperature: `[B]` or one for all; 0 is greedy.
-        top_k: `[B]` or one for all; 0 keeps all tokens.
+        top_k: `[B]` or one for all; 0 keeps all tokens, 1 is greedy.
         top_p: `[B]` or one for all; 1 keeps all tokens.
         stops: `[K]` or `[B, K]` tokens that end a row, -1 padded.
-        keys: `[B]` typed keys, or one to derive them from; key 0 by default.
+        keys: `[B]` typed threefry keys, or one to derive them from; key 0 by default.
 
     Raises:
         ValueError: on an empty prompt, one that does not fit, tokens that the model does
@@ -261,13 +261,14 @@ def _round_up(size: int, multiple: int) -> int:
 
 def _keys(keys: Array | None, batch: int) -> Array:
     """A key per row, derived from one if need be."""
-    keys = jax.random.key(0) if keys is None else keys
+    keys = sampling.key(0) if keys is None else keys
     checks.require(
         jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
         and keys.shape in ((), (batch,)),
         f"Expected one typed key (jax.random.key) or {batch}, got {keys.dtype} of shape "
         f"{keys.shape}.",
     )
+    sampling.check_keys(keys)
     if keys.ndim == 0:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(batch))
     return keys

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import tokenizers
 
 from checkpoints_conv import native, stored
-from jaxspec import files
+from jaxspec import files, sampling
 from jaxspec.core import DraftHead, LanguageModel
 from jaxspec.models import config as configs
 from jaxspec.models import hybrid, mtp
@@ -168,7 +168,7 @@ def _config(name_or_dir: str | pathlib.Path, dtype: Any) -> configs.ModelConfig:
 
 def _like(config: configs.ModelConfig, init: Callable[..., Any]) -> Any:
     """Shapes and dtypes of the params in memory, as a model makes them."""
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(init, sampling.key(0))
 
     def one(path, leaf):
         if path[-1].key in _ALWAYS_FLOAT32:

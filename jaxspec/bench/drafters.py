@@ -26,7 +26,7 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decode_state, decoding, files, pretrained
+from jaxspec import decode_state, decoding, files, pretrained, sampling
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import resampling, timing
 from jaxspec.cli import drafters, options
@@ -284,7 +284,7 @@ def _measure(
 def _decode(args, setup: Setup, prompts: Prompts, case: tuple) -> list[dict[str, Any]]:
     """Decodes all rows: a record for each domain and temperature."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(args.seed), jnp.arange(len(prompts.lengths))
+        sampling.key(args.seed), jnp.arange(len(prompts.lengths))
     )
     state = decode_state.init_state(
         setup.params,

@@ -22,7 +22,7 @@ from rich import console as consoles
 from rich import table as tables
 from rich import text as texts
 
-from jaxspec import decode_state, decoding, metrics, pretrained
+from jaxspec import decode_state, decoding, metrics, pretrained, sampling
 from jaxspec.cli import options
 
 DEMO_PROMPT = '''\
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         "top_k": args.top_k,
         "top_p": args.top_p,
         "stops": pretrained.stop_tokens(args.model),
-        "keys": jax.random.key(args.seed),
+        "keys": sampling.key(args.seed),
     }
 
     def start(drafter):

@@ -94,8 +94,9 @@ def check_deterministic(draft: Draft) -> None:
     Raises:
         ValueError: if it has laws, or shares its noise with the emission.
     """
-    if draft.law.shape[1] or draft.coupled:
+    laws = draft.draft_logits.shape[1]
+    if laws or draft.coupled:
         raise ValueError(
             "Expected a drafter without chance, as `ngram` or `retrieval`; got one with "
-            f"{draft.law.shape[1]} laws{' and shared noise' if draft.coupled else ''}."
+            f"{laws} laws{' and shared noise' if draft.coupled else ''}."
         )

@@ -100,7 +100,7 @@ def _draft_model(
             model.vocab_size,
         )
         if temperature is not None:
-            own = jnp.where(settings.temperature > 0.0, temperature, 0.0)
+            own = jnp.where(settings.is_drawn, temperature, 0.0)
             settings = settings._replace(temperature=own)
         built = builder.build(reader, tape, keys, root, settings)
         return State(carry, built.tape, built.slots), built.draft

@@ -213,7 +213,7 @@ def _fuse(
     draft = built.draft.replace(
         tree=tree,
         kind=widen(built.draft.kind, Draft.DETERMINISTIC),
-        law_row=widen(built.draft.law_row, 0),
+        logits_row=widen(built.draft.logits_row, 0),
         max_path=max_path,
     )
     # Every node of the retrieved tree was read in its place there, wherever it is now.

@@ -17,7 +17,7 @@ import optax
 import tokenizers
 from rich import progress
 
-from jaxspec import checkpointing, compilation, files, pretrained
+from jaxspec import checkpointing, compilation, files, pretrained, sampling
 from jaxspec.core import LanguageModel
 from jaxspec.models import hybrid
 from jaxspec.train import corpus, evaluate
@@ -138,7 +138,7 @@ def train(
         The trained params.
     """
     model = hybrid.language_model(recipe.config)
-    params = jax.jit(model.init)(jax.random.key(recipe.seed))
+    params = jax.jit(model.init)(sampling.key(recipe.seed))
     state = TrainState(jnp.int32(0), params, optimizer(recipe).init(params))
     if checkpointing.steps(directory / "checkpoints"):
         state = checkpointing.restore(directory / "checkpoints", state)
