@@ -129,6 +129,7 @@ def init_state(
     temperature = checks.setting("temperature", temperature, batch, jnp.float32)
     top_k = checks.setting("top_k", top_k, batch, jnp.int32)
     top_p = checks.setting("top_p", top_p, batch, jnp.float32)
+    keys = _keys(None if keys is None else checks.array("keys", keys), batch)
     max_length = _max_length(max_length, size, lengths, budget)
     room = _round_up(max_length + target.max_path, SIZES) - target.max_path
     prompt = jnp.asarray(prompt)[:, :room]
@@ -158,7 +159,7 @@ def init_state(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        keys=_keys(keys, batch),
+        keys=keys,
         carry=carry,
         drafter=state,
     )
