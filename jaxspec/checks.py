@@ -84,7 +84,8 @@ def integer(name: str, value: Any, least: int) -> int:
         number = operator.index(value)
     except TypeError:
         raise ValueError(f"Expected an integer {name}, got {value!r}.") from None
-    require(number >= least, f"{name} must be at least {least}, got {number}.")
+    words = "positive" if least == 1 else f"at least {least}"
+    require(number >= least, f"{name} must be {words}, got {number}.")
     return number
 
 

@@ -85,6 +85,7 @@ def generate_from_host(
     if isinstance(host, type):
         raise TypeError(f"Expected a host, got its type; call it: {host.__name__}().")
     state, most = loop_checks.one_per_row(state), int(loop_checks.steps(max_steps))
+    loop_checks.drafts(state)
     if not isinstance(state.drafter, TokenTree):
         raise ValueError(
             "Trees from the host need a state made with the drafter given."

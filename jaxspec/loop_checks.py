@@ -64,6 +64,14 @@ def steps(max_steps: int | Array | None) -> Array:
     return jnp.int32(min(checks.integer("max_steps", max_steps, least=0), _ENDLESS))
 
 
+def drafts(state: DecodeState) -> None:
+    """Refuses a state that was made without a drafter."""
+    checks.require(
+        state.drafter is not None,
+        "The state was made without a drafter; give it to init_state.",
+    )
+
+
 def fits(
     params: Params, state: DecodeState, target: LanguageModel, drafter: Drafter | None
 ) -> None:
@@ -84,10 +92,7 @@ def fits(
             f"The drafter proposes paths of {drafter.max_path} nodes and the target keeps "
             f"paths of {target.max_path}; raise the target's max_path.",
         )
-        checks.require(
-            state.drafter is not None,
-            "The state was made without a drafter; give it to init_state.",
-        )
+        drafts(state)
     other = checks.difference(state.carry, _carry(params, state, target))
     checks.require(
         other is None,

@@ -68,7 +68,7 @@ FIRST = {
         "max_new_tokens to be integers",
     ),
     "a fraction of room": ({"max_length": 9.5}, ValueError, "an integer max_length"),
-    "no room": ({"max_length": 0}, ValueError, "max_length must be at least 1"),
+    "no room": ({"max_length": 0}, ValueError, "max_length must be positive"),
     "a mass as a number": ({"top_k": 0.9}, ValueError, "top_k to be integers"),
     "a word": ({"temperature": "hot"}, ValueError, "temperature to be numbers"),
     "ragged settings": ({"top_p": [[1.0], 1.0]}, ValueError, "one length in top_p"),
@@ -133,7 +133,7 @@ LATER = {
     ),
     "a fraction of steps": ({"max_steps": 1.5}, ValueError, "integer max_steps"),
     "fewer than no steps": ({"max_steps": -1}, ValueError, "at least 0, got -1"),
-    "looks at no step": ({"check_every": 0}, ValueError, "at least 1, got 0"),
+    "looks at no step": ({"check_every": 0}, ValueError, "positive, got 0"),
     "looks between steps": ({"check_every": 2.5}, ValueError, "integer check_every"),
     "a verifier's factory": (
         {"verifier": jaxspec.traversal},
@@ -208,7 +208,7 @@ def test_prompts_are_lists_of_tokens(prompts, words):
     with pytest.raises(ValueError) as error:
         jaxspec.pad_prompts(prompts)
     one_line(error, ValueError, words)
-    with pytest.raises(ValueError, match="multiple must be at least 1"):
+    with pytest.raises(ValueError, match="multiple must be positive"):
         jaxspec.pad_prompts([[1]], multiple=0)
 
 
