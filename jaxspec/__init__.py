@@ -1,5 +1,8 @@
 """Speculative decoding for state-space and hybrid language models, in JAX."""
 
+# Programs that outlive the process.
+from jaxspec.compilation import keep_programs as keep_programs
+
 # Contracts.
 from jaxspec.core import Draft as Draft
 from jaxspec.core import Drafter as Drafter

@@ -183,7 +183,9 @@ class Drafter(NamedTuple):
 
     Attributes:
         init: `params, prompt [B, T], lengths [B], max_length, hidden [B, T, C] -> state`;
-            the hidden is the target's, of each row's prompt but its last token.
+            the hidden is the target's, of each row's prompt but its last token. The state
+            has room for `max_length` tokens and a path of the drafter's own; whoever tells
+            it of longer paths, as `fuse` does, asks for as many tokens more.
         propose: `params, keys [B], state, root [B], Sampling -> state, Draft`; the
             settings say how the target is sampled, which a drafter may imitate, and the
             position of the root.

@@ -11,7 +11,7 @@ import importlib.resources
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,15 +75,15 @@ def read_config(name_or_dir: str | pathlib.Path) -> configs.ModelConfig:
 
 def load(
     name_or_dir: str | pathlib.Path,
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
     **options: Any,
 ) -> Pretrained:
     """Loads a model.
 
     Args:
         name_or_dir: a shipped name (`shipped()`) or a folder.
-        dtype: of activations and kernels; what the config says by default. Decay rates,
-            step sizes and norms are float32 always.
+        dtype: of activations and kernels, `"float32"` or `"bfloat16"`; what the config
+            says by default. Decay rates, step sizes and norms are float32 always.
         **options: of `language_model`: `rollback`, `max_path`, `ring_size`,
             `scan_layers`.
 
@@ -118,7 +118,7 @@ def load(
 def load_mtp(
     name_or_dir: str | pathlib.Path,
     target: Any,
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> tuple[DraftHead, Any]:
     """Loads the multi-token-prediction head of a model, for `draft_head`.
 
@@ -139,7 +139,7 @@ def load_mtp(
 
 def mtp_head(
     name_or_dir: str | pathlib.Path,
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> DraftHead:
     """The functions of the head that `load_mtp` loads.
 
@@ -155,9 +155,15 @@ def mtp_head(
     return mtp.mtp_head(config)
 
 
-def _config(name_or_dir: str | pathlib.Path, dtype: str | None) -> configs.ModelConfig:
+def _config(name_or_dir: str | pathlib.Path, dtype: Any) -> configs.ModelConfig:
     config = read_config(name_or_dir)
-    return config if dtype is None else dataclasses.replace(config, dtype=dtype)
+    if dtype is None:
+        return config
+    try:
+        name = jnp.dtype(dtype).name  # of `jnp.bfloat16` too
+    except TypeError:
+        name = dtype
+    return dataclasses.replace(config, dtype=name)
 
 
 def _like(config: configs.ModelConfig, init: Callable[..., Any]) -> Any:

@@ -10,11 +10,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [  # lowest first; a module may import from its own layer and from those below
     ["pallas_kernels"],
-    ["jaxspec.compilation", "jaxspec.core", "jaxspec.files"]
+    ["jaxspec.checks", "jaxspec.compilation", "jaxspec.core", "jaxspec.files"]
     + ["jaxspec.partition", "jaxspec.rows", "jaxspec.sampling", "jaxspec.trees"],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
-    + ["jaxspec.host_decoding", "jaxspec.metrics", "jaxspec.plotting"]
+    + [
+        "jaxspec.host_decoding",
+        "jaxspec.loop_checks",
+        "jaxspec.metrics",
+        "jaxspec.plotting",
+    ]
     + ["jaxspec.pretrained", "jaxspec.sharding"],
     ["jaxspec.assets", "jaxspec.bench", "jaxspec.cli", "jaxspec.train"]
     + ["jaxspec.tune"],

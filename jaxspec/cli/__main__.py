@@ -1,12 +1,9 @@
 """The command line: `jaxspec generate | bench | tune | train | convert | export | info`."""
 
 import argparse
-import os
-import pathlib
 import sys
 
-import jax
-
+from jaxspec import compilation
 from jaxspec.bench import command as bench
 from jaxspec.cli import convert, export, generate, info
 from jaxspec.train import command as train
@@ -44,18 +41,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _keep_programs() -> None:
-    """Keeps compiled programs for the next run, unless JAX was told where to."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = str(pathlib.Path(cache) / "jaxspec")
-        jax.config.update("jax_compilation_cache_dir", folder)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; what is wrong with its input becomes one line and status 2."""
     args = parser().parse_args(arguments)
-    _keep_programs()
+    compilation.keep_programs()
     try:
         args.run(args)
     except (ValueError, OSError, OverflowError, ModuleNotFoundError) as error:

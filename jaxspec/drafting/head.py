@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import rows
+from jaxspec import checks, rows
 from jaxspec.core import Draft, Drafter, DraftHead, Verdict, emitted_tokens
 from jaxspec.drafting.builder import Builder, Reader
-from jaxspec.drafting.model import whole
-from jaxspec.drafting.static import static_tree
+from jaxspec.drafting.model import as_builder, whole
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
@@ -56,8 +55,8 @@ def draft_head(head: DraftHead, builder: Builder | Sequence[int] = (1,) * 4) -> 
     Raises:
         ValueError: if the head has fewer tokens than a node has children.
     """
-    if not isinstance(builder, Builder):
-        builder = static_tree(builder)
+    checks.record("head", head, DraftHead)
+    builder = as_builder(builder)
     if builder.min_vocab > head.vocab_size:
         raise ValueError(
             f"The builder draws {builder.min_vocab} children at a node, and the head has "

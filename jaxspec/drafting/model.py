@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import rows
+from jaxspec import checks, rows
 from jaxspec.core import Draft, Drafter, LanguageModel, Verdict
 from jaxspec.drafting.builder import Builder, Reader
 from jaxspec.drafting.static import static_tree
@@ -60,8 +60,8 @@ def draft_model(
         ValueError: if the model cannot keep paths as long, or has fewer tokens than a
             node has children.
     """
-    if not isinstance(builder, Builder):
-        builder = static_tree(builder)
+    checks.record("model", model, LanguageModel)
+    builder = as_builder(builder)
     if temperature is not None and not temperature > 0.0:
         raise ValueError(f"The draft's temperature is positive, got {temperature}.")
     if builder.min_vocab > model.vocab_size:
@@ -113,6 +113,13 @@ def _draft_model(
         return State(carry, None, None)
 
     return Drafter(init, propose, observe, builder.max_path, model.vocab_size)
+
+
+def as_builder(builder: Builder | Sequence[int]) -> Builder:
+    """The builder, or that of a static tree of so many children level by level."""
+    if callable(builder) or isinstance(builder, Drafter):
+        checks.record("builder", builder, Builder)
+    return builder if isinstance(builder, Builder) else static_tree(builder)
 
 
 def read(

@@ -67,7 +67,7 @@ def check_past(drafter, state):
     carry = model.init_carry(tiny.params(texts.TARGET), rows, width)
     args = tiny.params(texts.TARGET), carry, state.tokens, state.lengths - 1
     _, hidden = jax.jit(model.scan)(*args)
-    args = params(), state.tokens, state.lengths, texts.MAX_LENGTH, hidden
+    args = params(), state.tokens, state.lengths, width - texts.MAX_PATH, hidden
     fresh = jax.jit(drafter.init, static_argnums=3)(*args)
     found = state.drafter
     np.testing.assert_array_equal(found.carry.position, state.lengths - 1)
