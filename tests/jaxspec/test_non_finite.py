@@ -21,9 +21,7 @@ VERIFIERS = {
     "recursive_rejection": jaxspec.recursive_rejection(),
     "traversal": jaxspec.traversal(),
 }
-verifiers = pytest.mark.parametrize(
-    "verifier", VERIFIERS.values(), ids=list(VERIFIERS)
-)
+verifiers = pytest.mark.parametrize("verifier", VERIFIERS.values(), ids=list(VERIFIERS))
 MODEL = hybrid.language_model(
     tiny.CONFIGS["small-hybrid"], rollback="replay", max_path=3
 )
@@ -74,7 +72,9 @@ def test_refused_drafts_that_are_not_finite_change_no_text(verifier):
     assert np.isfinite(right.logprobs).all() and not (right.tokens == BAD).any()
     text = jnp.pad(right.tokens, ((0, 0), (0, 4)))
     state, info = decode(verifier, start(), text)
-    np.testing.assert_array_equal(state.tokens[0, : NEW + 1], right.tokens[0, : NEW + 1])
+    np.testing.assert_array_equal(
+        state.tokens[0, : NEW + 1], right.tokens[0, : NEW + 1]
+    )
     if verifier is VERIFIERS["sample_and_match"]:  # with equal noise
         width = right.tokens.shape[1]
         np.testing.assert_array_equal(state.tokens[:, :width], right.tokens)

@@ -22,7 +22,8 @@ from pallas_kernels import _dispatch
 
 BAD, GOOD = 7, 8  # the second stands where the first is not wanted
 KINDS = ["nan", "inf", "overflow"]
-MAX_PATH, ROUNDS = 5, 4  # enough rounds to fold a ring
+MAX_PATH = 5
+FOLDED = 4  # rounds after which a ring has been folded
 LENGTHS = (6, 3, 0)
 PARENTS = np.array([[-1, 0, 0, 1, 2, 1, 4, -1]] * 3, np.int32)
 IS_BAD = np.array([[0, 1, 0, 0, 0, 0, 0, 1]] * 2 + [[0] * 7 + [1]], bool)
@@ -104,7 +105,7 @@ def kernels_of(machine):
         yield
 
 
-def run(name, kind, token, path=REFUSED, **settings):
+def run(name, kind, token, path=REFUSED, rounds=FOLDED, **settings):
     """Logits of all rounds, and the carry, with some token where `BAD` is to be.
 
     Also in the padding of the prompts and of the trees.
@@ -123,7 +124,7 @@ def run(name, kind, token, path=REFUSED, **settings):
     carry = model.init_carry(weights, 3, 60)
     carry, _ = scan(weights, carry, draw(padding), jnp.array(LENGTHS))
     seen = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         tree = TokenTree(draw(IS_BAD), jnp.asarray(PARENTS))
         carry, logits = round_(weights, carry, tree, jnp.asarray(path))
         seen.append(np.asarray(logits))
