@@ -43,12 +43,16 @@ class SpecInfo:
             `target_calls`.
         from_draft: `[B, L + D]` int8, 1 where a draft supplied the token. That may be
             the last of a text too: a stop or a budget can cut inside an accepted path.
+        non_finite: `[B]` int32, tokens emitted by logits that were not finite: NaN or plus
+            infinity among them, or minus infinity alone. A sound model has none;
+            `metrics.first_non_finite` finds the first.
     """
 
     target_calls: Array
     drafted: Array
     kept: Array
     from_draft: Array
+    non_finite: Array
 
     def __add__(self, other: "SpecInfo") -> "SpecInfo":
         return jax.tree.map(jnp.add, self, other)
@@ -277,6 +281,7 @@ def empty_report(state: DecodeState, drafter: Drafter) -> SpecInfo:
         drafted=jnp.zeros((batch,), jnp.int32),
         kept=jnp.zeros((batch, drafter.max_path), jnp.int32),
         from_draft=jnp.zeros((batch, width), jnp.int8),
+        non_finite=jnp.zeros((batch,), jnp.int32),
     )
 
 
@@ -356,11 +361,14 @@ def _is_stop(state: DecodeState, tokens: Array) -> Array:
 def _report(state: DecodeState, draft: Draft, whole: Verdict, count: Array) -> SpecInfo:
     """What became of a draft: the whole verdict, of which `count` tokens were kept."""
     slots = jnp.arange(whole.path.shape[1])[None]
+    emitted = slots < count[:, None]
     accepted = slots < jnp.minimum(whole.num_accepted, count)[:, None]
+    lost = emitted & ~jnp.isfinite(whole.logprobs)
     nothing = jnp.zeros(state.tokens.shape, jnp.int8)
     return SpecInfo(
         target_calls=(~state.done).astype(jnp.int32),
         drafted=jnp.sum(draft.tree.parents >= 0, axis=1, dtype=jnp.int32),
-        kept=(slots < count[:, None]).astype(jnp.int32),
+        kept=emitted.astype(jnp.int32),
         from_draft=rows.write(nothing, accepted, state.lengths),
+        non_finite=jnp.sum(lost, axis=1, dtype=jnp.int32),
     )
