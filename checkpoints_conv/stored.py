@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 PARAMS, SOURCE, KEPT, MTP = "params", "source.json", "kept", "mtp."
-FORMAT = 1
+FORMAT = 2
 """Of the folder: what is made of the same tensors changes with it."""
 
 END_OF_TEXT = "<|endoftext|>"

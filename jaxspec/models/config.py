@@ -23,7 +23,7 @@ from jaxspec.models.mixer_configs import MLPConfig as MLPConfig
 from jaxspec.models.mixer_configs import MoEConfig as MoEConfig
 from jaxspec.models.mixer_configs import one_of, positive, require
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 BLOCKS = {
     "M": ("mamba2",),
@@ -150,7 +150,7 @@ def from_json(text: str) -> ModelConfig:
     if version != FORMAT_VERSION:
         raise ValueError(
             f"The config has format version {version}, and this jaxspec reads version "
-            f"{FORMAT_VERSION}."
+            f"{FORMAT_VERSION}: convert or train the model again."
         )
     parts = {
         "mamba1": Mamba1Config,

@@ -208,7 +208,7 @@ def provenance(**fields):
         ),
         (config(d_model=64), "does not fit its config"),
         (truncated("source.json"), "source.json is damaged"),
-        (provenance(format=0), "its format is 0, expected 1; convert again"),
+        (provenance(format=1), "its format is 1, expected 2; convert again"),
     ],
 )
 def test_damage_of_what_was_converted_is_refused(tmp_path, harm, message):

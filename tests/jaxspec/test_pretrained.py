@@ -56,7 +56,7 @@ def damage(name, change):
 
 
 def other_version(raw):
-    return json.dumps(json.loads(raw) | {"format_version": 2}).encode()
+    return json.dumps(json.loads(raw) | {"format_version": 1}).encode()
 
 
 def wider(raw):
@@ -70,7 +70,7 @@ def fewer_tokens(raw):
 @pytest.mark.parametrize(
     "harm, message",
     [
-        (damage("config.json", other_version), "format version 2"),
+        (damage("config.json", other_version), "format version 1, .*convert or train"),
         (damage("config.json", lambda raw: raw[:-9]), "not JSON"),
         (damage("config.json", wider), "has shape .*, expected"),
         (damage("config.json", fewer_tokens), "has shape|280 tokens"),
