@@ -17,8 +17,9 @@ import tokenizers
 
 from checkpoints_conv import families, stored
 from checkpoints_conv.family import Family
-from checkpoints_conv.source import DTYPES, Source, read_config, read_json
+from checkpoints_conv.source import DTYPES, Source, read_config
 from checkpoints_conv.table import AS_IT_IS, Leaf, Part, Tensor
+from jaxspec import digests, files
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
 
@@ -174,11 +175,13 @@ def _tokenizer(path: pathlib.Path) -> str:
             f"There is no tokenizer {path}; give --tokenizer FILE (state-spaces' models "
             "use that of EleutherAI/gpt-neox-20b)."
         )
-    text = path.read_text()
+    text = files.read_text(path)
     try:
         tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is not a tokenizer: {error}.") from None
+        raise ValueError(
+            f"{path} is not a tokenizer: {files.one_line(error)}."
+        ) from None
     return text
 
 
@@ -208,7 +211,7 @@ def convert(
     _begin(todo, partial)
     for done, part in enumerate(todo.parts):
         advance(part.name, done, len(todo.parts))
-        if not stored.has_part(partial, part.name):
+        if not stored.is_sound(partial, part.name):
             stored.write_part(partial, part.name, _read_part(todo.source, part))
     partial.rename(destination)
     advance("", len(todo.parts), len(todo.parts))
@@ -230,11 +233,11 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         stored.SOURCE: json.dumps(provenance(todo), indent=2) + "\n",
     }
     same = partial.is_dir() and all(
-        (partial / name).is_file() and (partial / name).read_text() == text
+        (partial / name).is_file() and (partial / name).read_bytes() == text.encode()
         for name, text in texts.items()
     )
     if partial.exists() and not same:
-        ours = {stored.PARAMS, *texts}
+        ours = {stored.PARAMS, digests.TABLE, *texts}
         if not partial.is_dir() or {path.name for path in partial.iterdir()} - ours:
             raise ValueError(
                 f"{partial} is no conversion that was interrupted; move it, or give "
@@ -247,14 +250,15 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         if path.name not in parts:  # half of one
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, text in texts.items():
-        (partial / name).write_text(text)
+        (partial / name).write_text(text, encoding="utf-8")
+    digests.write(partial, texts)
 
 
 def provenance(todo: Conversion) -> dict[str, Any]:
     """What `source.json` says."""
     published = todo.source.config
     path = todo.source.folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else None
+    generation = files.read_json(path) if path.is_file() else None
     records = (generation, published, published.get("text_config"))
     stops = next(filter(None, (_stop_tokens(record or {}) for record in records)), [])
     if not stops:

@@ -53,7 +53,8 @@ def plan(folder: pathlib.Path) -> Export:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"There is no {path}; expected a model of jaxspec.")
-    config = configs.from_json(path.read_text())
+    config = configs.read(path)
+    stored.check(folder)
     if stored.is_converted(folder):
         source = stored.read_source(folder)
         family = _family(folder, source)
