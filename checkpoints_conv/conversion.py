@@ -17,9 +17,9 @@ import tokenizers
 
 from checkpoints_conv import families, stored
 from checkpoints_conv.family import Family
-from checkpoints_conv.source import DTYPES, Source, read_config
+from checkpoints_conv.source import BESIDE, DTYPES, Source, read_config
 from checkpoints_conv.table import AS_IT_IS, Leaf, Part, Tensor
-from jaxspec import digests, files
+from jaxspec import digests, files, tokenizer_files
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
 
@@ -63,8 +63,13 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
     try:
         family = families.find(config)
         model = family.read(config)
-    except (ArithmeticError, AttributeError, TypeError) as error:  # odd types, zeros
-        raise ValueError(f"{folder / 'config.json'} makes no sense: {error}.") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        reason = files.one_line(error)  # odd types, zeros
+        raise ValueError(f"{_configs(folder)} makes no sense: {reason}.") from None
+    except ValueError as error:
+        reason = files.one_line(error)
+        where = folder if "config.json" in reason else _configs(folder)
+        raise ValueError(f"{where}: {reason}.") from None
     source = Source(folder)
     model = family.with_head(model, source.entries)
     form = _form(family, model, source)
@@ -77,6 +82,14 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
     )
     text = _tokenizer(tokenizer or folder)
     return Conversion(source, family, model, form, parts, text)
+
+
+def _configs(folder: pathlib.Path) -> str:
+    """The files that a config was read from, in words."""
+    names = [f"{name}.json" for name in ("config", *BESIDE)]
+    return " and ".join(
+        str(folder / name) for name in names if (folder / name).is_file()
+    )
 
 
 def _form(family: Family, config: ModelConfig, source: Source) -> int:
@@ -116,8 +129,8 @@ def _check_names(
             _check_copy(source, family, name, copies[name])
     if missing or extra:
         raise ValueError(
-            f"{source.folder} does not fit its config: missing {_some(missing)}, left "
-            f"over {_some(extra)}."
+            f"{source.folder} does not fit its config.json: missing {_some(missing)}, "
+            f"left over {_some(extra)}."
         )
     for name, tensor in expected.items():
         entry = entries[name]
@@ -175,14 +188,8 @@ def _tokenizer(path: pathlib.Path) -> str:
             f"There is no tokenizer {path}; give --tokenizer FILE (state-spaces' models "
             "use that of EleutherAI/gpt-neox-20b)."
         )
-    text = files.read_text(path)
-    try:
-        tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(
-            f"{path} is not a tokenizer: {files.one_line(error)}."
-        ) from None
-    return text
+    tokenizer_files.read(path)
+    return files.read_text(path)
 
 
 def convert(
@@ -284,4 +291,4 @@ def _stop_tokens(record: dict[str, Any]) -> list[int]:
     """Tokens that end a text, as a published config says; one or several."""
     value = record.get("eos_token_id")
     ids = value if isinstance(value, list) else [value]
-    return ids if all(isinstance(i, int) and i >= 0 for i in ids) else []
+    return ids if all(isinstance(i, int) and 0 <= i < 2**31 for i in ids) else []

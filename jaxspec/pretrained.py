@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import tokenizers
 
 from checkpoints_conv import native, stored
-from jaxspec import digests, files
+from jaxspec import digests, files, tokenizer_files
 from jaxspec.core import DraftHead, LanguageModel
 from jaxspec.models import config as configs
 from jaxspec.models import hybrid, mtp
@@ -212,12 +212,7 @@ def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
         raise ValueError(f"There is no tokenizer {path}.")
     if (path.parent / digests.TABLE).is_file():
         digests.check(path.parent, [path.name])
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(
-            f"{path} is not a tokenizer: {files.one_line(error)}."
-        ) from None
+    return tokenizer_files.read(path)
 
 
 def save(

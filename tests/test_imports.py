@@ -11,7 +11,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [  # lowest first; a module may import from its own layer and from those below
     ["pallas_kernels"],
     ["jaxspec.compilation", "jaxspec.core", "jaxspec.digests", "jaxspec.files"]
-    + ["jaxspec.partition", "jaxspec.rows", "jaxspec.sampling", "jaxspec.trees"],
+    + [
+        "jaxspec.partition",
+        "jaxspec.rows",
+        "jaxspec.sampling",
+        "jaxspec.tokenizer_files",
+    ]
+    + ["jaxspec.trees"],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
     + ["jaxspec.host_decoding", "jaxspec.metrics", "jaxspec.plotting"]
@@ -31,7 +37,8 @@ EXCEPT = {  # what it knows nevertheless
     "jaxspec.decoding": {"jaxspec.verification.sample_and_match"},  # the default
     "jaxspec.host_decoding": {"jaxspec.verification.sample_and_match"},
     # A record of numbers, and files as such.
-    "checkpoints_conv": {"jaxspec.models.config", "jaxspec.digests", "jaxspec.files"},
+    "checkpoints_conv": {"jaxspec.models.config", "jaxspec.digests", "jaxspec.files"}
+    | {"jaxspec.tokenizer_files"},
 }
 ASKS_FOR_THE_PLATFORM = re.compile(
     r"platform_dependent|default_backend|jax\.devices\(|\.platform\b"
