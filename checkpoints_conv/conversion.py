@@ -65,11 +65,14 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
         model = family.read(config)
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         reason = files.one_line(error)  # odd types, zeros
-        raise ValueError(f"{_configs(folder)} makes no sense: {reason}.") from None
+        raise ValueError(
+            f"{folder}: {_configs(folder)} makes no sense: {reason}."
+        ) from None
     except ValueError as error:
         reason = files.one_line(error)
-        where = folder if "config.json" in reason else _configs(folder)
-        raise ValueError(f"{where}: {reason}.") from None
+        if "config.json" not in reason:
+            reason = f"{_configs(folder)}: {reason}"
+        raise ValueError(f"{folder}: {reason}.") from None
     source = Source(folder)
     model = family.with_head(model, source.entries)
     form = _form(family, model, source)
@@ -85,11 +88,9 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
 
 
 def _configs(folder: pathlib.Path) -> str:
-    """The files that a config was read from, in words."""
+    """Names of the files that a config was read from."""
     names = [f"{name}.json" for name in ("config", *BESIDE)]
-    return " and ".join(
-        str(folder / name) for name in names if (folder / name).is_file()
-    )
+    return " and ".join(name for name in names if (folder / name).is_file())
 
 
 def _form(family: Family, config: ModelConfig, source: Source) -> int:
@@ -118,7 +119,7 @@ def _check_names(
     source: Source, family: Family, config: ModelConfig, parts: list[Part]
 ) -> None:
     """Every tensor is used once, and has the shape that the config says."""
-    entries = source.entries
+    entries, says = source.entries, _configs(source.folder)
     expected = {tensor.name: tensor for part in parts for tensor in part.tensors()}
     missing = [name for name in expected if name not in entries]
     extra = [n for n in entries if n not in expected and not family.is_buffer(n)]
@@ -129,14 +130,15 @@ def _check_names(
             _check_copy(source, family, name, copies[name])
     if missing or extra:
         raise ValueError(
-            f"{source.folder} does not fit its config.json: missing {_some(missing)}, "
-            f"left over {_some(extra)}."
+            f"{source.folder} does not fit its {says}: missing {_some(missing)}, left "
+            f"over {_some(extra)}."
         )
     for name, tensor in expected.items():
         entry = entries[name]
         if entry.shape != tensor.shape:
             raise ValueError(
-                f"{entry.file}: {name} has shape {entry.shape}, expected {tensor.shape}."
+                f"{entry.file}: {name} has shape {entry.shape}, expected {tensor.shape} "
+                f"by {says}."
             )
         if entry.dtype not in DTYPES:
             raise ValueError(
