@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
-import tokenizers
 
 from checkpoints_conv import families, native, stored
 from checkpoints_conv.family import Family
 from checkpoints_conv.source import BESIDE
 from checkpoints_conv.table import Leaf, Part
+from jaxspec import tokenizer_files
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
 
@@ -53,7 +53,8 @@ def plan(folder: pathlib.Path) -> Export:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"There is no {path}; expected a model of jaxspec.")
-    config = configs.from_json(path.read_text())
+    config = configs.read(path)
+    stored.check(folder)
     if stored.is_converted(folder):
         source = stored.read_source(folder)
         family = _family(folder, source)
@@ -69,7 +70,7 @@ def plan(folder: pathlib.Path) -> Export:
 
         return Export(family, config, record, generation, read, kept)
     family, record = families.publish(config)
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = tokenizer_files.read(folder / "tokenizer.json")
     record["eos_token_id"] = tokenizer.token_to_id(stored.END_OF_TEXT)
     arrays = native.read(folder / "model.safetensors")
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import tokenizers
 
 from checkpoints_conv import native, stored
-from jaxspec import files, sampling
+from jaxspec import digests, files, sampling, tokenizer_files
 from jaxspec.core import DraftHead, LanguageModel
 from jaxspec.models import config as configs
 from jaxspec.models import hybrid, mtp
@@ -59,7 +59,7 @@ def find(name_or_dir: str | pathlib.Path) -> pathlib.Path:
             f"{str(name_or_dir)!r} is neither a folder with a config.json nor one of the "
             f"shipped models {shipped()}."
         )
-    text = (folder / "config.json").read_text()
+    text = files.read_text(folder / "config.json")
     if '"format_version"' not in text and ('"model_type"' in text or "ssm_cfg" in text):
         raise ValueError(
             f"{folder} holds a published checkpoint; convert it first: jaxspec convert "
@@ -70,7 +70,10 @@ def find(name_or_dir: str | pathlib.Path) -> pathlib.Path:
 
 def read_config(name_or_dir: str | pathlib.Path) -> configs.ModelConfig:
     """The shape of a model, as `find` finds it."""
-    return configs.from_json((find(name_or_dir) / "config.json").read_text())
+    folder = find(name_or_dir)
+    config = configs.read(folder / "config.json")
+    digests.check(folder, ["config.json"])
+    return config
 
 
 def load(
@@ -96,11 +99,12 @@ def load(
     converted = stored.is_converted(folder)
     if converted:
         stored.read_source(folder)  # refuses another format
+    stored.check(folder)
     like = _like(config, hybrid.language_model(config).init)
     if converted:
         params = _load_parts(folder, like)
     else:
-        params = native.load(folder / "model.safetensors", like)
+        params = native.load(folder / stored.WEIGHTS, like)
         params = jax.tree.map(jnp.asarray, params)
     if jax.default_backend() == "cpu" and config.tie_embeddings:
         params = hybrid.separate_head(params)
@@ -209,12 +213,12 @@ def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
     Raises:
         ValueError: if there is none, or it is damaged.
     """
-    if not pathlib.Path(path).is_file():
+    path = pathlib.Path(path)
+    if not path.is_file():
         raise ValueError(f"There is no tokenizer {path}.")
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is not a tokenizer: {error}.") from None
+    if (path.parent / digests.TABLE).is_file():
+        digests.check(path.parent, [path.name])
+    return tokenizer_files.read(path)
 
 
 def save(
@@ -228,9 +232,10 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     if config.tie_embeddings:  # the copy that `load` makes on a CPU is not a parameter
         params = {name: part for name, part in params.items() if name != "lm_head"}
-    native.save(folder / "model.safetensors", params)
+    native.save(folder / stored.WEIGHTS, params)
     files.write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     files.write_text(folder / "config.json", configs.to_json(config))
+    digests.write(folder, ["config.json", stored.WEIGHTS, "tokenizer.json"])
 
 
 def stop_tokens(name_or_dir: str | pathlib.Path) -> list[int]:

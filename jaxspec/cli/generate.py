@@ -22,7 +22,7 @@ from rich import console as consoles
 from rich import table as tables
 from rich import text as texts
 
-from jaxspec import decode_state, decoding, metrics, pretrained, sampling
+from jaxspec import decode_state, decoding, files, metrics, pretrained, sampling
 from jaxspec.cli import options
 
 DEMO_PROMPT = '''\
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _read_prompt(args: argparse.Namespace) -> str:
     if args.prompt_file is not None:
-        return args.prompt_file.read_text()
+        return files.read_text(args.prompt_file)
     if args.prompt == "-":
         return sys.stdin.read()
     return DEMO_PROMPT if args.prompt is None else args.prompt

@@ -11,6 +11,7 @@ import pytest
 import jaxspec
 import texts
 import tiny
+from jaxspec import digests
 from jaxspec.drafting import static, vocabulary
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.models import hybrid
@@ -194,13 +195,21 @@ def test_another_tokenizer_is_refused(saved):
     ],
 )
 def test_damaged_files_are_refused(saved, change):
-    saved.write_text(json.dumps(json.loads(saved.read_text()) | change))
-    with pytest.raises(ValueError, match="is no vocabulary"):
+    record = json.loads(saved.read_text()) | change
+    del record["sha256"]
+    saved.write_text(digests.seal(record))
+    with pytest.raises(ValueError, match="is no vocabulary|has format"):
+        vocabulary.load(saved)
+
+
+def test_another_vocabulary_under_the_same_digest_is_refused(saved):
+    saved.write_text(saved.read_text().replace("[0, 1, 3, 5]", "[0, 1, 2, 5]"))
+    with pytest.raises(ValueError, match="vocabulary.json is damaged: its sha256"):
         vocabulary.load(saved)
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{", '{"keep": [1]}', "7"])
 def test_other_files_are_refused(saved, text):
     saved.write_text(text)
-    with pytest.raises(ValueError, match="vocabulary.json is no vocabulary"):
+    with pytest.raises(ValueError, match="vocabulary.json"):
         vocabulary.load(saved)
