@@ -50,6 +50,16 @@ def write_kinds(layers: str, known: dict[str, str] = _KINDS) -> list[str]:
     return [names[kind] for kind in layers]
 
 
+def write_limits(limits: tuple[float, float]) -> dict[str, Any]:
+    """Writes bounds of the step sizes, where transformers floors them as well.
+
+    Its Nemotron-H and Zamba2 skip `time_step_limit` and take `time_step_min`, the lower end
+    of what step sizes are begun at, for a bound; its logarithm must be finite.
+    """
+    floor = max(limits[0], 1e-30)
+    return {"time_step_limit": json_numbers(limits), "time_step_min": floor}
+
+
 def mamba2(f: Fields, d_model: int, **settings: Any) -> Mamba2Config:
     """Mamba-2 as hybrids spell it; `settings` are what a family does otherwise."""
     f.skip("mamba_chunk_size")

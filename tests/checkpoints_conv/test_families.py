@@ -184,7 +184,7 @@ def test_nemotron_h_by_its_letters():
     config = read(NEMOTRON_H)
     assert config.layers == "M-M*-" and config.mlp.activation == "relu2"
     assert config.attention == AttentionConfig(32, 8, 128, rope_fraction=0.0)
-    assert config.mamba2.dt_limits == (1e-3, math.inf)
+    assert config.mamba2.dt_limits == (0.0, math.inf)
 
 
 def test_a_width_may_be_said_again():
