@@ -17,7 +17,14 @@ import tokenizers
 
 from checkpoints_conv import families, stored
 from checkpoints_conv.family import Family
-from checkpoints_conv.source import DTYPES, Source, read_config, read_json
+from checkpoints_conv.source import (
+    DTYPES,
+    GENERATION,
+    Source,
+    read_config,
+    read_json,
+    read_text,
+)
 from checkpoints_conv.table import AS_IT_IS, Leaf, Part, Tensor
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
@@ -174,7 +181,7 @@ def _tokenizer(path: pathlib.Path) -> str:
             f"There is no tokenizer {path}; give --tokenizer FILE (state-spaces' models "
             "use that of EleutherAI/gpt-neox-20b)."
         )
-    text = path.read_text()
+    text = read_text(path)
     try:
         tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
@@ -230,7 +237,7 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         stored.SOURCE: json.dumps(provenance(todo), indent=2) + "\n",
     }
     same = partial.is_dir() and all(
-        (partial / name).is_file() and (partial / name).read_text() == text
+        (partial / name).is_file() and (partial / name).read_bytes() == text.encode()
         for name, text in texts.items()
     )
     if partial.exists() and not same:
@@ -247,30 +254,30 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         if path.name not in parts:  # half of one
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, text in texts.items():
-        (partial / name).write_text(text)
+        (partial / name).write_bytes(text.encode())
 
 
 def provenance(todo: Conversion) -> dict[str, Any]:
     """What `source.json` says."""
-    published = todo.source.config
-    path = todo.source.folder / "generation_config.json"
+    config, published = todo.source.config, todo.source.published()
+    path = todo.source.folder / GENERATION
     generation = read_json(path) if path.is_file() else None
-    records = (generation, published, published.get("text_config"))
+    records = (generation, config, config.get("text_config"))
     stops = next(filter(None, (_stop_tokens(record or {}) for record in records)), [])
     if not stops:
         token = tokenizers.Tokenizer.from_str(todo.tokenizer).token_to_id(
             stored.END_OF_TEXT
         )
         stops = [] if token is None else [token]
-    if "model_type" not in published:  # its authors' form
-        published = families.FAMILIES[todo.family.name].describe(todo.config)
-        published["eos_token_id"] = stops[0] if stops else None
+    if "model_type" not in config:  # its authors' form
+        record = families.FAMILIES[todo.family.name].describe(todo.config)
+        record["eos_token_id"] = stops[0] if stops else None
+        published["config.json"] = json.dumps(record, indent=2) + "\n"
     return {
         "format": stored.FORMAT,
         "family": todo.family.name,
         "form": todo.form,
-        "config": published,
-        "generation_config": generation,
+        "published": published,
         "stop_tokens": stops,
         "files": todo.source.fingerprint(),
     }

@@ -137,8 +137,3 @@ def _plain(value: Any, name: str, default: float) -> float:
     if math.isnan(number):
         raise ValueError(f"config.json: {name} must be numbers, got {value!r} in it.")
     return number
-
-
-def json_numbers(values: tuple[float, ...]) -> list[Any]:
-    """The same way back, as transformers reads it."""
-    return [{"__float__": "Infinity"} if math.isinf(x) else x for x in values]

@@ -25,6 +25,7 @@ DTYPES = {
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 BESIDE = ("mamba_config",)
+GENERATION = "generation_config.json"
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -81,6 +82,13 @@ class Source:
         """A tensor, in the dtype that it has."""
         return self._opened(self.entries[name].file).read(name)
 
+    def published(self) -> dict[str, str]:
+        """The texts of the configs, by the names of their files."""
+        beside = tuple(f"{name}.json" for name in BESIDE)
+        names = "config.json", *beside, GENERATION
+        files = {name: self.folder / name for name in names}
+        return {name: read_text(file) for name, file in files.items() if file.is_file()}
+
     def fingerprint(self) -> list[list[Any]]:
         """What changes if the weights do: names, sizes and times of the files."""
         stats = [(path.name, path.stat()) for path in self.files]
@@ -118,6 +126,18 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{path} must hold an object, got {type(record).__name__}.")
     return record
+
+
+def read_text(path: pathlib.Path) -> str:
+    """The text of a file, its line ends as they are.
+
+    Raises:
+        ValueError: if it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}.") from None
 
 
 def _find(folder: pathlib.Path) -> list[pathlib.Path]:

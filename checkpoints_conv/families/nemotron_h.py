@@ -27,6 +27,7 @@ _OF_EXPERTS = ("n_routed_experts", "n_shared_experts", "moe_intermediate_size")
 _OF_EXPERTS += ("moe_shared_expert_intermediate_size", "moe_shared_expert_overlap")
 _OF_EXPERTS += ("num_experts_per_tok", "routed_scaling_factor", "n_group", "topk_group")
 _OF_EXPERTS += ("norm_topk_prob", "moe_latent_size")
+_EPSILONS = ("layer_norm_epsilon", "norm_eps", "rms_norm_eps")  # which say the same
 _PREDICTING = ("num_nextn_predict_layers", "mtp_layers_block_type")
 _PREDICTING += ("mtp_hybrid_override_pattern",)
 
@@ -41,8 +42,9 @@ def read(record: dict[str, Any]) -> ModelConfig:
     f.skip("mamba_dt_min", "mamba_dt_max", "mamba_dt_init_floor")
     f.skip("rope_theta", "partial_rotary_factor")  # nor has it positions
     f.skip("num_query_groups", "time_step_rank")
-    norm_eps = f.number("layer_norm_epsilon", 1e-5)
-    for name in ("norm_eps", "rms_norm_eps"):  # which say it again
+    first, *others = _EPSILONS
+    norm_eps = f.number(first, 1e-5)
+    for name in others:
         f.expect(name, norm_eps)
     layers = _layers(f)
     d_model = f.integer("hidden_size")
@@ -124,7 +126,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "layers_block_type": settings.write_kinds(config.layers),
+        "num_hidden_layers": len(config.layers),
+        "hybrid_override_pattern": config.layers,
+        "mamba_hidden_act": "silu",
+        "mamba_proj_bias": False,
         "mamba_num_heads": mamba2.nheads,
         "mamba_head_dim": mamba2.headdim,
         "ssm_state_size": mamba2.d_state,
@@ -132,12 +137,15 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "conv_kernel": mamba2.d_conv,
         "use_conv_bias": mamba2.conv_bias,
         "use_bias": mamba2.proj_bias,
-        **settings.write_limits(mamba2.dt_limits),
+        "time_step_limit": list(mamba2.dt_limits),
+        **settings.write_floor(mamba2.dt_limits),
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_kv_heads,
         "head_dim": attention.head_dim,
+        "attention_head_dim": attention.head_dim,
+        "attention_bias": False,
         **_write_feed_forward(config),
-        "layer_norm_epsilon": config.norm_eps,
+        **dict.fromkeys(_EPSILONS, config.norm_eps),
         "tie_word_embeddings": config.tie_embeddings,
     }
 
@@ -151,6 +159,7 @@ def _write_feed_forward(config: ModelConfig) -> dict[str, Any]:
         record["mlp_hidden_act"] = mlp.activation
     if "E" in config.layers:
         moe = config.moe
+        record = {"intermediate_size": moe.d_ff, "mlp_bias": False} | record
         record |= {
             "mlp_hidden_act": moe.activation,
             "n_routed_experts": moe.num_experts,

@@ -24,7 +24,7 @@ from jaxspec.models.config import (
     ModelConfig,
 )
 
-_KINDS = {"mamba": "M", "linear_attention": "M", "hybrid": "S"}
+_KINDS = {"linear_attention": "M", "mamba": "M", "hybrid": "S"}
 _DERIVED = ("attention_hidden_size", "hybrid_layer_ids", "kv_channels")
 _DERIVED += ("num_query_groups", "ffn_hidden_size")
 
@@ -107,19 +107,27 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
+        "hidden_act": "gelu",
         "num_hidden_layers": len(config.layers),
         "layers_block_type": settings.write_kinds(config.layers, known=_KINDS),
+        "hybrid_layer_ids": _uses(config),
         "n_mamba_heads": mamba2.nheads,
         "mamba_expand": mamba2.d_inner // config.d_model,
+        "mamba_headdim": mamba2.headdim,
         "mamba_d_state": mamba2.d_state,
         "mamba_ngroups": mamba2.ngroups,
         "mamba_d_conv": mamba2.d_conv,
         **settings.write_limits(mamba2.dt_limits),
+        **settings.write_floor(mamba2.dt_limits),
         "add_bias_linear": mamba2.proj_bias,
         "num_attention_heads": attention.num_heads,
+        "attention_head_dim": attention.head_dim,
+        "attention_hidden_size": 2 * config.d_model,
         "num_key_value_heads": attention.num_kv_heads,
         "use_mem_rope": attention.rope_dim > 0,
         **settings.write_rope(attention),
+        "use_long_context": False,
+        "use_shared_mlp_adapter": True,
         "use_shared_attention_adapter": attention.adapter_rank > 0,
         "intermediate_size": mlp.d_ff,
         "adapter_rank": mlp.adapter_rank,
