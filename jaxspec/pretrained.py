@@ -198,7 +198,10 @@ def _load_parts(folder: pathlib.Path, like: Any, first: str = "") -> Any:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
-    """Reads a `tokenizer.json`.
+    """Reads a `tokenizer.json`, to encode whole texts.
+
+    Some files hold how texts were clipped and padded in training (`truncation`, `padding`);
+    a prompt is neither, so both are off here.
 
     Raises:
         ValueError: if there is none, or it is damaged.
@@ -206,9 +209,12 @@ def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
     if not pathlib.Path(path).is_file():
         raise ValueError(f"There is no tokenizer {path}.")
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{path} is not a tokenizer: {error}.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def save(
