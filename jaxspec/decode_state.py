@@ -255,7 +255,8 @@ def _check_prompt(prompt, lengths, target, drafter) -> tuple[int, int]:
     if drafter is not None and drafter.vocab_size not in (None, target.vocab_size):
         raise ValueError(
             f"The drafter has {drafter.vocab_size} tokens and the target "
-            f"{target.vocab_size}; they must share one vocabulary."
+            f"{target.vocab_size}; where tables of one tokenizer are padded to different "
+            f"sizes, draft with with_vocab_size(model, {target.vocab_size})."
         )
     return shape
 

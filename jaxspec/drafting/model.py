@@ -49,7 +49,8 @@ def draft_model(
     """Makes a drafter of a language model.
 
     Args:
-        model: any `LanguageModel` of the target's vocabulary; its params may be `Trimmed`.
+        model: any `LanguageModel` of the target's vocabulary (`with_vocab_size` where its
+            table is padded otherwise); its params may be `Trimmed`.
         builder: grows the trees; or children of each node, level by level, the model's
             likeliest: `(1, 1, 1, 1)` is a chain of four, `(3, 2, 1)` a tree of 15 nodes
             besides the root.
