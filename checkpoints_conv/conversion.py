@@ -49,6 +49,12 @@ class Conversion(NamedTuple):
     parts: list[Part]
     tokenizer: str
 
+    @property
+    def dtype(self) -> str:
+        """Of the published embedding, which says what the model is loaded in."""
+        name = self.family.embedding(self.config).name
+        return DTYPES[self.source.entries[name].dtype].name
+
 
 def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Conversion:
     """Reads all headers and checks them.

@@ -82,8 +82,9 @@ def load(
 
     Args:
         name_or_dir: a shipped name (`shipped()`) or a folder.
-        dtype: of activations and kernels; what the config says by default. Decay rates,
-            step sizes and norms are float32 always.
+        dtype: of activations and kernels; what the config says by default, float32 where
+            weights were published in float16. Decay rates, step sizes and norms are float32
+            always.
         **options: of `language_model`: `rollback`, `max_path`, `ring_size`,
             `scan_layers`.
 

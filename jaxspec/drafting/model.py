@@ -59,7 +59,7 @@ def draft_model(
 
     Raises:
         ValueError: if the model cannot keep paths as long, or has fewer tokens than a
-            node has children.
+            node has children; when traced, if a trimmed head has.
     """
     if not isinstance(builder, Builder):
         builder = static_tree(builder)
@@ -84,7 +84,7 @@ def _draft_model(
 ) -> Drafter:
     def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
         del hidden
-        params = whole(params).params
+        params = head_for(builder, params).params
         carry = model.init_carry(params, len(prompt), max_length)
         carry, _ = model.scan(params, carry, prompt, lengths - 1)
         return State(carry, None, None)
@@ -92,7 +92,7 @@ def _draft_model(
     def propose(
         params, keys: Array, state: State, root: Array, settings
     ) -> tuple[State, Draft]:
-        params, vocab_ids = whole(params)
+        params, vocab_ids = head_for(builder, params)
         carry = model.prepare(params, state.carry)
         tape = model.init_tape(params, len(root), builder.num_read)
         reader = Reader(
@@ -172,3 +172,18 @@ def absorb(
 def whole(params) -> Trimmed:
     """Params with the tokens of their head, None for all."""
     return params if isinstance(params, Trimmed) else Trimmed(params, None)
+
+
+def head_for(builder: Builder, params) -> Trimmed:
+    """Params as in `whole`, of a head with as many tokens as a node has children.
+
+    Raises:
+        ValueError: if a trimmed head has fewer.
+    """
+    found = whole(params)
+    if found.vocab_ids is not None and len(found.vocab_ids) < builder.min_vocab:
+        raise ValueError(
+            f"The builder draws {builder.min_vocab} children at a node, and the trimmed "
+            f"head has {len(found.vocab_ids)} tokens; draw fewer, or keep more."
+        )
+    return found
