@@ -17,7 +17,7 @@ import tokenizers
 
 from checkpoints_conv import families, stored
 from checkpoints_conv.family import Family
-from checkpoints_conv.source import BESIDE, DTYPES, Source, read_config
+from checkpoints_conv.source import BESIDE, DTYPES, GENERATION, Source, read_config
 from checkpoints_conv.table import AS_IT_IS, Leaf, Part, Tensor
 from jaxspec import digests, files, tokenizer_files
 from jaxspec.models import config as configs
@@ -42,6 +42,12 @@ class Conversion(NamedTuple):
     form: int
     parts: list[Part]
     tokenizer: str
+
+    @property
+    def dtype(self) -> str:
+        """Of the published embedding, which says what the model is loaded in."""
+        name = self.family.embedding(self.config).name
+        return DTYPES[self.source.entries[name].dtype].name
 
 
 def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Conversion:
@@ -259,31 +265,31 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         if path.name not in parts:  # half of one
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, text in texts.items():
-        (partial / name).write_text(text, encoding="utf-8")
+        (partial / name).write_bytes(text.encode())
     digests.write(partial, texts)
 
 
 def provenance(todo: Conversion) -> dict[str, Any]:
     """What `source.json` says."""
-    published = todo.source.config
-    path = todo.source.folder / "generation_config.json"
+    config, published = todo.source.config, todo.source.published()
+    path = todo.source.folder / GENERATION
     generation = files.read_json(path) if path.is_file() else None
-    records = (generation, published, published.get("text_config"))
+    records = (generation, config, config.get("text_config"))
     stops = next(filter(None, (_stop_tokens(record or {}) for record in records)), [])
     if not stops:
         token = tokenizers.Tokenizer.from_str(todo.tokenizer).token_to_id(
             stored.END_OF_TEXT
         )
         stops = [] if token is None else [token]
-    if "model_type" not in published:  # its authors' form
-        published = families.FAMILIES[todo.family.name].describe(todo.config)
-        published["eos_token_id"] = stops[0] if stops else None
+    if "model_type" not in config:  # its authors' form
+        record = families.FAMILIES[todo.family.name].describe(todo.config)
+        record["eos_token_id"] = stops[0] if stops else None
+        published["config.json"] = json.dumps(record, indent=2) + "\n"
     return {
         "format": stored.FORMAT,
         "family": todo.family.name,
         "form": todo.form,
-        "config": published,
-        "generation_config": generation,
+        "published": published,
         "stop_tokens": stops,
         "files": todo.source.fingerprint(),
     }

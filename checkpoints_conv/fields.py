@@ -83,13 +83,18 @@ class Fields:
         return float(value) if isinstance(value, int) else value
 
     def numbers(self, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        """As many numbers as there are by default; some may be infinite."""
+        """As many numbers as there are by default; some may be infinite.
+
+        Infinity has many spellings, as JSON has none: `Infinity` (Python's), `1e999`,
+        `"Infinity"` or `"inf"`, `{"__float__": "Infinity"}` (transformers 5's), and null
+        (JavaScript's), which here stands for the default.
+        """
         values = self.items(name, default)
         if len(values) != len(default):
             raise ValueError(
                 f"{self._file}: {name} must be {len(default)} numbers, got {brief(values)}."
             )
-        return tuple(float(_plain(x)) for x in values)
+        return tuple(_plain(x, name, d) for x, d in zip(values, default, strict=True))
 
     def items(self, name: str, default: Any = REQUIRED) -> Any:
         """A list."""
@@ -145,15 +150,17 @@ class Fields:
         return value
 
 
-def _plain(value: Any) -> float:
-    """A number that may be written as `{"__float__": "Infinity"}`, which JSON lacks."""
-    if isinstance(value, dict):
-        value = value.get("__float__")
-    if isinstance(value, str):
-        return float(value.replace("Infinity", "inf"))
-    return math.nan if value is None else value
-
-
-def json_numbers(values: tuple[float, ...]) -> list[Any]:
-    """The same way back, as transformers reads it."""
-    return [{"__float__": "Infinity"} if math.isinf(x) else x for x in values]
+def _plain(value: Any, name: str, default: float) -> float:
+    """A number of any spelling."""
+    found = value.get("__float__") if isinstance(value, dict) else value
+    if found is None and value is None:
+        return default
+    try:
+        number = math.nan if isinstance(found, bool) else float(found)
+    except (TypeError, ValueError):
+        number = math.nan
+    except OverflowError:  # a whole number beyond float64
+        number = math.inf
+    if math.isnan(number):
+        raise ValueError(f"config.json: {name} must be numbers, got {value!r} in it.")
+    return number

@@ -26,6 +26,7 @@ DTYPES = {
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 BESIDE = ("mamba_config",)
+GENERATION = "generation_config.json"
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -81,6 +82,17 @@ class Source:
     def read(self, name: str) -> np.ndarray:
         """A tensor, in the dtype that it has."""
         return self._opened(self.entries[name].file).read(name)
+
+    def published(self) -> dict[str, str]:
+        """The texts of the configs, by the names of their files."""
+        beside = tuple(f"{name}.json" for name in BESIDE)
+        names = "config.json", *beside, GENERATION
+        found = {name: self.folder / name for name in names}
+        return {
+            name: files.read_text(path)
+            for name, path in found.items()
+            if path.is_file()
+        }
 
     def fingerprint(self) -> list[list[Any]]:
         """What changes if the weights do: names, sizes and times of the files."""

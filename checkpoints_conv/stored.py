@@ -1,7 +1,8 @@
 """What `convert` writes: a folder with one small Orbax checkpoint per part of a model.
 
     config.json      jaxspec's
-    source.json      the published config, its family, and the tokens that end a text
+    source.json      the published configs as they were, the family, and the tokens that
+                     end a text
     tokenizer.json
     params/embed  params/layers.0  ...  params/final_norm  params/lm_head
     params/mtp.pair  params/mtp.layers.0  ...  params/mtp.final_norm, where config.mtp is
@@ -119,8 +120,8 @@ def read_source(folder: pathlib.Path) -> dict[str, Any]:
                 f"its format is {record.get('format')}, expected {FORMAT}; convert again"
             )
         digests.check(folder, [SOURCE])
-        if missing := {"family", "config", "stop_tokens"} - record.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        if missing := {"family", "published", "stop_tokens"} - record.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}; convert again")
         return record
     except (OSError, ValueError) as error:
         raise ValueError(

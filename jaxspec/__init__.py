@@ -30,6 +30,7 @@ from jaxspec.drafting.given import given as given
 from jaxspec.drafting.head import draft_head as draft_head
 from jaxspec.drafting.model import draft_model as draft_model
 from jaxspec.drafting.ngram import ngram as ngram
+from jaxspec.drafting.padded import with_vocab_size as with_vocab_size
 from jaxspec.drafting.rasd import rasd as rasd
 from jaxspec.drafting.recycling import recycling as recycling
 from jaxspec.drafting.retrieval import retrieval as retrieval

@@ -152,7 +152,8 @@ def vocabulary(target: LanguageModel, drafter: Drafter) -> None:
     require(
         drafter.vocab_size in (None, target.vocab_size),
         f"The drafter has {drafter.vocab_size} tokens and the target "
-        f"{target.vocab_size}; they must share one vocabulary.",
+        f"{target.vocab_size}; where tables of one tokenizer are padded to different "
+        f"sizes, draft with with_vocab_size(model, {target.vocab_size}).",
     )
 
 

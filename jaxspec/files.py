@@ -37,14 +37,14 @@ def digest(path: str | os.PathLike) -> str:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Reads a text file.
+    """Reads a text file, its line ends as they are.
 
     Raises:
         ValueError: if it is not UTF-8.
         OSError: if there is no such file, or it cannot be read.
     """
     try:
-        return pathlib.Path(path).read_text(encoding="utf-8")
+        return pathlib.Path(path).read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}."

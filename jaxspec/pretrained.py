@@ -86,7 +86,8 @@ def load(
     Args:
         name_or_dir: a shipped name (`shipped()`) or a folder.
         dtype: of activations and kernels, `"float32"` or `"bfloat16"`; what the config
-            says by default. Decay rates, step sizes and norms are float32 always.
+            says by default, float32 where weights were published in float16. Decay rates,
+            step sizes and norms are float32 always.
         **options: of `language_model`: `rollback`, `max_path`, `ring_size`,
             `scan_layers`.
 
@@ -208,7 +209,10 @@ def _load_parts(folder: pathlib.Path, like: Any, first: str = "") -> Any:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
-    """Reads a `tokenizer.json`.
+    """Reads a `tokenizer.json`, to encode whole texts.
+
+    Some files hold how texts were clipped and padded in training (`truncation`, `padding`);
+    a prompt is neither, so both are off here.
 
     Raises:
         ValueError: if there is none, or it is damaged.

@@ -11,7 +11,9 @@ MAX_ID = 2**24
 
 
 def read(path: str | os.PathLike) -> tokenizers.Tokenizer:
-    """Reads a tokenizer of Hugging Face `tokenizers`.
+    """Reads a tokenizer of Hugging Face `tokenizers` that encodes texts whole.
+
+    Whatever the file says of clipping and padding is not done.
 
     Raises:
         ValueError: naming the file, if it is none.
@@ -32,4 +34,6 @@ def read(path: str | os.PathLike) -> tokenizers.Tokenizer:
             f"{path} is not a tokenizer: its ids reach {largest}, expected less than "
             f"{MAX_ID}."
         )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer

@@ -91,14 +91,16 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": config.mlp.d_ff,
         "n_layer": len(mixing),
         "attn_layers": [i for i, kind in enumerate(mixing) if kind == "*"],
+        "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
+        "vocab_size": config.vocab_size,
         "ssm_cfg": {
             "ngroups": c.ngroups,
             "d_state": c.d_state,
             "d_conv": c.d_conv,
             "conv_bias": c.conv_bias,
             "bias": c.proj_bias,
-            "dt_limit": settings.json_numbers(c.dt_limits),
+            "dt_limit": list(c.dt_limits),
         },
     }
     return {**llama.write(config), FIELD: own}

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxspec import checks, rows
 from jaxspec.core import Draft, Drafter, DraftHead, Verdict, emitted_tokens
 from jaxspec.drafting.builder import Builder, Reader
-from jaxspec.drafting.model import as_builder, whole
+from jaxspec.drafting.model import as_builder, head_for, whole
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
@@ -53,7 +53,8 @@ def draft_head(head: DraftHead, builder: Builder | Sequence[int] = (1,) * 4) -> 
             `draft_model`.
 
     Raises:
-        ValueError: if the head has fewer tokens than a node has children.
+        ValueError: if the head has fewer tokens than a node has children; when traced, if
+            a trimmed one has.
     """
     checks.record("head", head, DraftHead)
     builder = as_builder(builder)
@@ -70,7 +71,7 @@ def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
     def init(
         params, prompt: Array, lengths: Array, max_length: int, hidden: Array
     ) -> State:
-        params = whole(params).params
+        params = head_for(builder, params).params
         carry = head.init_carry(params, len(prompt), max_length)
         following = jnp.roll(prompt, -1, axis=1)
         carry, own = head.scan(params, carry, following, hidden, lengths - 1)
@@ -79,7 +80,7 @@ def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
     def propose(
         params, keys: Array, state: State, root: Array, settings
     ) -> tuple[State, Draft]:
-        params, vocab_ids = whole(params)
+        params, vocab_ids = head_for(builder, params)
         reader = Reader(
             functools.partial(_read, head, params, state.carry),
             vocab_ids,

@@ -49,7 +49,8 @@ def draft_model(
     """Makes a drafter of a language model.
 
     Args:
-        model: any `LanguageModel` of the target's vocabulary; its params may be `Trimmed`.
+        model: any `LanguageModel` of the target's vocabulary (`with_vocab_size` where its
+            table is padded otherwise); its params may be `Trimmed`.
         builder: grows the trees; or children of each node, level by level, the model's
             likeliest: `(1, 1, 1, 1)` is a chain of four, `(3, 2, 1)` a tree of 15 nodes
             besides the root.
@@ -58,7 +59,7 @@ def draft_model(
 
     Raises:
         ValueError: if the model cannot keep paths as long, or has fewer tokens than a
-            node has children.
+            node has children; when traced, if a trimmed head has.
     """
     checks.record("model", model, LanguageModel)
     builder = as_builder(builder)
@@ -83,7 +84,7 @@ def _draft_model(
 ) -> Drafter:
     def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
         del hidden
-        params = whole(params).params
+        params = head_for(builder, params).params
         carry = model.init_carry(params, len(prompt), max_length)
         carry, _ = model.scan(params, carry, prompt, lengths - 1)
         return State(carry, None, None)
@@ -91,7 +92,7 @@ def _draft_model(
     def propose(
         params, keys: Array, state: State, root: Array, settings
     ) -> tuple[State, Draft]:
-        params, vocab_ids = whole(params)
+        params, vocab_ids = head_for(builder, params)
         carry = model.prepare(params, state.carry)
         tape = model.init_tape(params, len(root), builder.num_read)
         reader = Reader(
@@ -178,3 +179,18 @@ def absorb(
 def whole(params) -> Trimmed:
     """Params with the tokens of their head, None for all."""
     return params if isinstance(params, Trimmed) else Trimmed(params, None)
+
+
+def head_for(builder: Builder, params) -> Trimmed:
+    """Params as in `whole`, of a head with as many tokens as a node has children.
+
+    Raises:
+        ValueError: if a trimmed head has fewer.
+    """
+    found = whole(params)
+    if found.vocab_ids is not None and len(found.vocab_ids) < builder.min_vocab:
+        raise ValueError(
+            f"The builder draws {builder.min_vocab} children at a node, and the trimmed "
+            f"head has {len(found.vocab_ids)} tokens; draw fewer, or keep more."
+        )
+    return found

@@ -108,7 +108,7 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
     def propose(
         params: Pair, keys: Array, state: Pair, root: Array, settings
     ) -> tuple[Pair, Draft]:
-        own, vocab_ids = models.whole(params.first)
+        own, vocab_ids = models.head_for(builder, params.first)
         past, draft = retriever.propose(
             params.second, keys, state.second, root, settings
         )

@@ -1,6 +1,7 @@
 """What is damaged, odd or somebody else's is refused in one line, and nothing is lost."""
 
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -140,7 +141,9 @@ HARMS = [
     (config(time_step_limit=[0.5, 0.1]), "dt_limits are two numbers that rise"),
     (config(time_step_limit=3), "time_step_limit must be a list"),
     (config(time_step_limit=[1.0]), r"time_step_limit must be 2 numbers, got \[1.0\]"),
-    (config(time_step_limit=[{}, []]), "config.json makes no sense"),
+    (config(time_step_limit=[{}, 1.0]), r"time_step_limit must be numbers, got \{\}"),
+    (config(time_step_limit=[0.0, "x"]), "time_step_limit must be numbers, got 'x'"),
+    (config(time_step_limit=[0.0, math.nan]), "config.json is not JSON: it has a NaN"),
     (config(hidden_size=None), "has no field hidden_size"),
     (truncated("config.json"), "is not JSON"),
     (removed("config.json"), "There is no .*config.json"),
