@@ -82,9 +82,8 @@ def load(
 
     Args:
         name_or_dir: a shipped name (`shipped()`) or a folder.
-        dtype: of activations and kernels; what the config says by default, float32 where
-            weights were published in float16. Decay rates, step sizes and norms are float32
-            always.
+        dtype: of activations and kernels; by default the config's, which is float32 for
+            float16 checkpoints. Decay rates, step sizes and norms are float32 always.
         **options: of `language_model`: `rollback`, `max_path`, `ring_size`,
             `scan_layers`.
 
