@@ -152,9 +152,9 @@ class Fields:
 
 def _plain(value: Any, name: str, default: float) -> float:
     """A number of any spelling."""
-    found = value.get("__float__") if isinstance(value, dict) else value
-    if found is None and value is None:
+    if value is None:
         return default
+    found = value.get("__float__") if isinstance(value, dict) else value
     try:
         number = math.nan if isinstance(found, bool) else float(found)
     except (TypeError, ValueError):

@@ -85,9 +85,9 @@ def load(
 
     Args:
         name_or_dir: a shipped name (`shipped()`) or a folder.
-        dtype: of activations and kernels, `"float32"` or `"bfloat16"`; what the config
-            says by default, float32 where weights were published in float16. Decay rates,
-            step sizes and norms are float32 always.
+        dtype: of activations and kernels, `"float32"` or `"bfloat16"`; by default the
+            config's, which is float32 for float16 checkpoints. Decay rates, step sizes and
+            norms are float32 always.
         **options: of `language_model`: `rollback`, `max_path`, `ring_size`,
             `scan_layers`.
 
@@ -243,10 +243,15 @@ def save(
 
 
 def stop_tokens(name_or_dir: str | pathlib.Path) -> list[int]:
-    """The tokens that end a model's texts: those it was published with, or end-of-text."""
+    """The tokens that end a model's texts: those it was published with, or end-of-text.
+
+    Published ones that are beyond the model's table, which it never writes, are left out.
+    """
     folder = find(name_or_dir)
     if stored.is_converted(folder):
-        return stored.read_source(folder)["stop_tokens"]
+        size = read_config(name_or_dir).vocab_size
+        stops = stored.read_source(folder)["stop_tokens"]
+        return [token for token in stops if token < size]
     token = load_tokenizer(folder / "tokenizer.json").token_to_id(END_OF_TEXT)
     return [] if token is None else [token]
 
