@@ -12,6 +12,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxspec
@@ -129,6 +130,27 @@ def texts(state):
     return state.replace(carry=None, drafter=None)
 
 
+def check_damage(folder, state, index):
+    """One file is damaged, which one process reads, and every process refuses."""
+    file = folder / "3" / "default" / "manifest.ocdbt"
+    whole = file.read_bytes()
+    multihost_utils.sync_global_devices("read")
+    if index == 0:
+        file.write_bytes(whole[:-1] + b"?")
+    multihost_utils.sync_global_devices("damaged")
+    try:
+        checkpointing.restore(folder, state)
+    except ValueError as error:
+        met = "manifest.ocdbt is damaged" in str(error)
+        assert met or "another process met" in str(error), error
+    else:
+        raise AssertionError("a damaged checkpoint was restored")
+    multihost_utils.sync_global_devices("refused")
+    if index == 0:
+        file.write_bytes(whole)
+    multihost_utils.sync_global_devices("mended")
+
+
 def main(address, processes, index, folder):
     """One of several processes."""
     jax.distributed.initialize(address, int(processes), int(index))
@@ -148,6 +170,7 @@ def main(address, processes, index, folder):
         state = setup.decode(params, state, max_steps=3, check_every=2)
         checkpointing.save(pathlib.Path(folder), 3, state)
         state = checkpointing.restore(pathlib.Path(folder), state)
+        check_damage(pathlib.Path(folder), state, int(index))
         state = setup.decode(params, state, check_every=4)
         shards = {}
         for name in ("tokens", "lengths"):
