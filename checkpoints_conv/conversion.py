@@ -192,7 +192,8 @@ def convert(
     """Converts a published checkpoint.
 
     Args:
-        source: folder of `config.json`, weights and `tokenizer.json`.
+        source: folder of `config.json`, weights and `tokenizer.json`; a chat template is
+            copied.
         destination: a folder that does not exist yet.
         tokenizer: another `tokenizer.json`, or a folder with one.
         advance: called with the part that comes next, and how many are done of how many.
@@ -234,7 +235,7 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         for name, text in texts.items()
     )
     if partial.exists() and not same:
-        ours = {stored.PARAMS, *texts}
+        ours = {stored.PARAMS, *stored.CHAT, *texts}
         if not partial.is_dir() or {path.name for path in partial.iterdir()} - ours:
             raise ValueError(
                 f"{partial} is no conversion that was interrupted; move it, or give "
@@ -248,6 +249,7 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, text in texts.items():
         (partial / name).write_text(text)
+    stored.copy_chat(todo.source.folder, partial)
 
 
 def provenance(todo: Conversion) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     config.json      jaxspec's
     source.json      the published config, its family, and the tokens that end a text
     tokenizer.json
+    tokenizer_config.json  chat_template.jinja   as published, where there are any
     params/embed  params/layers.0  ...  params/final_norm  params/lm_head
     params/mtp.pair  params/mtp.layers.0  ...  params/mtp.final_norm, where config.mtp is
     params/kept   what jaxspec has no use for, and `export` writes back
@@ -14,12 +15,14 @@ goes to.
 
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 
 PARAMS, SOURCE, KEPT, MTP = "params", "source.json", "kept", "mtp."
+CHAT = ("tokenizer_config.json", "chat_template.jinja")
 FORMAT = 1
 """Of the folder: what is made of the same tensors changes with it."""
 
@@ -57,6 +60,13 @@ def read_part(folder: pathlib.Path, name: str) -> dict[str, Any]:
     except Exception as error:  # Orbax and its stores raise all kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is damaged: {reason}") from None
+
+
+def copy_chat(source: pathlib.Path, destination: pathlib.Path) -> None:
+    """Copies the files that hold the chat template, as far as there are any."""
+    for name in CHAT:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:

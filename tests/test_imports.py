@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [  # lowest first; a module may import from its own layer and from those below
     ["pallas_kernels"],
     ["jaxspec.compilation", "jaxspec.core", "jaxspec.files"]
-    + ["jaxspec.partition", "jaxspec.rows", "jaxspec.sampling", "jaxspec.trees"],
+    + ["jaxspec.partition", "jaxspec.rows", "jaxspec.sampling", "jaxspec.text"]
+    + ["jaxspec.trees"],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
     + ["jaxspec.host_decoding", "jaxspec.metrics", "jaxspec.plotting"]
