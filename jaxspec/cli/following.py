@@ -105,7 +105,7 @@ def _read(
             return None
         if math.isnan(seen.logprobs[row, place]):  # so were the logits
             _tell(show, text.finish("error"), False)
-            return place
+            return None if text.finish_reason == "stop" else place
         piece = text.extend(int(seen.tokens[row, place]))
         is_draft = seen.from_draft is not None and bool(seen.from_draft[row, place])
         _tell(show, piece, is_draft)

@@ -20,56 +20,21 @@ are not finite; the status is 1 then); `tokens`; and what decoding them took.
 import argparse
 import functools
 import json
-import pathlib
-import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import tokenizers
 
 from jaxspec import decode_state, decoding, pretrained
-from jaxspec.cli import drafters, following, options, report, terminal
+from jaxspec.cli import drafters, following, options, prompting, report, terminal
+from jaxspec.cli.prompting import Prompt
 from jaxspec.decode_state import DecodeState
-from jaxspec.text import chat, encoding
 from jaxspec.text.continuation import Continuation
-
-DEMO_PROMPT = '''\
-import os
-
-
-def count_lines(path):
-    """Returns the number of lines in a file."""
-    with open(path) as file:
-        return sum(1 for line in file)
-
-
-def count_words(path):
-    """Returns the number of words in a file."""
-    with open(path) as file:
-'''
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--prompt", help="text to continue, or - for standard input (default: a demo)"
-    )
-    source.add_argument(
-        "--prompt-file", type=pathlib.Path, help="file with the text to continue"
-    )
-    parser.add_argument(
-        "--chat",
-        action="store_true",
-        help="the prompt is what a user says: render it by the model's chat template",
-    )
-    parser.add_argument("--system", help="what the system says first, with --chat")
-    parser.add_argument(
-        "--no-bos",
-        action="store_true",
-        help="add no special tokens to the prompt (default: those of the tokenizer, "
-        "unless the prompt begins with them; with --chat the template writes its own)",
-    )
+    prompting.add_arguments(parser)
     parser.add_argument(
         "--max-tokens",
         type=int,
@@ -116,20 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class _Prompt(NamedTuple):
-    """A prompt, and where its continuation ends.
-
-    Attributes:
-        text: what is printed.
-        tokens: what the model reads.
-        stop_tokens: tokens that end the continuation.
-    """
-
-    text: str
-    tokens: list[int]
-    stop_tokens: list[int]
-
-
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     _check(args)
@@ -139,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     )
     folder = pretrained.find(args.model)
     tokenizer = pretrained.load_tokenizer(folder / "tokenizer.json")
-    prompt = _prompt(args, folder, tokenizer)
+    prompt = prompting.read(args, folder, tokenizer)
     screen = terminal.Screen(is_quiet=args.json)
     loop = f"loop with {args.drafter}" if is_speculative else "autoregressive loop"
     screen.say(f"Compiling {args.model}: the pass over the prompt, then the {loop}.")
@@ -180,55 +131,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--system is a part of a conversation; give --chat too.")
 
 
-def _prompt(
-    args: argparse.Namespace,
-    folder: pathlib.Path,
-    tokenizer: tokenizers.Tokenizer,
-) -> _Prompt:
-    """Reads the prompt, renders it if it is a conversation, and encodes it."""
-    text, stops = _read_prompt(args), pretrained.stop_tokens(args.model)
-    if args.chat:
-        template = chat.load(folder)
-        system = [] if args.system is None else [_message("system", args.system)]
-        text = chat.render(template, [*system, _message("user", text)])
-        end = tokenizer.token_to_id(template.special_tokens.get("eos_token", ""))
-        stops = stops if end in (None, *stops) else [*stops, end]
-    is_added = not (args.chat or args.no_bos)
-    ids = encoding.encode(tokenizer, text, add_special_tokens=is_added)
-    room = 2**31 - 1 - len(ids) - 2 * drafters.LOOKUP_PATH
-    if args.max_tokens > room:
-        raise ValueError(
-            f"--max-tokens must be at most {room} after a prompt of {len(ids)} tokens, "
-            f"got {args.max_tokens}."
-        )
-    return _Prompt(text, ids, stops)
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def _read_prompt(args: argparse.Namespace) -> str:
-    """The text that the options name.
-
-    Raises:
-        ValueError: if it is not UTF-8.
-    """
-    if args.prompt is None and args.prompt_file is None:
-        return DEMO_PROMPT
-    source = "--prompt" if args.prompt_file is None else str(args.prompt_file)
-    try:
-        if args.prompt_file is not None:
-            return args.prompt_file.read_text(encoding="utf-8")
-        text = sys.stdin.read() if args.prompt == "-" else args.prompt
-        text.encode()  # bytes of the command line that are not UTF-8 arrive as surrogates
-        return text
-    except UnicodeError as error:
-        raise ValueError(f"{source} is not UTF-8: {error}.") from None
-
-
 def _readers(
-    args: argparse.Namespace, tokenizer: tokenizers.Tokenizer, prompt: _Prompt
+    args: argparse.Namespace, tokenizer: tokenizers.Tokenizer, prompt: Prompt
 ) -> list[Continuation]:
     """An empty continuation of the prompt for each row."""
     return [
@@ -245,7 +149,7 @@ def _readers(
 def _start(
     args: argparse.Namespace,
     setup: options.Setup,
-    prompt: _Prompt,
+    prompt: Prompt,
     drafter: Any,
 ) -> DecodeState:
     """The state after the prompt."""
