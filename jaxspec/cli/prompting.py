@@ -69,7 +69,12 @@ def read(
     folder: pathlib.Path,
     tokenizer: tokenizers.Tokenizer,
 ) -> Prompt:
-    """Reads the prompt, renders it if it is a conversation, and encodes it."""
+    """Reads the prompt, renders it if it is a conversation, and encodes it.
+
+    Raises:
+        ValueError: if it is empty, not UTF-8, too long for --max-tokens, or a conversation
+            that the model has no template for.
+    """
     text, stops = _text(args), pretrained.stop_tokens(args.model)
     if args.chat:
         template = chat.load(folder)
@@ -79,6 +84,8 @@ def read(
         stops = stops if end in (None, *stops) else [*stops, end]
     is_added = not (args.chat or args.no_bos)
     ids = encoding.encode(tokenizer, text, add_special_tokens=is_added)
+    if not ids:
+        raise ValueError("The prompt is empty; expected at least one token.")
     room = 2**31 - 1 - len(ids) - 2 * drafters.LOOKUP_PATH
     if args.max_tokens > room:
         raise ValueError(
