@@ -53,7 +53,8 @@ def generate(capsys):
 def test_stop_strings_end_rows_each_on_its_own(generate, drafter):
     sampled = ["--max-tokens", 24, "--batch", 3, "--temperature", "1.5"]
     options = [*sampled, "--drafter", drafter]
-    texts = generate(*options)[0]["texts"]
+    whole, _ = generate(*options)
+    texts = whole["texts"]
     stop = texts[1][4:8]  # of characters that are spread over tokens
     assert all(text[4:8] != stop for text in (texts[0], texts[2]))
     record, _ = generate(*options, "--stop", stop, "--stop", "\x00\x00", "--compare")
@@ -62,6 +63,7 @@ def test_stop_strings_end_rows_each_on_its_own(generate, drafter):
     reasons = ["stop" if stop in text else "length" for text in texts]
     assert record["finish_reasons"] == reasons and reasons[1] == "stop"
     assert record["finish_reason"] == reasons[0]
+    assert whole["target_calls"] - record["target_calls"] >= 6  # the row was done
     assert record["autoregressive"]["identical"]
 
 

@@ -84,6 +84,13 @@ def test_a_prompt_may_end_within_a_character():
     assert pieces(tokenizer, euro[:2], euro[2:]) == ["\u20ac", ""]
 
 
+def test_a_run_of_bytes_may_begin_in_the_prompt():
+    tokenizer = decoders.byte_fallback()
+    prompt = tokenizer.encode("\u6f22" * 5).ids  # of three bytes each
+    newline, x = (tokenizer.token_to_id(piece) for piece in ("<0x0A>", "x"))
+    assert pieces(tokenizer, prompt, [newline, x], [1]) == ["", "\nx", ""]
+
+
 def test_only_the_last_tokens_are_decoded_again():
     class Counting:
         def __init__(self, tokenizer):
