@@ -17,8 +17,9 @@ import tokenizers
 
 from checkpoints_conv import families, stored
 from checkpoints_conv.family import Family
-from checkpoints_conv.source import DTYPES, Source, read_config, read_json
+from checkpoints_conv.source import BESIDE, DTYPES, GENERATION, Source, read_config
 from checkpoints_conv.table import AS_IT_IS, Leaf, Part, Tensor
+from jaxspec import digests, files, tokenizer_files
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
 
@@ -42,6 +43,12 @@ class Conversion(NamedTuple):
     parts: list[Part]
     tokenizer: str
 
+    @property
+    def dtype(self) -> str:
+        """Of the published embedding, which says what the model is loaded in."""
+        name = self.family.embedding(self.config).name
+        return DTYPES[self.source.entries[name].dtype].name
+
 
 def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Conversion:
     """Reads all headers and checks them.
@@ -62,8 +69,16 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
     try:
         family = families.find(config)
         model = family.read(config)
-    except (ArithmeticError, AttributeError, TypeError) as error:  # odd types, zeros
-        raise ValueError(f"{folder / 'config.json'} makes no sense: {error}.") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        reason = files.one_line(error)  # odd types, zeros
+        raise ValueError(
+            f"{folder}: {_configs(folder)} makes no sense: {reason}."
+        ) from None
+    except ValueError as error:
+        reason = files.one_line(error)
+        if "config.json" not in reason:
+            reason = f"{_configs(folder)}: {reason}"
+        raise ValueError(f"{folder}: {reason}.") from None
     source = Source(folder)
     model = family.with_head(model, source.entries)
     form = _form(family, model, source)
@@ -76,6 +91,12 @@ def plan(folder: pathlib.Path, tokenizer: pathlib.Path | None = None) -> Convers
     )
     text = _tokenizer(tokenizer or folder)
     return Conversion(source, family, model, form, parts, text)
+
+
+def _configs(folder: pathlib.Path) -> str:
+    """Names of the files that a config was read from."""
+    names = [f"{name}.json" for name in ("config", *BESIDE)]
+    return " and ".join(name for name in names if (folder / name).is_file())
 
 
 def _form(family: Family, config: ModelConfig, source: Source) -> int:
@@ -104,7 +125,7 @@ def _check_names(
     source: Source, family: Family, config: ModelConfig, parts: list[Part]
 ) -> None:
     """Every tensor is used once, and has the shape that the config says."""
-    entries = source.entries
+    entries, says = source.entries, _configs(source.folder)
     expected = {tensor.name: tensor for part in parts for tensor in part.tensors()}
     missing = [name for name in expected if name not in entries]
     extra = [n for n in entries if n not in expected and not family.is_buffer(n)]
@@ -115,14 +136,15 @@ def _check_names(
             _check_copy(source, family, name, copies[name])
     if missing or extra:
         raise ValueError(
-            f"{source.folder} does not fit its config: missing {_some(missing)}, left "
+            f"{source.folder} does not fit its {says}: missing {_some(missing)}, left "
             f"over {_some(extra)}."
         )
     for name, tensor in expected.items():
         entry = entries[name]
         if entry.shape != tensor.shape:
             raise ValueError(
-                f"{entry.file}: {name} has shape {entry.shape}, expected {tensor.shape}."
+                f"{entry.file}: {name} has shape {entry.shape}, expected {tensor.shape} "
+                f"by {says}."
             )
         if entry.dtype not in DTYPES:
             raise ValueError(
@@ -174,12 +196,8 @@ def _tokenizer(path: pathlib.Path) -> str:
             f"There is no tokenizer {path}; give --tokenizer FILE (state-spaces' models "
             "use that of EleutherAI/gpt-neox-20b)."
         )
-    text = path.read_text()
-    try:
-        tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is not a tokenizer: {error}.") from None
-    return text
+    tokenizer_files.read(path)
+    return files.read_text(path)
 
 
 def convert(
@@ -209,7 +227,7 @@ def convert(
     _begin(todo, partial)
     for done, part in enumerate(todo.parts):
         advance(part.name, done, len(todo.parts))
-        if not stored.has_part(partial, part.name):
+        if not stored.is_sound(partial, part.name):
             stored.write_part(partial, part.name, _read_part(todo.source, part))
     partial.rename(destination)
     advance("", len(todo.parts), len(todo.parts))
@@ -231,11 +249,11 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         stored.SOURCE: json.dumps(provenance(todo), indent=2) + "\n",
     }
     same = partial.is_dir() and all(
-        (partial / name).is_file() and (partial / name).read_text() == text
+        (partial / name).is_file() and (partial / name).read_bytes() == text.encode()
         for name, text in texts.items()
     )
     if partial.exists() and not same:
-        ours = {stored.PARAMS, *stored.CHAT, *texts}
+        ours = {stored.PARAMS, digests.TABLE, *stored.CHAT, *texts}
         if not partial.is_dir() or {path.name for path in partial.iterdir()} - ours:
             raise ValueError(
                 f"{partial} is no conversion that was interrupted; move it, or give "
@@ -248,31 +266,32 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         if path.name not in parts:  # half of one
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, text in texts.items():
-        (partial / name).write_text(text)
-    stored.copy_chat(todo.source.folder, partial)
+        (partial / name).write_bytes(text.encode())
+    copied = stored.copy_chat(todo.source.folder, partial)
+    digests.write(partial, [*texts, *copied])
 
 
 def provenance(todo: Conversion) -> dict[str, Any]:
     """What `source.json` says."""
-    published = todo.source.config
-    path = todo.source.folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else None
-    records = (generation, published, published.get("text_config"))
+    config, published = todo.source.config, todo.source.published()
+    path = todo.source.folder / GENERATION
+    generation = files.read_json(path) if path.is_file() else None
+    records = (generation, config, config.get("text_config"))
     stops = next(filter(None, (_stop_tokens(record or {}) for record in records)), [])
     if not stops:
         token = tokenizers.Tokenizer.from_str(todo.tokenizer).token_to_id(
             stored.END_OF_TEXT
         )
         stops = [] if token is None else [token]
-    if "model_type" not in published:  # its authors' form
-        published = families.FAMILIES[todo.family.name].describe(todo.config)
-        published["eos_token_id"] = stops[0] if stops else None
+    if "model_type" not in config:  # its authors' form
+        record = families.FAMILIES[todo.family.name].describe(todo.config)
+        record["eos_token_id"] = stops[0] if stops else None
+        published["config.json"] = json.dumps(record, indent=2) + "\n"
     return {
         "format": stored.FORMAT,
         "family": todo.family.name,
         "form": todo.form,
-        "config": published,
-        "generation_config": generation,
+        "published": published,
         "stop_tokens": stops,
         "files": todo.source.fingerprint(),
     }
@@ -282,4 +301,4 @@ def _stop_tokens(record: dict[str, Any]) -> list[int]:
     """Tokens that end a text, as a published config says; one or several."""
     value = record.get("eos_token_id")
     ids = value if isinstance(value, list) else [value]
-    return ids if all(isinstance(i, int) and i >= 0 for i in ids) else []
+    return ids if all(isinstance(i, int) and 0 <= i < 2**31 for i in ids) else []

@@ -1,7 +1,8 @@
 """From a folder that `jaxspec.load` reads to safetensors that transformers loads.
 
 The table of names that brought the tensors here takes them back, bit by bit, a part at a
-time; a shard is written when it is full.
+time; a shard is written when it is full. Configs go back as the texts that they were; those
+of a model that jaxspec trained are written by its family.
 """
 
 import json
@@ -12,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
-import tokenizers
 
 from checkpoints_conv import families, native, stored
 from checkpoints_conv.family import Family
-from checkpoints_conv.source import BESIDE
+from checkpoints_conv.source import BESIDE, GENERATION
 from checkpoints_conv.table import Leaf, Part
+from jaxspec import tokenizer_files
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
 
@@ -30,16 +31,14 @@ class Export(NamedTuple):
     Attributes:
         family: whose form is written.
         config: of the model.
-        record: the published config.
-        generation: `generation_config.json`, or None.
+        texts: the configs, by the names of their files.
         read: part -> its leaves, by path.
         kept: () -> tensors that are written as they are, by name.
     """
 
     family: Family
     config: ModelConfig
-    record: dict[str, Any]
-    generation: dict[str, Any] | None
+    texts: dict[str, str]
     read: Callable[[Part], dict[str, np.ndarray]]
     kept: Callable[[], dict[str, np.ndarray]]
 
@@ -53,11 +52,11 @@ def plan(folder: pathlib.Path) -> Export:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"There is no {path}; expected a model of jaxspec.")
-    config = configs.from_json(path.read_text())
+    config = configs.read(path)
+    stored.check(folder)
     if stored.is_converted(folder):
         source = stored.read_source(folder)
         family = _family(folder, source)
-        record, generation = source["config"], source.get("generation_config")
 
         def read(part):
             return stored.flatten(stored.read_part(folder, part.name))
@@ -67,9 +66,9 @@ def plan(folder: pathlib.Path) -> Export:
                 return {}
             return stored.flatten(stored.read_part(folder, stored.KEPT))
 
-        return Export(family, config, record, generation, read, kept)
+        return Export(family, config, _texts(folder, source), read, kept)
     family, record = families.publish(config)
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = tokenizer_files.read(folder / "tokenizer.json")
     record["eos_token_id"] = tokenizer.token_to_id(stored.END_OF_TEXT)
     arrays = native.read(folder / "model.safetensors")
 
@@ -79,7 +78,23 @@ def plan(folder: pathlib.Path) -> Export:
             n.removeprefix(first): a for n, a in arrays.items() if n.startswith(first)
         }
 
-    return Export(family, config, record, None, read, dict)
+    beside = {name: record.pop(name) for name in BESIDE if name in record}
+    records = {"config": record, **beside}
+    texts = {f"{name}.json": _to_json(value) for name, value in records.items()}
+    return Export(family, config, texts, read, dict)
+
+
+def _texts(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, str]:
+    """The configs as they were read, by the names of their files."""
+    texts = source["published"]
+    known = {"config.json", GENERATION, *(f"{name}.json" for name in BESIDE)}
+    is_table = isinstance(texts, dict) and {*map(type, texts.values())} == {str}
+    if not is_table or not {"config.json"} <= texts.keys() <= known:
+        raise ValueError(
+            f"{folder / stored.SOURCE} is damaged: published must be the texts of "
+            f"config.json and perhaps of {', '.join(sorted(known - {'config.json'}))}."
+        )
+    return texts
 
 
 def _family(folder: pathlib.Path, source: dict[str, Any]) -> Family:
@@ -120,12 +135,8 @@ def export(
     partial = destination.with_name(destination.name + ".partial")
     _clear(partial)
     partial.mkdir(parents=True)
-    beside = {name: todo.record[name] for name in BESIDE if name in todo.record}
-    main = {name: value for name, value in todo.record.items() if name not in beside}
-    for name, record in {"config": main, **beside}.items():
-        _write_json(partial / f"{name}.json", record)
-    if todo.generation is not None:
-        _write_json(partial / "generation_config.json", todo.generation)
+    for name, text in todo.texts.items():
+        (partial / name).write_bytes(text.encode())
     shutil.copyfile(folder / "tokenizer.json", partial / "tokenizer.json")
     stored.copy_chat(folder, partial)
     write_shards(partial, _tensors(todo, advance), shard_bytes)
@@ -211,8 +222,8 @@ def write_shards(
         name: file for file, names in zip(files, shards, strict=True) for name in names
     }
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    _write_json(folder / "model.safetensors.index.json", index)
+    (folder / "model.safetensors.index.json").write_text(_to_json(index))
 
 
-def _write_json(path: pathlib.Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=2) + "\n")
+def _to_json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2) + "\n"

@@ -90,6 +90,7 @@ class Family(NamedTuple):
         try:
             record |= self.write(config)
             again = self.read(record)
+            again = self.with_head(again, ["mtp."] if config.mtp else [])
         except (AttributeError, ValueError):  # of settings that the model lacks
             again = None
         if again is None or _meaning(again) != _meaning(config):

@@ -5,6 +5,8 @@ false, zero, empty) is taken for one that is not there.
 """
 
 import math
+import sys
+from reprlib import repr as brief
 from typing import Any
 
 REQUIRED = object()
@@ -27,11 +29,22 @@ IRRELEVANT = {  # to what a model computes
 }
 """How weights were begun, trained or cached, and what tokens are called."""
 
+SIZES, COUNTED = 2**31 - 1, 2**14
+"""Bounds of any whole number, and of those that tables of names are as long as."""
+
+COUNTS = {
+    *("num_hidden_layers", "n_layer", "num_mem_blocks"),
+    *("num_experts", "num_local_experts", "n_routed_experts"),
+}
+
 
 class Fields:
     """The fields of a config that are yet to be read."""
 
-    def __init__(self, record: dict[str, Any]):
+    def __init__(self, record: dict[str, Any], file: str = "config.json"):
+        if not isinstance(record, dict):
+            raise ValueError(f"{file} must hold an object, got {brief(record)}.")
+        self._file = file
         self._left = dict(record)
         self._seen: dict[str, Any] = {}
 
@@ -47,26 +60,41 @@ class Fields:
         if value is not None:
             return value
         if default is REQUIRED:
-            raise ValueError(f"config.json has no field {name}.")
+            raise ValueError(f"{self._file} has no field {name}.")
         return default
 
     def integer(self, name: str, default: Any = REQUIRED) -> Any:
-        """A whole number."""
-        return self._typed(name, default, int, "a whole number")
+        """A whole number, of a size that models have."""
+        value = self._typed(name, default, int, "a whole number")
+        limit = COUNTED if name in COUNTS else SIZES
+        if value is not default and abs(value) > limit:
+            raise ValueError(
+                f"{self._file}: {name} must be at most {limit}, got {brief(value)}."
+            )
+        return value
 
     def number(self, name: str, default: Any = REQUIRED) -> Any:
         """A number."""
         value = self._typed(name, default, (int, float), "a number")
+        if value is not default and abs(value) > sys.float_info.max:
+            raise ValueError(
+                f"{self._file}: {name} must be finite, got {brief(value)}."
+            )
         return float(value) if isinstance(value, int) else value
 
     def numbers(self, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        """As many numbers as there are by default; some may be infinite."""
+        """As many numbers as there are by default; some may be infinite.
+
+        Infinity has many spellings, as JSON has none: `Infinity` (Python's), `1e999`,
+        `"Infinity"` or `"inf"`, `{"__float__": "Infinity"}` (transformers 5's), and null
+        (JavaScript's), which here stands for the default.
+        """
         values = self.items(name, default)
         if len(values) != len(default):
             raise ValueError(
-                f"config.json: {name} must be {len(default)} numbers, got {values!r}."
+                f"{self._file}: {name} must be {len(default)} numbers, got {brief(values)}."
             )
-        return tuple(float(_plain(x)) for x in values)
+        return tuple(_plain(x, name, d) for x, d in zip(values, default, strict=True))
 
     def items(self, name: str, default: Any = REQUIRED) -> Any:
         """A list."""
@@ -85,8 +113,8 @@ class Fields:
         value = self.take(name, None)
         if value is not None and value not in allowed:
             raise ValueError(
-                f"config.json: jaxspec does not implement {name} {value!r}; it must be "
-                f"{' or '.join(map(repr, allowed))}."
+                f"{self._file}: jaxspec does not implement {name} {brief(value)}; it must "
+                f"be {' or '.join(map(repr, allowed))}."
             )
 
     def skip(self, *names: str) -> None:
@@ -106,27 +134,33 @@ class Fields:
             if value and name not in IRRELEVANT
         }
         if unknown:
-            listed = ", ".join(f"{name} {unknown[name]!r}" for name in sorted(unknown))
-            raise ValueError(f"config.json: jaxspec does not implement {listed}.")
+            listed = ", ".join(
+                f"{name} {brief(unknown[name])}" for name in sorted(unknown)
+            )
+            raise ValueError(f"{self._file}: jaxspec does not implement {listed}.")
 
     def _typed(self, name: str, default: Any, types: Any, words: str) -> Any:
         value = self.take(name, default)
         if value is default:
             return value
         if not isinstance(value, types) or isinstance(value, bool) != (types is bool):
-            raise ValueError(f"config.json: {name} must be {words}, got {value!r}.")
+            raise ValueError(
+                f"{self._file}: {name} must be {words}, got {brief(value)}."
+            )
         return value
 
 
-def _plain(value: Any) -> float:
-    """A number that may be written as `{"__float__": "Infinity"}`, which JSON lacks."""
-    if isinstance(value, dict):
-        value = value.get("__float__")
-    if isinstance(value, str):
-        return float(value.replace("Infinity", "inf"))
-    return math.nan if value is None else value
-
-
-def json_numbers(values: tuple[float, ...]) -> list[Any]:
-    """The same way back, as transformers reads it."""
-    return [{"__float__": "Infinity"} if math.isinf(x) else x for x in values]
+def _plain(value: Any, name: str, default: float) -> float:
+    """A number of any spelling."""
+    found = value.get("__float__") if isinstance(value, dict) else value
+    if found is None and value is None:
+        return default
+    try:
+        number = math.nan if isinstance(found, bool) else float(found)
+    except (TypeError, ValueError):
+        number = math.nan
+    except OverflowError:  # a whole number beyond float64
+        number = math.inf
+    if math.isnan(number):
+        raise ValueError(f"config.json: {name} must be numbers, got {value!r} in it.")
+    return number

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
+
+from jaxspec import files
 
 Params = Any
 
@@ -48,8 +49,12 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     try:
         return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+    except OSError:
+        raise
+    except Exception as error:  # of the header, or of a dtype that numpy lacks
+        raise ValueError(
+            f"{path} is not a whole safetensors file: {files.one_line(error)}."
+        ) from None
 
 
 def load(path: str | os.PathLike, like: Params) -> Params:

@@ -1,21 +1,19 @@
 """Groups of fields that several families spell alike, read and written.
 
-Newer configs hold RoPE's fields in `rope_parameters`, older ones beside the others; both
-are read, the newer way is written. The kinds of layers have two spellings as well.
+Newer configs hold RoPE's fields in `rope_parameters`, older ones beside the others; the
+kinds of layers have two spellings as well. Both are read, and what is written is the
+spelling of the published folders, which programs other than transformers know.
 """
 
 import math
 from typing import Any
 
-from checkpoints_conv.fields import REQUIRED, Fields, json_numbers
+from checkpoints_conv.fields import REQUIRED, Fields
 from jaxspec.models.config import AttentionConfig, DeltaConfig, Mamba2Config
 
 INFINITE = (0.0, math.inf)
-_KINDS = {
-    **{"mamba": "M", "linear_attention": "M"},
-    **{"attention": "*", "full_attention": "*", "mlp": "-"},
-    "moe": "E",
-}
+_KINDS = {"linear_attention": "M", "full_attention": "*", "mlp": "-", "moe": "E"}
+_KINDS |= {"mamba": "M", "attention": "*"}  # as published, which `write_kinds` writes
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
 
 
@@ -43,11 +41,25 @@ def kinds(
 
 
 def write_kinds(layers: str, known: dict[str, str] = _KINDS) -> list[str]:
-    """The newer spelling of what `kinds` reads."""
+    """Writes what `kinds` reads; the last spelling of a kind in `known`."""
     names = {kind: name for name, kind in known.items()}
     if not {*layers} <= names.keys():
         raise ValueError(f"{layers!r} has layers other than {' '.join(names)}.")
     return [names[kind] for kind in layers]
+
+
+def write_limits(limits: tuple[float, float]) -> dict[str, Any]:
+    """Writes bounds of the step sizes, which most configs have only where there are any."""
+    return {} if limits == INFINITE else {"time_step_limit": list(limits)}
+
+
+def write_floor(limits: tuple[float, float]) -> dict[str, Any]:
+    """Writes the lower bound of the step sizes as transformers 5 reads it.
+
+    Its Nemotron-H and Zamba2 skip `time_step_limit` and take `time_step_min`, the lower end
+    of what step sizes are begun at, for a bound; its logarithm must be finite.
+    """
+    return {"time_step_min": max(limits[0], 1e-30)}
 
 
 def mamba2(f: Fields, d_model: int, **settings: Any) -> Mamba2Config:
@@ -86,7 +98,7 @@ def write_mamba2(c: Mamba2Config, d_model: int) -> dict[str, Any]:
         "mamba_d_conv": c.d_conv,
         "mamba_conv_bias": c.conv_bias,
         "mamba_proj_bias": c.proj_bias,
-        "time_step_limit": json_numbers(c.dt_limits),
+        **write_limits(c.dt_limits),
     }
 
 
@@ -176,15 +188,22 @@ def rope(f: Fields, fraction: float = 1.0, partial: bool = False) -> dict[str, A
 
 
 def write_rope(c: AttentionConfig, partial: bool = False) -> dict[str, Any]:
-    """Writes what `rope` reads."""
-    own = {
-        "rope_type": "llama3" if c.rope_scaling else "default",
-        "rope_theta": c.rope_theta,
-    }
+    """Writes what `rope` reads, beside the other fields."""
+    own = {"rope_theta": c.rope_theta, "rope_scaling": None}
     if partial:
         own["partial_rotary_factor"] = c.rope_fraction
     if c.rope_scaling:
         *factors, length = c.rope_scaling
-        own |= dict(zip(_LLAMA3, factors, strict=True))
-        own["original_max_position_embeddings"] = int(length)
-    return {"rope_parameters": own}
+        own["rope_scaling"] = {
+            "rope_type": "llama3",
+            **dict(zip(_LLAMA3, factors, strict=True)),
+            "original_max_position_embeddings": int(length),
+        }
+    return own
+
+
+def write_rope_parameters(c: AttentionConfig, partial: bool = False) -> dict[str, Any]:
+    """Writes what `rope` reads, the newer way."""
+    own = write_rope(c, partial)
+    scaling = own.pop("rope_scaling") or {"rope_type": "default"}
+    return {"rope_parameters": own | scaling}

@@ -6,7 +6,6 @@ code is run: `torch.load(weights_only=True)` builds tensors and nothing else.
 """
 
 import functools
-import json
 import pathlib
 import zipfile
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import safetensors
+
+from jaxspec import files
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -25,6 +26,7 @@ DTYPES = {
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 BESIDE = ("mamba_config",)
+GENERATION = "generation_config.json"
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -81,6 +83,17 @@ class Source:
         """A tensor, in the dtype that it has."""
         return self._opened(self.entries[name].file).read(name)
 
+    def published(self) -> dict[str, str]:
+        """The texts of the configs, by the names of their files."""
+        beside = tuple(f"{name}.json" for name in BESIDE)
+        names = "config.json", *beside, GENERATION
+        found = {name: self.folder / name for name in names}
+        return {
+            name: files.read_text(path)
+            for name, path in found.items()
+            if path.is_file()
+        }
+
     def fingerprint(self) -> list[list[Any]]:
         """What changes if the weights do: names, sizes and times of the files."""
         stats = [(path.name, path.stat()) for path in self.files]
@@ -93,30 +106,16 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
         ValueError: if there is none, or one is damaged.
     """
-    record = read_json(folder / "config.json")
-    for name in BESIDE:
-        if (folder / f"{name}.json").is_file():
-            record[name] = read_json(folder / f"{name}.json")
-    return record
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    path = folder / "config.json"
     if not path.is_file():
         raise ValueError(
             f"There is no {path}; expected a folder with {path.name}, weights and "
             "tokenizer.json, as the Hugging Face Hub keeps them."
         )
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} must hold an object, got {type(record).__name__}.")
+    record = files.read_json(path)
+    for name in BESIDE:
+        if (folder / f"{name}.json").is_file():
+            record[name] = files.read_json(folder / f"{name}.json")
     return record
 
 
@@ -124,7 +123,7 @@ def _find(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of the weights, safetensors first if there are both."""
     for index, whole in zip(INDICES, WHOLE, strict=True):
         if (folder / index).is_file():
-            shards = read_json(folder / index).get("weight_map")
+            shards = files.read_json(folder / index).get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise ValueError(f"{folder / index} has no weight_map.")
             names = [*shards.values()]
@@ -158,7 +157,9 @@ def _open_safetensors(path: pathlib.Path) -> File:
     try:
         file = safetensors.safe_open(path, framework="np")
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+        raise ValueError(
+            f"{path} is not a whole safetensors file: {files.one_line(error)}."
+        ) from None
     slices = {name: file.get_slice(name) for name in file.keys()}
     entries = {
         name: Entry(path, tuple(one.get_shape()), one.get_dtype())

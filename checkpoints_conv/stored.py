@@ -1,19 +1,20 @@
 """What `convert` writes: a folder with one small Orbax checkpoint per part of a model.
 
     config.json      jaxspec's
-    source.json      the published config, its family, and the tokens that end a text
+    source.json      the published configs as they were, the family, and the tokens that
+                     end a text
     tokenizer.json
     tokenizer_config.json  chat_template.jinja   as published, where there are any
     params/embed  params/layers.0  ...  params/final_norm  params/lm_head
     params/mtp.pair  params/mtp.layers.0  ...  params/mtp.final_norm, where config.mtp is
     params/kept   what jaxspec has no use for, and `export` writes back
+    SHA256SUMS    of the three files above; every part has its own
 
-A part is written under another name and renamed when it is whole, so what has its name is
-whole, and a model is read and written with one part in memory beside what it comes from or
-goes to.
+A part is written under another name, with the digests of its files, and renamed when it is
+whole, so what has its name is whole, and a model is read and written with one part in
+memory beside what it comes from or goes to.
 """
 
-import json
 import pathlib
 import shutil
 from typing import Any
@@ -21,9 +22,14 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxspec import digests, files
+
 PARAMS, SOURCE, KEPT, MTP = "params", "source.json", "kept", "mtp."
 CHAT = ("tokenizer_config.json", "chat_template.jinja")
-FORMAT = 1
+WEIGHTS = "model.safetensors"
+"""Of a model that jaxspec trained, in the place of `PARAMS` and `SOURCE`."""
+
+FORMAT = 2
 """Of the folder: what is made of the same tensors changes with it."""
 
 END_OF_TEXT = "<|endoftext|>"
@@ -39,8 +45,14 @@ def write_part(folder: pathlib.Path, name: str, leaves: dict[str, np.ndarray]) -
         for group in groups:
             node = node.setdefault(group, {})
         node[last] = array
+    path = (folder / PARAMS / name).absolute()
+    partial = path.with_name(f"{name}.partial")
+    for left in (path, partial):  # by a conversion that was interrupted
+        shutil.rmtree(left, ignore_errors=True)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save((folder / PARAMS / name).absolute(), tree)
+        checkpointer.save(partial, tree)
+    digests.write(partial)
+    partial.rename(path)
 
 
 def read_part(folder: pathlib.Path, name: str) -> dict[str, Any]:
@@ -54,19 +66,20 @@ def read_part(folder: pathlib.Path, name: str) -> dict[str, Any]:
         raise ValueError(
             f"{folder} does not fit its config: it has no {PARAMS}/{name}."
         )
+    digests.check(path)
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             return checkpointer.restore(path)
     except Exception as error:  # Orbax and its stores raise all kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged: {reason}") from None
+        raise ValueError(f"{path} is damaged: {files.one_line(error)}.") from None
 
 
-def copy_chat(source: pathlib.Path, destination: pathlib.Path) -> None:
-    """Copies the files that hold the chat template, as far as there are any."""
-    for name in CHAT:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, destination / name)
+def copy_chat(source: pathlib.Path, destination: pathlib.Path) -> list[str]:
+    """Copies the files that hold the chat template, and returns the names of those."""
+    names = [name for name in CHAT if (source / name).is_file()]
+    for name in names:
+        shutil.copyfile(source / name, destination / name)
+    return names
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
@@ -79,8 +92,25 @@ def flatten(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_part(folder: pathlib.Path, name: str) -> bool:
-    """Whether a part was written whole."""
+    """Whether there is a part; what has its name was written whole."""
     return (folder / PARAMS / name).is_dir()
+
+
+def is_sound(folder: pathlib.Path, name: str) -> bool:
+    """Whether a part is there, and as it was written."""
+    return has_part(folder, name) and digests.problem(folder / PARAMS / name) is None
+
+
+def check(folder: pathlib.Path) -> None:
+    """Compares what is in a folder itself, but for the parts, with its digests.
+
+    Raises:
+        ValueError: naming a file that is missing or damaged.
+    """
+    names = ["config.json", "tokenizer.json"]
+    names += [name for name in CHAT if (folder / name).is_file()]
+    own = SOURCE if is_converted(folder) else WEIGHTS
+    digests.check(folder, [*names, own])
 
 
 def is_converted(folder: pathlib.Path) -> bool:
@@ -95,13 +125,16 @@ def read_source(folder: pathlib.Path) -> dict[str, Any]:
         ValueError: if it is damaged or missing.
     """
     try:
-        record = dict(json.loads((folder / SOURCE).read_text()))
-        if missing := {"family", "config", "stop_tokens"} - record.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        record = files.read_json(folder / SOURCE)
         if record.get("format") != FORMAT:
             raise ValueError(
                 f"its format is {record.get('format')}, expected {FORMAT}; convert again"
             )
+        digests.check(folder, [SOURCE])
+        if missing := {"family", "published", "stop_tokens"} - record.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}; convert again")
         return record
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder / SOURCE} is damaged: {error}.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder / SOURCE} is damaged: {files.one_line(error)}."
+        ) from None

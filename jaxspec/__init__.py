@@ -1,5 +1,8 @@
 """Speculative decoding for state-space and hybrid language models, in JAX."""
 
+# Programs that outlive the process.
+from jaxspec.compilation import keep_programs as keep_programs
+
 # Contracts.
 from jaxspec.core import Draft as Draft
 from jaxspec.core import Drafter as Drafter
@@ -27,6 +30,7 @@ from jaxspec.drafting.given import given as given
 from jaxspec.drafting.head import draft_head as draft_head
 from jaxspec.drafting.model import draft_model as draft_model
 from jaxspec.drafting.ngram import ngram as ngram
+from jaxspec.drafting.padded import with_vocab_size as with_vocab_size
 from jaxspec.drafting.rasd import rasd as rasd
 from jaxspec.drafting.recycling import recycling as recycling
 from jaxspec.drafting.retrieval import retrieval as retrieval

@@ -1,8 +1,8 @@
 """Any pytree of arrays to disk and back with Orbax: a training run, a half-spoken sentence.
 
-A checkpoint is written under a temporary name and renamed when it is whole, so that a
-kill in the middle of a save leaves the previous one usable. Carries and typed keys are
-plain leaves; nothing needs to know what it saves.
+A checkpoint is written under a temporary name, with the digests of its files, and renamed
+when it is whole, so that a kill in the middle of a save leaves the previous one usable.
+Carries and typed keys are plain leaves; nothing needs to know what it saves.
 """
 
 import os
@@ -10,7 +10,30 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from jaxspec import digests, files
+
+
+class _Handler(ocp.StandardCheckpointHandler):
+    """Writes pytrees as Orbax does, and the digests of all files beside them."""
+
+    def finalize(self, directory: os.PathLike) -> None:
+        """Closes what every process wrote, in one of them, before it is renamed."""
+        super().finalize(directory)
+        digests.write(pathlib.Path(directory))
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True)
+class _Save(ocp.args.StandardSave):
+    pass
+
+
+@ocp.args.register_with_handler(_Handler, for_restore=True)
+class _Restore(ocp.args.StandardRestore):
+    pass
 
 
 def save(
@@ -20,20 +43,40 @@ def save(
 
     Args:
         directory: made if needed; holds a folder per step.
-        step: not yet in the directory.
+        step: later than all in the directory.
         state: a pytree of arrays.
         keep: how many checkpoints to keep, the newest first; None for all.
+
+    Raises:
+        ValueError: if the directory holds this step or a later one; nothing is written.
     """
-    with _manager(directory, keep) as manager:
-        manager.save(step, args=ocp.args.StandardSave(state))
+    if step < 0 or (keep is not None and keep < 1):
+        raise ValueError(
+            f"Expected a step from 0 and one checkpoint to keep at least, got step {step} "
+            f"and keep {keep}."
+        )
+    found = steps(directory)
+    if found and step <= found[-1]:
+        raise ValueError(
+            f"{directory} holds step {found[-1]}, and a save must be later, got step "
+            f"{step}: go on from it (`restore`), or save in another directory."
+        )
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=False
+    )
+    path = pathlib.Path(directory).absolute()
+    with ocp.CheckpointManager(path, options=options) as manager:
+        if not manager.save(step, args=_Save(state)):
+            raise ValueError(f"Orbax did not save step {step} in {directory}.")
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
     """The steps with a whole checkpoint, in order; none if there is no directory."""
-    if not pathlib.Path(directory).is_dir():
-        return []
-    with _manager(directory, None) as manager:
-        return sorted(manager.all_steps())
+    path = pathlib.Path(directory)
+    names = (
+        [own.name for own in path.iterdir() if own.is_dir()] if path.is_dir() else []
+    )
+    return sorted(int(n) for n in names if n.isascii() and n.isdecimal())
 
 
 def restore(directory: str | os.PathLike, like: Any, step: int | None = None) -> Any:
@@ -55,19 +98,47 @@ def restore(directory: str | os.PathLike, like: Any, step: int | None = None) ->
             f"found {found or 'none'}."
         )
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    with _manager(directory, None) as manager:
-        try:
-            return manager.restore(step, args=ocp.args.StandardRestore(like))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"Checkpoint {step} of {directory} is damaged or of another shape: "
-                f"{reason}"
-            ) from error
+    path = pathlib.Path(directory).absolute() / str(step) / "default"
+    name = f"Checkpoint {step} of {directory}"
+    if (reason := _damage(path)) is not None:
+        raise ValueError(f"{name}: {reason}")
+    try:
+        handler = _Handler()
+        with ocp.Checkpointer(handler) as checkpointer:
+            reason = _difference(handler.metadata(path).tree, like)
+            if reason is None:
+                return checkpointer.restore(path, args=_Restore(like))
+    except Exception as error:  # Orbax and its stores raise all kinds
+        raise ValueError(
+            f"{name} is damaged or of another shape: {files.one_line(error)}."
+        ) from None
+    raise ValueError(f"{name} is of another shape: {reason}.")
 
 
-def _manager(directory: str | os.PathLike, keep: int | None) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=False
-    )
-    return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
+def _damage(path: pathlib.Path) -> str | None:
+    """Compares the files with their digests; every process reads its share of them."""
+    share = slice(jax.process_index(), None, jax.process_count())
+    own = digests.problem(path, share=share)
+    if jax.process_count() == 1:
+        return own
+    if np.all(multihost_utils.process_allgather(np.array(own is None))):
+        return None
+    return own or "another process met a damaged file."
+
+
+def _difference(saved: Any, like: Any) -> str | None:
+    """The first leaf that the two trees do not share, or None."""
+    saved, like = ocp.tree.to_flat_dict(saved), ocp.tree.to_flat_dict(like)
+    for path in sorted({*saved, *like}):
+        there, wanted = (_shape(tree.get(path)) for tree in (saved, like))
+        if there != wanted:
+            return f"{'.'.join(path)} is {there}, expected {wanted}"
+    return None
+
+
+def _shape(leaf: Any) -> str:
+    if leaf is None:
+        return "not there"
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return str(tuple(leaf.shape))

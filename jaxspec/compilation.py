@@ -5,14 +5,19 @@ later). With 4 to 32 rows, which is what verification has, that is twice as slow
 without; with one row it makes no difference. Where there is AVX-512, LLVM must be told to
 use its full width. `jaxspec bench rollback --xla-defaults` measures what both are worth
 (README, Measured). Options that this XLA does not know are left out.
+
+`keep_programs` keeps what was compiled for the next process.
 """
 
 import functools
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 _CANDIDATES = {
     "cpu": {
@@ -36,6 +41,30 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
             continue
         known[name] = value
     return known
+
+
+def keep_programs(folder: str | os.PathLike | None = None) -> str:
+    """Keeps compiled programs on disk, where the next process finds them.
+
+    This is JAX's persistent compilation cache, for all that the process compiles from now
+    on. Programs that compile in less than a second are not kept
+    (`jax_persistent_cache_min_compile_time_secs`). Importing jaxspec does not call it; the
+    command line does.
+
+    Args:
+        folder: made if needed. By default the one that JAX was told of
+            (`JAX_COMPILATION_CACHE_DIR`), else `jaxspec` in `$XDG_CACHE_HOME`, or in
+            `~/.cache`. Whoever can write there can run code here.
+
+    Returns:
+        The folder.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    known = jax.config.jax_compilation_cache_dir
+    folder = os.fspath(folder or known or pathlib.Path(caches, "jaxspec"))
+    compilation_cache.set_cache_dir(folder)
+    compilation_cache.reset_cache()  # one in use stays, else
+    return folder
 
 
 def is_tracing(*args: Any) -> bool:

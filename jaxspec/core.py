@@ -101,19 +101,21 @@ class DraftHead(NamedTuple):
 
 @struct.dataclass
 class Draft:
-    """A tree of draft tokens and the laws they were drawn from.
+    """A tree of draft tokens and the laws (probability distributions) they were drawn from.
 
-    The verifier needs nothing else. A node's first child is drawn from the law of its
-    row; a later sibling's law follows by zeroing the earlier siblings' tokens.
+    The verifier needs nothing else. A node's first child is drawn from the softmax of its
+    row of logits; a later sibling from the softmax of what has not been tested. In log
+    space a law keeps its digits where one token has nearly all of it.
 
     Attributes:
         tree: `N` slots.
         kind: `[B, N]` int32, how each node was chosen: `DETERMINISTIC`, `IID` or
             `WITHOUT_REPLACEMENT`.
-        law: `[B, M, V']` float32 laws of the `M` nodes that were expanded; `M = 0` where
-            all nodes are deterministic.
-        law_row: `[B, N]` int32, row of `law` that holds a node's law as a parent.
-        vocab_ids: `[V']` int32, tokens that a trimmed law speaks of; None for all.
+        draft_logits: `[B, M, V']` float32, of the `M` nodes that were expanded, filtered
+            and over the temperature, up to a constant; `M = 0` where all nodes are
+            deterministic.
+        logits_row: `[B, N]` int32, row of `draft_logits` that a node's children are of.
+        vocab_ids: `[V']` int32, tokens of the columns of a trimmed head; None for all.
         max_path: nodes on the longest path there can be, the root included.
         coupled: whether tokens were drawn with the noise that emits. Then they know more
             than their laws say, and only a verifier that uses no law may judge them.
@@ -121,8 +123,8 @@ class Draft:
 
     tree: TokenTree
     kind: Array  # [B, N]
-    law: Array  # [B, M, V']
-    law_row: Array  # [B, N]
+    draft_logits: Array  # [B, M, V']
+    logits_row: Array  # [B, N]
     vocab_ids: Array | None
     max_path: int = struct.field(pytree_node=False)
     coupled: bool = struct.field(pytree_node=False, default=False)
@@ -135,8 +137,8 @@ class Draft:
 def deterministic_draft(tree: TokenTree, max_path: int) -> Draft:
     """A draft whose nodes were all chosen without chance."""
     zeros = jnp.zeros(tree.parents.shape, jnp.int32)
-    law = jnp.zeros((tree.parents.shape[0], 0, 0), jnp.float32)
-    return Draft(tree, zeros, law, zeros, None, max_path)
+    none = jnp.zeros((tree.parents.shape[0], 0, 0), jnp.float32)
+    return Draft(tree, zeros, none, zeros, None, max_path)
 
 
 class Verdict(NamedTuple):
@@ -181,7 +183,9 @@ class Drafter(NamedTuple):
 
     Attributes:
         init: `params, prompt [B, T], lengths [B], max_length, hidden [B, T, C] -> state`;
-            the hidden is the target's, of each row's prompt but its last token.
+            the hidden is the target's, of each row's prompt but its last token. The state
+            has room for `max_length` tokens and a path of the drafter's own; whoever tells
+            it of longer paths, as `fuse` does, asks for as many tokens more.
         propose: `params, keys [B], state, root [B], Sampling -> state, Draft`; the
             settings say how the target is sampled, which a drafter may imitate, and the
             position of the root.

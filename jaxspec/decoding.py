@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec import compilation, partition, rows, sampling, trees
+from jaxspec import checks, compilation, loop_checks, partition, rows, sampling, trees
 from jaxspec.core import (
     Draft,
     Drafter,
@@ -43,18 +43,21 @@ class SpecInfo:
             `target_calls`.
         from_draft: `[B, L + D]` int8, 1 where a draft supplied the token. That may be
             the last of a text too: a stop or a budget can cut inside an accepted path.
+        non_finite: `[B]` int32, tokens emitted by logits that were not finite: NaN or plus
+            infinity among them, or minus infinity alone. A sound model has none;
+            `metrics.first_non_finite` finds the first.
     """
 
     target_calls: Array
     drafted: Array
     kept: Array
     from_draft: Array
+    non_finite: Array
 
     def __add__(self, other: "SpecInfo") -> "SpecInfo":
         return jax.tree.map(jnp.add, self, other)
 
 
-@functools.partial(compilation.jit, static_argnames=("target", "check_every"))
 def generate(
     params: Params,
     state: DecodeState,
@@ -76,12 +79,32 @@ def generate(
 
     Returns:
         The state after; call again to go on. In a row that is done the carry is dead.
+
+    Raises:
+        TypeError: on params that are not in `Params`, or something else than a state.
+        ValueError: if the state was made with another target, or a setting is out of
+            range.
     """
+    loop_checks.records(target=target)
+    return _generate(
+        params,
+        loop_checks.one_per_row(state),
+        loop_checks.steps(max_steps),
+        target=target,
+        check_every=checks.integer("check_every", check_every, least=1),
+    )
+
+
+@functools.partial(compilation.jit, static_argnames=("target", "check_every"))
+def _generate(params, state, max_steps, *, target, check_every):
+    """`generate` of arguments of one form each."""
+    loop_checks.fits(params, state, target, None)
 
     def body(loop):
         steps, state = loop
         carry, hidden = target.step(params.target, state.carry, state.root)
         logits = target.logits(params.target, hidden)
+        checks.logits(logits, state.lengths.shape, target.vocab_size)
         args = state.keys, logits, state.sampling
         token, logprob = partition.by_rows(_emit, *args, over=partition.AXES)
         count = 1 - state.done.astype(jnp.int32)
@@ -115,13 +138,29 @@ def speculative_step(
         target: the model whose law is kept.
         drafter: what proposes.
         verifier: what decides.
+
+    Raises:
+        TypeError: on params that are not in `Params`, or something else than a state, a
+            drafter or a verifier.
+        ValueError: if the state was made with another target or drafter.
     """
-    drafting, draft = drafter.propose(
-        params.drafter, state.keys, state.drafter, state.root, state.sampling
-    )
-    draft = _silence(draft, state.done)
+    loop_checks.records(target=target, drafter=drafter, verifier=verifier)
+    state = loop_checks.one_per_row(state)
+    loop_checks.fits(params, state, target, drafter)
+    return _step(params, state, target=target, drafter=drafter, verifier=verifier)
+
+
+def _step(params, state, *, target, drafter, verifier):
+    """`speculative_step` of arguments that fit each other."""
+    with checks.drafter_errors(params.drafter):
+        drafting, draft = drafter.propose(
+            params.drafter, state.keys, state.drafter, state.root, state.sampling
+        )
+    loop_checks.draft(draft, drafter, len(state.lengths))
+    draft = _root(_silence(draft, state.done), state.root)
     carry, tape, hidden = target.scan_tree(params.target, state.carry, draft.tree)
     logits = _logits(target, params.target, draft.tree, hidden)
+    checks.logits(logits, draft.tree.parents.shape, target.vocab_size)
     whole = _verify(verifier, state, draft, logits)
     verdict = _cut(state, draft.tree, whole)
     tokens, count = emitted_tokens(draft.tree, verdict)
@@ -170,9 +209,6 @@ def _verify(
     return partition.by_rows(verify, *args, shared=shared, over=partition.AXES)
 
 
-@functools.partial(
-    compilation.jit, static_argnames=("target", "drafter", "verifier", "check_every")
-)
 def speculative_generate(
     params: Params,
     state: DecodeState,
@@ -198,59 +234,71 @@ def speculative_generate(
 
     Returns:
         The state after, and the report of the steps of this call.
+
+    Raises:
+        TypeError: on params that are not in `Params`, or something else than a state, a
+            drafter or a verifier.
+        ValueError: if the state was made with another target or drafter, or a setting is
+            out of range.
     """
-    report = empty_report(state, target, drafter)
     verifier = sample_and_match() if verifier is None else verifier
+    loop_checks.records(target=target, drafter=drafter, verifier=verifier)
+    return _speculate(
+        params,
+        loop_checks.one_per_row(state),
+        loop_checks.steps(max_steps),
+        target=target,
+        drafter=drafter,
+        verifier=verifier,
+        check_every=checks.integer("check_every", check_every, least=1),
+    )
+
+
+@functools.partial(
+    compilation.jit, static_argnames=("target", "drafter", "verifier", "check_every")
+)
+def _speculate(params, state, max_steps, *, target, drafter, verifier, check_every):
+    """`speculative_generate` of arguments of one form each."""
+    loop_checks.fits(params, state, target, drafter)
 
     def body(loop):
         steps, state, report = loop
-        state, info = speculative_step(
+        state, info = _step(
             params, state, target=target, drafter=drafter, verifier=verifier
         )
         return steps + 1, state, report + info
 
-    loop = _loop(body, (jnp.int32(0), state, report), max_steps, check_every)
+    start = jnp.int32(0), state, empty_report(state, drafter)
+    loop = _loop(body, start, max_steps, check_every)
     return loop[1], loop[2]
 
 
-def empty_report(
-    state: DecodeState, target: LanguageModel, drafter: Drafter
-) -> SpecInfo:
-    """The report of no steps; sees that the drafter fits the target and the state."""
-    if drafter.max_path > target.max_path:
-        raise ValueError(
-            f"The drafter proposes paths of {drafter.max_path} nodes and the target keeps "
-            f"paths of {target.max_path}; raise the target's max_path."
-        )
-    if state.drafter is None:
-        raise ValueError("The state was made without a drafter; give it to init_state.")
+def empty_report(state: DecodeState, drafter: Drafter) -> SpecInfo:
+    """The report of no steps."""
     batch, width = state.tokens.shape
     return SpecInfo(
         target_calls=jnp.zeros((batch,), jnp.int32),
         drafted=jnp.zeros((batch,), jnp.int32),
         kept=jnp.zeros((batch, drafter.max_path), jnp.int32),
         from_draft=jnp.zeros((batch, width), jnp.int8),
+        non_finite=jnp.zeros((batch,), jnp.int32),
     )
 
 
-def _loop(body, loop: tuple, max_steps: int | Array | None, check_every: int) -> tuple:
+def _loop(body, loop: tuple, max_steps: Array, check_every: int) -> tuple:
     """Runs `body` on `(steps, state, ...)`, and looks who is done every few steps."""
-    if check_every < 1:
-        raise ValueError(f"check_every must be positive, got {check_every}.")
 
     def advance(loop):
         if check_every == 1:
             return body(loop)
-        count = jnp.int32(check_every)
-        if max_steps is not None:
-            count = jnp.minimum(count, max_steps - loop[0])
+        count = jnp.minimum(check_every, max_steps - loop[0])
         return jax.lax.fori_loop(0, count, lambda _, loop: body(loop), loop)
 
     def keep_going(loop):
-        going = ~jnp.all(loop[1].done)  # some row has a token to go
-        if max_steps is not None:
-            going &= loop[0] < max_steps  # the caller wants to look in between
-        return going
+        return (
+            ~jnp.all(loop[1].done)  # some row has a token to go
+            & (loop[0] < max_steps)  # the caller wants to look in between
+        )
 
     return jax.lax.while_loop(keep_going, advance, loop)
 
@@ -261,6 +309,15 @@ def _silence(draft: Draft, done: Array) -> Draft:
         done, jnp.full_like(draft.tree.parents, -1), draft.tree.parents
     )
     return draft.replace(tree=draft.tree.replace(parents=parents))
+
+
+def _root(draft: Draft, root: Array) -> Draft:
+    """Makes slot 0 the root, whatever the drafter has put there."""
+    tree = TokenTree(
+        tokens=draft.tree.tokens.at[:, 0].set(root),
+        parents=draft.tree.parents.at[:, 0].set(TokenTree.NO_PARENT),
+    )
+    return draft.replace(tree=tree)
 
 
 def _cut(state: DecodeState, tree: TokenTree, verdict: Verdict) -> Verdict:
@@ -304,11 +361,14 @@ def _is_stop(state: DecodeState, tokens: Array) -> Array:
 def _report(state: DecodeState, draft: Draft, whole: Verdict, count: Array) -> SpecInfo:
     """What became of a draft: the whole verdict, of which `count` tokens were kept."""
     slots = jnp.arange(whole.path.shape[1])[None]
+    emitted = slots < count[:, None]
     accepted = slots < jnp.minimum(whole.num_accepted, count)[:, None]
+    lost = emitted & ~jnp.isfinite(whole.logprobs)
     nothing = jnp.zeros(state.tokens.shape, jnp.int8)
     return SpecInfo(
         target_calls=(~state.done).astype(jnp.int32),
         drafted=jnp.sum(draft.tree.parents >= 0, axis=1, dtype=jnp.int32),
-        kept=(slots < count[:, None]).astype(jnp.int32),
+        kept=emitted.astype(jnp.int32),
         from_draft=rows.write(nothing, accepted, state.lengths),
+        non_finite=jnp.sum(lost, axis=1, dtype=jnp.int32),
     )

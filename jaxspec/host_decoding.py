@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import compilation, rows
+from jaxspec import compilation, loop_checks, rows
 from jaxspec.core import Drafter, LanguageModel, Verifier
 from jaxspec.decode_state import DecodeState, Params
 from jaxspec.decoding import SpecInfo, empty_report, speculative_step
@@ -76,20 +76,27 @@ def generate_from_host(
         The state after, and the report of the steps of this call.
 
     Raises:
-        ValueError: if the state was made with another drafter.
+        TypeError: on params that are not in `Params`, or something else than a state, a
+            drafter or a verifier.
+        ValueError: if the state was made with another target or drafter.
     """
-    report = empty_report(state, target, drafter)
+    verifier = sample_and_match() if verifier is None else verifier
+    loop_checks.records(target=target, drafter=drafter, verifier=verifier)
+    if isinstance(host, type):
+        raise TypeError(f"Expected a host, got its type; call it: {host.__name__}().")
+    state, most = loop_checks.one_per_row(state), int(loop_checks.steps(max_steps))
+    loop_checks.drafts(state)
     if not isinstance(state.drafter, TokenTree):
         raise ValueError(
             "Trees from the host need a state made with the drafter given."
         )
-    verifier = sample_and_match() if verifier is None else verifier
+    report = empty_report(state, drafter)
     tree = jax.tree.map(np.array, state.drafter)
     written, lengths, done = jax.device_get((state.tokens, state.lengths, state.done))
     texts = [host.begin(row[:n]) for row, n in zip(written, lengths, strict=True)]
     state = jax.tree.map(jnp.copy, state)  # the steps write into what they are given
     steps = 0
-    while steps != max_steps and not done.all():
+    while steps < most and not done.all():
         for row in np.flatnonzero(~done):
             drafted = host.propose(texts[row], tree.num_nodes, drafter.max_path)
             tree.tokens[row], tree.parents[row] = drafted

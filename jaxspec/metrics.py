@@ -33,6 +33,19 @@ def acceptance_by_depth(info: SpecInfo) -> np.ndarray:
     return np.asarray(jnp.sum(info.kept[:, 1:], axis=0) / calls)
 
 
+def first_non_finite(state: DecodeState) -> tuple[int, int] | None:
+    """Row and position of the first token whose logits were not finite, or None.
+
+    Its log-probability tells: it is not finite either if there was NaN or plus infinity
+    among the logits, or minus infinity alone. What follows in the row means nothing.
+
+    Args:
+        state: after any steps of `generate` or of speculation.
+    """
+    found = np.argwhere(~np.isfinite(np.asarray(state.logprobs)))
+    return tuple(found[0].tolist()) if len(found) else None
+
+
 def memory_bound_speedup(
     block_efficiency: float,
     draft_length: float,

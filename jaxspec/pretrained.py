@@ -11,14 +11,14 @@ import importlib.resources
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import tokenizers
 
 from checkpoints_conv import native, stored
-from jaxspec import files
+from jaxspec import digests, files, sampling, tokenizer_files
 from jaxspec.core import DraftHead, LanguageModel
 from jaxspec.models import config as configs
 from jaxspec.models import hybrid, mtp
@@ -59,7 +59,7 @@ def find(name_or_dir: str | pathlib.Path) -> pathlib.Path:
             f"{str(name_or_dir)!r} is neither a folder with a config.json nor one of the "
             f"shipped models {shipped()}."
         )
-    text = (folder / "config.json").read_text()
+    text = files.read_text(folder / "config.json")
     if '"format_version"' not in text and ('"model_type"' in text or "ssm_cfg" in text):
         raise ValueError(
             f"{folder} holds a published checkpoint; convert it first: jaxspec convert "
@@ -70,19 +70,23 @@ def find(name_or_dir: str | pathlib.Path) -> pathlib.Path:
 
 def read_config(name_or_dir: str | pathlib.Path) -> configs.ModelConfig:
     """The shape of a model, as `find` finds it."""
-    return configs.from_json((find(name_or_dir) / "config.json").read_text())
+    folder = find(name_or_dir)
+    config = configs.read(folder / "config.json")
+    digests.check(folder, ["config.json"])
+    return config
 
 
 def load(
     name_or_dir: str | pathlib.Path,
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
     **options: Any,
 ) -> Pretrained:
     """Loads a model.
 
     Args:
         name_or_dir: a shipped name (`shipped()`) or a folder.
-        dtype: of activations and kernels; what the config says by default. Decay rates,
+        dtype: of activations and kernels, `"float32"` or `"bfloat16"`; what the config
+            says by default, float32 where weights were published in float16. Decay rates,
             step sizes and norms are float32 always.
         **options: of `language_model`: `rollback`, `max_path`, `ring_size`,
             `scan_layers`.
@@ -96,11 +100,12 @@ def load(
     converted = stored.is_converted(folder)
     if converted:
         stored.read_source(folder)  # refuses another format
+    stored.check(folder)
     like = _like(config, hybrid.language_model(config).init)
     if converted:
         params = _load_parts(folder, like)
     else:
-        params = native.load(folder / "model.safetensors", like)
+        params = native.load(folder / stored.WEIGHTS, like)
         params = jax.tree.map(jnp.asarray, params)
     if jax.default_backend() == "cpu" and config.tie_embeddings:
         params = hybrid.separate_head(params)
@@ -118,7 +123,7 @@ def load(
 def load_mtp(
     name_or_dir: str | pathlib.Path,
     target: Any,
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> tuple[DraftHead, Any]:
     """Loads the multi-token-prediction head of a model, for `draft_head`.
 
@@ -139,7 +144,7 @@ def load_mtp(
 
 def mtp_head(
     name_or_dir: str | pathlib.Path,
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> DraftHead:
     """The functions of the head that `load_mtp` loads.
 
@@ -155,14 +160,20 @@ def mtp_head(
     return mtp.mtp_head(config)
 
 
-def _config(name_or_dir: str | pathlib.Path, dtype: str | None) -> configs.ModelConfig:
+def _config(name_or_dir: str | pathlib.Path, dtype: Any) -> configs.ModelConfig:
     config = read_config(name_or_dir)
-    return config if dtype is None else dataclasses.replace(config, dtype=dtype)
+    if dtype is None:
+        return config
+    try:
+        name = jnp.dtype(dtype).name  # of `jnp.bfloat16` too
+    except TypeError:
+        name = dtype
+    return dataclasses.replace(config, dtype=name)
 
 
 def _like(config: configs.ModelConfig, init: Callable[..., Any]) -> Any:
     """Shapes and dtypes of the params in memory, as a model makes them."""
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(init, sampling.key(0))
 
     def one(path, leaf):
         if path[-1].key in _ALWAYS_FLOAT32:
@@ -198,17 +209,20 @@ def _load_parts(folder: pathlib.Path, like: Any, first: str = "") -> Any:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
-    """Reads a `tokenizer.json`.
+    """Reads a `tokenizer.json`, to encode whole texts.
+
+    Some files hold how texts were clipped and padded in training (`truncation`, `padding`);
+    a prompt is neither, so both are off here.
 
     Raises:
         ValueError: if there is none, or it is damaged.
     """
-    if not pathlib.Path(path).is_file():
+    path = pathlib.Path(path)
+    if not path.is_file():
         raise ValueError(f"There is no tokenizer {path}.")
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is not a tokenizer: {error}.") from None
+    if (path.parent / digests.TABLE).is_file():
+        digests.check(path.parent, [path.name])
+    return tokenizer_files.read(path)
 
 
 def save(
@@ -222,9 +236,10 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     if config.tie_embeddings:  # the copy that `load` makes on a CPU is not a parameter
         params = {name: part for name, part in params.items() if name != "lm_head"}
-    native.save(folder / "model.safetensors", params)
+    native.save(folder / stored.WEIGHTS, params)
     files.write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     files.write_text(folder / "config.json", configs.to_json(config))
+    digests.write(folder, ["config.json", stored.WEIGHTS, "tokenizer.json"])
 
 
 def stop_tokens(name_or_dir: str | pathlib.Path) -> list[int]:

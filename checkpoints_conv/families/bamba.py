@@ -42,15 +42,20 @@ def read(record: dict[str, Any]) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """Writes transformers' config."""
-    mixing = config.layers[::2]
+    mixing, c = config.layers[::2], config.attention
+    rope = settings.write_rope(c)
+    if c.rope_fraction != 0.5:
+        rope |= settings.write_rope_parameters(c, True)
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
+        "hidden_act": "silu",
         "num_hidden_layers": len(mixing),
         "attn_layer_indices": [i for i, kind in enumerate(mixing) if kind == "*"],
         **settings.write_mamba2(config.mamba2, config.d_model),
-        **settings.write_attention(config.attention),
-        **settings.write_rope(config.attention, True),
+        **settings.write_attention(c),
+        **rope,
+        "attn_rotary_emb": c.rope_dim,
         "intermediate_size": config.mlp.d_ff,
         "mlp_bias": config.mlp.bias,
         "rms_norm_eps": config.norm_eps,

@@ -67,8 +67,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
+        "hidden_act": "silu",
         "num_hidden_layers": len(config.layers) // 2,
         **settings.write_mamba2(mamba2, config.d_model),
+        "mamba_expand": 2,  # which mamba_d_ssm goes before
         "mamba_d_ssm": mamba2.d_inner,
         "mamba_rms_norm": mamba2.norm != "none",
         "mamba_norm_before_gate": mamba2.norm == "before",

@@ -20,7 +20,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
 def write(config: ModelConfig) -> dict[str, Any]:
     """Writes transformers' config."""
     eps = config.mamba1.norm_eps or config.norm_eps
-    return mamba.write(config) | {"mixer_rms_eps": eps}
+    return mamba.write_fields(config) | {"mixer_rms_eps": eps}
 
 
 FAMILY = Family("falcon_mamba", "FalconMambaForCausalLM", read, write, mamba.parts)

@@ -64,18 +64,19 @@ def _feed_forward(f: Fields) -> dict[str, Any]:
 def write(config: ModelConfig) -> dict[str, Any]:
     """Writes transformers' config."""
     c = config.attention
-    position = {"position_embedding_type": None}
-    if c.rope_dim:
-        position = {"position_embedding_type": "rope", **settings.write_rope(c)}
+    position = "rope" if c.rope_dim else "nope"
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
+        "hidden_act": "silu",
+        "normalization_function": "rmsnorm",
         "num_hidden_layers": len(config.layers) // 2,
         "layer_types": settings.write_kinds(config.layers[::2]),
         **_write_feed_forward(config),
         **settings.write_mamba2(config.mamba2, config.d_model),
         **settings.write_attention(c),
-        **position,
+        "position_embedding_type": position,
+        **settings.write_rope(c),
         "attention_multiplier": c.scale or c.head_dim**-0.5,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
@@ -88,7 +89,13 @@ def write(config: ModelConfig) -> dict[str, Any]:
 def _write_feed_forward(config: ModelConfig) -> dict[str, Any]:
     """Writes what `_feed_forward` reads."""
     if "E" not in config.layers:
-        return {"num_local_experts": 0, "shared_intermediate_size": config.mlp.d_ff}
+        d_ff = config.mlp.d_ff  # twice, as published, where no expert is so wide either
+        return {
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "intermediate_size": d_ff,
+            "shared_intermediate_size": d_ff,
+        }
     return {
         "num_local_experts": config.moe.num_experts,
         "num_experts_per_tok": config.moe.top_k,

@@ -86,6 +86,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
+        "hidden_act": "silu",
         "num_hidden_layers": len(mixing),
         **_write_every("attn_layer", mixing, "*"),
         **_write_every("expert_layer", config.layers[1::2], "E"),

@@ -33,6 +33,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
+        "hidden_act": "silu",
         "num_hidden_layers": len(config.layers) // 2,
         **settings.write_attention(config.attention),
         **settings.write_rope(config.attention),

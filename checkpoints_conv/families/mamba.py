@@ -58,10 +58,22 @@ def read_fields(f: Fields, **settings: Any) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """Writes transformers' config."""
+    again = {
+        "d_model": config.d_model,
+        "n_layer": len(config.layers),
+        "d_inner": config.mamba1.expand * config.d_model,
+        "rms_norm": True,
+    }
+    return write_fields(config) | again
+
+
+def write_fields(config: ModelConfig) -> dict[str, Any]:
+    """Writes what Falcon-Mamba's config says too."""
     c = config.mamba1
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
+        "hidden_act": "silu",
         "num_hidden_layers": len(config.layers),
         "expand": c.expand,
         "intermediate_size": c.expand * config.d_model,

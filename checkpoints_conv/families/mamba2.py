@@ -4,7 +4,7 @@ from typing import Any
 
 from checkpoints_conv.families import mamba
 from checkpoints_conv.family import Family
-from checkpoints_conv.fields import Fields, json_numbers
+from checkpoints_conv.fields import Fields
 from checkpoints_conv.settings import INFINITE
 from jaxspec.models.config import Mamba2Config, ModelConfig
 
@@ -50,8 +50,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
+        "hidden_act": "silu",
+        "rms_norm": True,
         "num_hidden_layers": len(config.layers),
         "expand": c.d_inner // config.d_model,
+        "intermediate_size": c.d_inner,
         "num_heads": c.nheads,
         "head_dim": c.headdim,
         "state_size": c.d_state,
@@ -59,7 +62,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "conv_kernel": c.d_conv,
         "use_conv_bias": c.conv_bias,
         "use_bias": c.proj_bias,
-        "time_step_limit": json_numbers(c.dt_limits),
+        "time_step_limit": list(c.dt_limits),
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
     }

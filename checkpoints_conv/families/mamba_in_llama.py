@@ -20,6 +20,7 @@ from checkpoints_conv.table import Leaf, Part
 from jaxspec.models.config import AttentionConfig, Mamba2Config, ModelConfig
 
 FIELD = "mamba_config"
+FILE = f"{FIELD}.json"
 """Where the second config, a file of that name, stands in the first."""
 
 
@@ -28,7 +29,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
     base = llama.read(
         {k: v for k, v in record.items() if k not in (FIELD, "model_type")}
     )
-    own, attention = Fields(record[FIELD]), base.attention
+    own, attention = Fields(record[FIELD], FILE), base.attention
     d_inner = attention.num_heads * attention.head_dim
     for name, value in {
         "d_model": base.d_model,
@@ -42,7 +43,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
     }.items():
         own.expect(name, value)
     attends = {*own.items("attn_layers", [])}
-    mixer = Fields(own.take("ssm_cfg", {}))
+    mixer = Fields(own.take("ssm_cfg", {}), FILE)
     own.finish()
     if mixer.take("ngroups", None) is None:
         raise ValueError(
@@ -90,14 +91,16 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": config.mlp.d_ff,
         "n_layer": len(mixing),
         "attn_layers": [i for i, kind in enumerate(mixing) if kind == "*"],
+        "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
+        "vocab_size": config.vocab_size,
         "ssm_cfg": {
             "ngroups": c.ngroups,
             "d_state": c.d_state,
             "d_conv": c.d_conv,
             "conv_bias": c.conv_bias,
             "bias": c.proj_bias,
-            "dt_limit": settings.json_numbers(c.dt_limits),
+            "dt_limit": list(c.dt_limits),
         },
     }
     return {**llama.write(config), FIELD: own}

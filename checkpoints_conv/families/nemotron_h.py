@@ -1,12 +1,13 @@
 """Nemotron-H (`nemotron_h`): Mamba-2, attention, a feed-forward or experts, one a layer.
 
-Transformers bounds the step sizes from below by `time_step_min` and so does this; NVIDIA's
-own code does not, and its models hardly ever meet the bound. The head that predicts several
-tokens is kept for `export`.
+Step sizes are bounded by `time_step_limit`, as in the code that NVIDIA publishes with its
+models (`modeling_nemotron_h.py` of nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16).
+`time_step_min` says how they are begun; transformers 5 takes it for a lower bound, which
+changes what published weights compute (huggingface/transformers#48989). The head that
+predicts several tokens is kept for `export`.
 """
 
 import functools
-import math
 from typing import Any
 
 from checkpoints_conv import mixers, settings, table
@@ -26,6 +27,7 @@ _OF_EXPERTS = ("n_routed_experts", "n_shared_experts", "moe_intermediate_size")
 _OF_EXPERTS += ("moe_shared_expert_intermediate_size", "moe_shared_expert_overlap")
 _OF_EXPERTS += ("num_experts_per_tok", "routed_scaling_factor", "n_group", "topk_group")
 _OF_EXPERTS += ("norm_topk_prob", "moe_latent_size")
+_EPSILONS = ("layer_norm_epsilon", "norm_eps", "rms_norm_eps")  # which say the same
 _PREDICTING = ("num_nextn_predict_layers", "mtp_layers_block_type")
 _PREDICTING += ("mtp_hybrid_override_pattern",)
 
@@ -36,17 +38,20 @@ def read(record: dict[str, Any]) -> ModelConfig:
     f.expect("mamba_hidden_act", "silu")
     for name in ("attention_bias", "mamba_proj_bias"):  # which transformers ignores
         f.expect(name, False)
-    f.skip("chunk_size", "expand", "time_step_limit", "num_hidden_layers", *_PREDICTING)
+    f.skip("chunk_size", "expand", "num_hidden_layers", *_PREDICTING)
+    f.skip("mamba_dt_min", "mamba_dt_max", "mamba_dt_init_floor")
     f.skip("rope_theta", "partial_rotary_factor")  # nor has it positions
     f.skip("num_query_groups", "time_step_rank")
-    norm_eps = f.number("layer_norm_epsilon", 1e-5)
-    for name in ("norm_eps", "rms_norm_eps"):  # which say it again
+    first, *others = _EPSILONS
+    norm_eps = f.number(first, 1e-5)
+    for name in others:
         f.expect(name, norm_eps)
     layers = _layers(f)
     d_model = f.integer("hidden_size")
     heads = f.integer("num_attention_heads", 32)
     width = f.integer("attention_head_dim", 128)  # as older configs call it
     activation = f.take("mlp_hidden_act", "relu2")
+    limits = f.numbers("mamba_dt_limit", settings.INFINITE)  # as older configs call it
     f.expect("mlp_hidden_act", *_ACTIVATIONS)
     config = ModelConfig(
         vocab_size=f.integer("vocab_size"),
@@ -60,7 +65,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
             d_conv=f.integer("conv_kernel", 4),
             conv_bias=f.flag("use_conv_bias", True),
             proj_bias=f.flag("use_bias", False),
-            dt_limits=(f.number("time_step_min", 0.001), math.inf),
+            dt_limits=f.numbers("time_step_limit", limits),
         ),
         attention=AttentionConfig(
             num_heads=heads,
@@ -121,7 +126,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "layers_block_type": settings.write_kinds(config.layers),
+        "num_hidden_layers": len(config.layers),
+        "hybrid_override_pattern": config.layers,
+        "mamba_hidden_act": "silu",
+        "mamba_proj_bias": False,
         "mamba_num_heads": mamba2.nheads,
         "mamba_head_dim": mamba2.headdim,
         "ssm_state_size": mamba2.d_state,
@@ -129,12 +137,15 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "conv_kernel": mamba2.d_conv,
         "use_conv_bias": mamba2.conv_bias,
         "use_bias": mamba2.proj_bias,
-        "time_step_min": mamba2.dt_limits[0],
+        "time_step_limit": list(mamba2.dt_limits),
+        **settings.write_floor(mamba2.dt_limits),
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_kv_heads,
         "head_dim": attention.head_dim,
+        "attention_head_dim": attention.head_dim,
+        "attention_bias": False,
         **_write_feed_forward(config),
-        "layer_norm_epsilon": config.norm_eps,
+        **dict.fromkeys(_EPSILONS, config.norm_eps),
         "tie_word_embeddings": config.tie_embeddings,
     }
 
@@ -148,6 +159,7 @@ def _write_feed_forward(config: ModelConfig) -> dict[str, Any]:
         record["mlp_hidden_act"] = mlp.activation
     if "E" in config.layers:
         moe = config.moe
+        record = {"intermediate_size": moe.d_ff, "mlp_bias": False} | record
         record |= {
             "mlp_hidden_act": moe.activation,
             "n_routed_experts": moe.num_experts,

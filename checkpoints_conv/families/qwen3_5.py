@@ -10,6 +10,7 @@ apart in Qwen3.5 and in one tensor in Qwen3.6.
 import functools
 from typing import Any
 
+from checkpoints_conv import settings
 from checkpoints_conv.families import qwen3_next
 from checkpoints_conv.family import Family
 from checkpoints_conv.fields import Fields
@@ -18,6 +19,8 @@ from jaxspec.models.config import ModelConfig
 
 _SEEING = ("vision_config", "image_token_id", "video_token_id")
 _SEEING += ("vision_start_token_id", "vision_end_token_id", "language_model_only")
+_OF_NEXT = ("norm_topk_prob", "mlp_only_layers", "decoder_sparse_step")
+_OF_NEXT += ("rope_theta", "rope_scaling")
 
 # Whether experts are in one tensor, those of the model and those of the head.
 _FORMS = (False, False), (True, False), (True, True), (False, True)
@@ -47,18 +50,28 @@ def read_whole(record: dict[str, Any], block: str) -> ModelConfig:
 
 def write_text(config: ModelConfig) -> dict[str, Any]:
     """Writes transformers' config of the text's part."""
-    record = qwen3_next.write(config)
-    return {
+    record = {
         name: value
-        for name, value in record.items()
-        if name not in ("norm_topk_prob", "mlp_only_layers")
+        for name, value in qwen3_next.write(config).items()
+        if name not in _OF_NEXT
+    }
+    return {
+        **record,
+        **settings.write_rope_parameters(config.attention, True),
+        "attn_output_gate": True,
+        "output_gate_type": "swish",
+        "mtp_num_hidden_layers": 1 if config.mtp else 0,
+        "mtp_use_dedicated_embeddings": False,
     }
 
 
-def write_whole(config: ModelConfig) -> dict[str, Any]:
-    """Writes the config of a model that sees as transformers' defaults say."""
-    tied = config.tie_embeddings
-    return {"text_config": write_text(config), "tie_word_embeddings": tied}
+def write_whole(config: ModelConfig, kind: str) -> dict[str, Any]:
+    """Writes the config of a model that sees as transformers' defaults say.
+
+    The text's part has a `model_type` of its own, `kind`.
+    """
+    text = {"model_type": kind, **write_text(config)}
+    return {"text_config": text, "tie_word_embeddings": config.tie_embeddings}
 
 
 def _parts(
@@ -91,7 +104,7 @@ def _family(name: str, architecture: str, block: str) -> Family:
         name,
         architecture,
         functools.partial(read_text if is_text else read_whole, block=block),
-        write_text if is_text else write_whole,
+        write_text if is_text else functools.partial(write_whole, kind=f"{name}_text"),
         apart,
         others=tuple(others),
         kept=r"model\.visual\..*",

@@ -16,6 +16,7 @@ from checkpoints_conv.fields import Fields
 from checkpoints_conv.table import Leaf, Part, columns
 from jaxspec.models.config import MLPConfig, ModelConfig, MoEConfig
 
+_KINDS = {"linear_attention": "G", "full_attention": "*"}
 _OF_EXPERTS = ("num_experts_per_tok", "moe_intermediate_size")
 _OF_EXPERTS += ("shared_expert_intermediate_size", "decoder_sparse_step")
 
@@ -39,7 +40,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
         attention=settings.attention(
             f, d_model, qk_norm=True, output_gate=True, **settings.rope(f, 0.25, True)
         ),
-        mlp=MLPConfig(d_ff) if "-" in layers else None,
+        mlp=MLPConfig(d_ff) if d_ff or "-" in layers else None,
         moe=_experts(f) if "E" in layers else None,
         norm_eps=f.number("rms_norm_eps", 1e-6),
         zero_centered_norms=True,
@@ -85,14 +86,16 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": len(mixing),
-        "layer_types": settings.write_kinds(mixing.replace("G", "M")),
+        "hidden_act": "silu",
+        "layer_types": settings.write_kinds(mixing, known=_KINDS),
+        **_write_interval(mixing),
         **settings.write_delta(config.delta),
         **settings.write_attention(config.attention),
         **settings.write_rope(config.attention, True),
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
     }
-    if "-" in feed_forward:
+    if config.mlp:
         record["intermediate_size"] = config.mlp.d_ff
     if "E" in feed_forward:
         moe = config.moe
@@ -104,8 +107,17 @@ def write(config: ModelConfig) -> dict[str, Any]:
             "norm_topk_prob": moe.renormalize,
             "shared_expert_intermediate_size": moe.shared_d_ff,
             "mlp_only_layers": dense,
+            "decoder_sparse_step": 1,
         }
     return record
+
+
+def _write_interval(mixing: str) -> dict[str, int]:
+    """Writes the distance between layers that attend, where there is one."""
+    every = mixing.find("*") + 1
+    even = ("G" * (every - 1) + "*") * len(mixing)
+    is_even = every > 0 and even.startswith(mixing)
+    return {"full_attention_interval": every} if is_even else {}
 
 
 def parts(config: ModelConfig) -> list[Part]:

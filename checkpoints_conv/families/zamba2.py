@@ -1,12 +1,15 @@
 """Zamba2 (`zamba2`): Mamba-2, in some layers behind attention and GEGLU that they share.
 
 A set of the shared weights stands where it is first used, and beside it the adapters of
-all its uses; what files hold again at later uses must be the same. Step sizes are bounded
-from below by `time_step_min`, as in transformers.
+all its uses; what files hold again at later uses must be the same.
+
+Step sizes have no bounds unless `time_step_limit` gives some: no layer of its authors' code
+is built with any (`mamba2_layer.py` in Zyphra/Zamba2, and in the form of transformers in
+Zyphra/transformers_zamba2). Transformers' own port takes `time_step_min`, which says how
+they are begun, for a lower bound.
 """
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +24,7 @@ from jaxspec.models.config import (
     ModelConfig,
 )
 
-_KINDS = {"mamba": "M", "linear_attention": "M", "hybrid": "S"}
+_KINDS = {"linear_attention": "M", "mamba": "M", "hybrid": "S"}
 _DERIVED = ("attention_hidden_size", "hybrid_layer_ids", "kv_channels")
 _DERIVED += ("num_query_groups", "ffn_hidden_size")
 
@@ -34,7 +37,7 @@ def read(record: dict[str, Any]) -> ModelConfig:
     f.expect("tie_word_embeddings", True)  # else transformers shares nothing at all
     f.expect("use_long_context", False)
     f.expect("use_shared_mlp_adapter", True)
-    f.skip("time_step_limit", "use_conv_bias")  # which transformers ignores
+    f.skip("use_conv_bias")  # which transformers ignores
     f.skip("chunk_size", *_DERIVED)
     d_model, count = f.integer("hidden_size"), f.integer("num_hidden_layers")
     layers = settings.kinds(f, "layers_block_type", count, known=_KINDS)
@@ -76,7 +79,7 @@ def _mamba2(f: Fields, d_model: int, bias: bool) -> Mamba2Config:
         ngroups=f.integer("mamba_ngroups", 1),
         d_conv=f.integer("mamba_d_conv", 4),
         proj_bias=bias,
-        dt_limits=(f.number("time_step_min", 0.001), math.inf),
+        dt_limits=f.numbers("time_step_limit", settings.INFINITE),
     )
 
 
@@ -104,19 +107,27 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
+        "hidden_act": "gelu",
         "num_hidden_layers": len(config.layers),
         "layers_block_type": settings.write_kinds(config.layers, known=_KINDS),
+        "hybrid_layer_ids": _uses(config),
         "n_mamba_heads": mamba2.nheads,
         "mamba_expand": mamba2.d_inner // config.d_model,
+        "mamba_headdim": mamba2.headdim,
         "mamba_d_state": mamba2.d_state,
         "mamba_ngroups": mamba2.ngroups,
         "mamba_d_conv": mamba2.d_conv,
-        "time_step_min": mamba2.dt_limits[0],
+        **settings.write_limits(mamba2.dt_limits),
+        **settings.write_floor(mamba2.dt_limits),
         "add_bias_linear": mamba2.proj_bias,
         "num_attention_heads": attention.num_heads,
+        "attention_head_dim": attention.head_dim,
+        "attention_hidden_size": 2 * config.d_model,
         "num_key_value_heads": attention.num_kv_heads,
         "use_mem_rope": attention.rope_dim > 0,
         **settings.write_rope(attention),
+        "use_long_context": False,
+        "use_shared_mlp_adapter": True,
         "use_shared_attention_adapter": attention.adapter_rank > 0,
         "intermediate_size": mlp.d_ff,
         "adapter_rank": mlp.adapter_rank,

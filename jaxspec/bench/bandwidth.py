@@ -24,7 +24,7 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import rows
+from jaxspec import rows, sampling
 from jaxspec.bench import errors, published, timing
 from jaxspec.bench.verify import copy_bandwidth
 from jaxspec.cli import options, terminal
@@ -193,7 +193,7 @@ def _problem(config: ModelConfig, nodes: int, batch: int, dtype: str) -> Problem
     parents = np.arange(-1, nodes - 1)
     parents[nodes // 2 + 1 :] = rng.integers(0, nodes // 2 + 1, nodes - nodes // 2 - 1)
     tree = topology.derive(jnp.tile(jnp.array(parents, jnp.int32), (batch, 1)))
-    inputs, C = _records(config, (batch, nodes), dtype, jax.random.key(0))
+    inputs, C = _records(config, (batch, nodes), dtype, sampling.key(0))
     A = -jnp.linspace(0.1, 1.0, m.nheads, dtype=jnp.float32)
     return Problem(tree, inputs, A, C, jnp.ones((m.d_inner,), jnp.float32))
 
@@ -214,7 +214,7 @@ def _records(config: ModelConfig, leading: tuple[int, ...], dtype: str, key):
 def _states(config: ModelConfig, layers: int, batch: int) -> jax.Array:
     m = config.mamba2
     shape = layers, batch, m.nheads, m.headdim, m.d_state
-    return jax.random.normal(jax.random.key(1), shape, jnp.float32)
+    return jax.random.normal(sampling.key(1), shape, jnp.float32)
 
 
 def _looped(step, steps: int):
@@ -236,7 +236,7 @@ def _looped(step, steps: int):
 def _lazy(config, args, batch: int, dtype: str, implementation):
     problem = _problem(config, args.nodes, batch, dtype)
     slots = args.layers, batch, args.ring
-    ring, _ = _records(config, slots, dtype, jax.random.key(2))
+    ring, _ = _records(config, slots, dtype, sampling.key(2))
     path = jax.tree.map(lambda a: a[:, : args.max_path], problem.inputs)
     append = jax.vmap(rows.write, (0, None, None))
 
@@ -268,7 +268,7 @@ def _lazy(config, args, batch: int, dtype: str, implementation):
 def _replay(config, args, batch: int, dtype: str, implementation, pending: int = 0):
     problem = _problem(config, args.nodes + pending, batch, dtype)
     slots = args.layers, batch, args.max_path
-    path, _ = _records(config, slots, dtype, jax.random.key(2))
+    path, _ = _records(config, slots, dtype, sampling.key(2))
     rates = jnp.tile(problem.A[None], (args.layers, 1))
     fold = functools.partial(tree_ssd.fold, implementation=implementation)
 

@@ -29,7 +29,7 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decode_state, decoding, metrics, pretrained
+from jaxspec import decode_state, decoding, metrics, pretrained, sampling
 from jaxspec.bench import peer as peers
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import published, synthetic, timing, totals
@@ -202,7 +202,7 @@ def _jobs(
         "stops": pretrained.stop_tokens(args.model),
     }
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(args.seed), np.arange(len(ids))
+        sampling.key(args.seed), np.arange(len(ids))
     )
     jobs = []
     for start in range(0, len(ids), args.batch):

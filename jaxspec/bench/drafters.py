@@ -26,7 +26,7 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decode_state, decoding, files, pretrained
+from jaxspec import decode_state, decoding, digests, files, pretrained, sampling
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import resampling, timing
 from jaxspec.cli import drafters, options, terminal
@@ -37,6 +37,7 @@ from jaxspec.text import encoding
 BUDGETS = [4, 8, 16, 32, 64]
 KINDS = "ngram suffix recycling model best-first chain specinfer rsd-c sequoia".split()
 KINDS += ["rsd-s", "dyspec", "chain-shared", "rsd-c-shared", "dyspec-shared"]
+FORMAT = "jaxspec drafters 2"
 FILES = ["datastore", "trees", "vocabulary"]  # that drafters are made from
 TIMES = [f"{name}{end}" for name in ("step", "speed") for end in ("", "_low", "_high")]
 RETRIEVE = ["retrieval", "lookups", "rasd", "rasd-first"]
@@ -171,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
         for case in cases:
             bar.update(task, description=" ".join(map(str, case)))
             if _measure(args, tools, prompts, record["rows"], case) and args.out:
-                files.write_text(args.out, json.dumps(record) + "\n")
+                files.write_text(args.out, digests.seal(record))
             bar.advance(task)
     if args.plot:
         plotting.save(plotting.drafters(record), args.plot)
@@ -231,14 +232,17 @@ def _begin(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
         | {name: path and files.digest(path) for name, path in made_from.items()},
     }
     settings["prompts"] = [n // len(args.temperature) for n in settings["prompts"]]
-    record = {"environment": timing.environment(), "settings": settings, "rows": []}
+    record = {"format": FORMAT, "environment": timing.environment()}
+    record |= {"settings": settings, "rows": []}
     if args.out is None or not args.out.exists():
         return record
     try:
-        old = json.loads(args.out.read_text())
+        old = digests.unseal(args.out, FORMAT)
         same = old["settings"] == settings
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{args.out} is no record of this benchmark.") from None
+    except (ValueError, LookupError) as error:
+        raise ValueError(
+            f"{args.out} is no record of this benchmark: {files.one_line(error)}."
+        ) from None
     if not same:
         raise ValueError(
             f"{args.out} was made with {old['settings']}, and this is {settings}; give "
@@ -285,7 +289,7 @@ def _measure(
 def _decode(args, setup: Setup, prompts: Prompts, case: tuple) -> list[dict[str, Any]]:
     """Decodes all rows: a record for each domain and temperature."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(args.seed), jnp.arange(len(prompts.lengths))
+        sampling.key(args.seed), jnp.arange(len(prompts.lengths))
     )
     state = decode_state.init_state(
         setup.params,

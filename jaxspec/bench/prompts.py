@@ -2,9 +2,10 @@
 
 import hashlib
 import importlib.resources
-import json
 import pathlib
 from collections.abc import Sequence
+
+from jaxspec import files
 
 
 def read(path: str | pathlib.Path | None = None) -> list[str]:
@@ -14,17 +15,18 @@ def read(path: str | pathlib.Path | None = None) -> list[str]:
         ValueError: naming the line that is not a prompt.
     """
     if path is None:
-        text = importlib.resources.files("jaxspec.assets").joinpath("prompts.jsonl")
+        assets = importlib.resources.files("jaxspec.assets")
+        text = pathlib.Path(str(assets / "prompts.jsonl"))
     else:
         text = pathlib.Path(path)
     # Not `splitlines`, which also cuts at characters that JSON strings may hold.
-    lines = text.read_text(encoding="utf-8").split("\n")
+    lines = files.read_text(text).split("\n")
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            prompts.append(_prompt(json.loads(line)))
+            prompts.append(_prompt(files.parse_json(line, "it")))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise ValueError(
                 f"{path or 'prompts.jsonl'} line {number} is no JSON object with "

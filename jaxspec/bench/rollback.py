@@ -20,7 +20,6 @@ from jaxspec import compilation, pretrained, trees
 from jaxspec.bench import timing, traffic
 from jaxspec.cli import options, terminal
 from jaxspec.core import LanguageModel
-from jaxspec.models import config as configs
 from jaxspec.models import hybrid
 from jaxspec.models.rollback import ROLLBACKS
 
@@ -64,9 +63,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--accepted must be from 1 to {min(args.nodes)}, got {args.accepted}."
         )
-    config = configs.from_json(
-        (pretrained.find(args.model) / "config.json").read_text()
-    )
+    config = pretrained.read_config(args.model)
     rows = [row for size in args.batch for row in _measure(args, config, size)]
     record = {
         "environment": timing.environment(),

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxspec import sampling
 from jaxspec.core import LanguageModel
 from jaxspec.models.config import ModelConfig
 
@@ -20,9 +21,9 @@ def params(config: ModelConfig, model: LanguageModel, seed: int = 0) -> Any:
     Decays and step sizes lie where those of trained models do, so that states neither
     vanish nor grow.
     """
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, sampling.key(0))
     return jax.jit(functools.partial(_draw, shapes, jnp.dtype(config.dtype)))(
-        jax.random.key(seed)
+        sampling.key(seed)
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxspec import sampling
 from jaxspec.bench import targets
 from jaxspec.core import LanguageModel
 from jaxspec.models import block, rollback
@@ -94,7 +95,7 @@ def compiled(
         max_length: tokens in the caches.
         target: a machine of `targets` to compile for; None is the one that runs this.
     """
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.eval_shape(model.init, sampling.key(0))
     carry = jax.eval_shape(lambda: model.init_carry(None, batch_size, max_length))
     shape = jax.ShapeDtypeStruct((batch_size, num_nodes), jnp.int32)
     tree = TokenTree(shape, shape)

@@ -1,12 +1,9 @@
 """The command line: `jaxspec generate | bench | tune | train | convert | export | info`."""
 
 import argparse
-import os
-import pathlib
 import sys
 
-import jax
-
+from jaxspec import compilation
 from jaxspec.bench import command as bench
 from jaxspec.cli import convert, export, generate, info, options
 from jaxspec.train import command as train
@@ -44,14 +41,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _keep_programs() -> None:
-    """Keeps compiled programs for the next run, unless JAX was told where to."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = str(pathlib.Path(cache) / "jaxspec")
-        jax.config.update("jax_compilation_cache_dir", folder)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; errors become one line.
 
@@ -60,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         logits that are not finite, 130 if interrupted.
     """
     args = parser().parse_args(arguments)
-    _keep_programs()
+    compilation.keep_programs()
     try:
         options.check_integers(args)
         args.run(args)

@@ -21,6 +21,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich import console as consoles
 from rich import progress
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
         "family": done.family.name,
         "layers": done.config.layers,
         "dtype": done.config.dtype,
+        "source_dtype": done.dtype,
         "mtp": done.config.mtp,
         "tensors": len(done.source.entries),
         "kept": sum(len(p.leaves) for p in done.parts if p.name == stored.KEPT),
@@ -65,14 +67,26 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(record))
     else:
-        kept = f"{record['kept']} tensors kept for export alone, "
-        terminal.console().print(
-            f"{args.dest}: {record['family']}, {len(done.config.layers)} blocks, "
-            f"{kept if record['kept'] else ''}"
-            f"{record['bytes'] / 2**30:.2f} GiB in {record['seconds']:.1f} s. Go on with: "
-            f"jaxspec generate --model {args.dest}{' --drafter mtp' * bool(record['mtp'])}",
+        _print(args.dest, record)
+
+
+def _print(dest: pathlib.Path, record: dict[str, Any]) -> None:
+    """Says what was converted, and what to do next."""
+    console = terminal.console()
+    if record["source_dtype"] == "float16":
+        console.print(
+            "The weights are float16, which jaxspec does not compute in: they stay so in "
+            f"{dest}, and are loaded as {record['dtype']} or, by --dtype, as bfloat16.",
             soft_wrap=True,
         )
+    kept = f"{record['kept']} tensors kept for export alone, "
+    console.print(
+        f"{dest}: {record['family']}, {len(record['layers'])} blocks, "
+        f"{kept if record['kept'] else ''}"
+        f"{record['bytes'] / 2**30:.2f} GiB in {record['seconds']:.1f} s. Go on with: "
+        f"jaxspec generate --model {dest}{' --drafter mtp' * bool(record['mtp'])}",
+        soft_wrap=True,
+    )
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from jaxspec.drafting.given import given
 from jaxspec.drafting.head import draft_head
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.ngram import ngram
+from jaxspec.drafting.padded import with_vocab_size
 from jaxspec.drafting.rasd import rasd
 from jaxspec.drafting.recycling import ACCEPTANCE, recycling
 from jaxspec.drafting.retrieval import retrieval
@@ -172,19 +173,17 @@ def _kept_tokens(tools: Tools, tokenizer: tokenizers.Tokenizer) -> np.ndarray | 
 def trim(
     draft: pretrained.Pretrained, vocab_size: int, keep: np.ndarray | None
 ) -> tuple[LanguageModel, Any]:
-    """A draft model and its params, the head cut to the tokens `keep`.
+    """A draft model of the target's `vocab_size`, and its params.
 
-    By default to those that the target, of `vocab_size`, has as well: tables of one
-    tokenizer are padded to different sizes.
+    The head is cut to the tokens `keep`, as far as both tables have them; None is all.
     """
     own = draft.model.vocab_size
-    if keep is None and own == vocab_size:
-        return draft.model, draft.params
-    if keep is None:
-        keep = np.arange(min(own, vocab_size), dtype=np.int32)
-    head = hybrid.trim_head(draft.params, keep)
-    model = draft.model._replace(vocab_size=vocab_size)
-    return model, Trimmed(head, jnp.asarray(keep))
+    model = with_vocab_size(draft.model, vocab_size)
+    if keep is not None:
+        keep = keep[keep < min(own, vocab_size)]
+    if keep is None or len(keep) == own:
+        return model, draft.params
+    return model, Trimmed(hybrid.trim_head(draft.params, keep), jnp.asarray(keep))
 
 
 def _mtp(tools: Tools, shape: str) -> Made:

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import tokenizers
 
-from jaxspec import decode_state, decoding, pretrained
+from jaxspec import decode_state, decoding, pretrained, sampling
 from jaxspec.cli import drafters, following, options, prompting, report, terminal
 from jaxspec.cli.prompting import Prompt
 from jaxspec.decode_state import DecodeState
@@ -165,7 +165,7 @@ def _start(
         top_k=args.top_k,
         top_p=args.top_p,
         stops=prompt.stop_tokens,
-        keys=jax.random.key(args.seed),
+        keys=sampling.key(args.seed),
     )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tokenizers
 
-from jaxspec import pretrained
+from jaxspec import files, pretrained
 from jaxspec.cli import drafters
 from jaxspec.text import chat, encoding
 
@@ -107,12 +107,11 @@ def _text(args: argparse.Namespace) -> str:
     """
     if args.prompt is None and args.prompt_file is None:
         return DEMO_PROMPT
-    source = "--prompt" if args.prompt_file is None else str(args.prompt_file)
+    if args.prompt_file is not None:
+        return files.read_text(args.prompt_file)
     try:
-        if args.prompt_file is not None:
-            return args.prompt_file.read_text(encoding="utf-8")
         text = sys.stdin.read() if args.prompt == "-" else args.prompt
         text.encode()  # bytes of the command line that are not UTF-8 arrive as surrogates
         return text
     except UnicodeError as error:
-        raise ValueError(f"{source} is not UTF-8: {error}.") from None
+        raise ValueError(f"--prompt is not UTF-8: {files.one_line(error)}.") from None

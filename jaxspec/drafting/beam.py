@@ -61,7 +61,7 @@ def _stochastic_beam(width: int, length: int) -> Builder:
 
     def build(reader: Reader, tape, keys, root, settings) -> Built:
         tree = builder.start(root, num_nodes)
-        start, stop, beams, laws = 0, 1, None, []
+        start, stop, beams, draft_logits = 0, 1, None, []
         for _ in range(length):
             tape, logits = reader.read(tape, tree, start, stop)
             if beams is None:
@@ -69,18 +69,18 @@ def _stochastic_beam(width: int, length: int) -> Builder:
                 beams = _Beams(zeros, zeros)
             descend = functools.partial(_descend, width=width, start=start)
             args, shared = (logits, keys, settings, beams), (reader.vocab_ids,)
-            tokens, above, beams, law = partition.by_rows(
+            tokens, above, beams, scaled = partition.by_rows(
                 descend, *args, shared=shared, over=partition.AXES
             )
             parents = jnp.where(beams.value > -jnp.inf, start + above, -1)
             tree = builder.grow(tree, stop, tokens, parents)
-            laws.append(law)
+            draft_logits.append(scaled)
             start, stop = stop, stop + tokens.shape[1]
         slots = builder.read_slots(tree, start)
         draft = Draft(
             tree,
             jnp.full(slots.shape, Draft.WITHOUT_REPLACEMENT, jnp.int32),
-            jnp.concatenate(laws, axis=1),
+            jnp.concatenate(draft_logits, axis=1),
             jnp.maximum(slots, 0),
             reader.vocab_ids,
             length + 1,
@@ -100,7 +100,7 @@ def _descend(
     width: int,
     start: int,
 ) -> tuple[Array, Array, _Beams, Array]:
-    """Chooses a level: tokens, the beam above each, both `[B, n]`, values, and the laws.
+    """Chooses a level: tokens, the beam above each, both `[B, n]`, values, and logits.
 
     Args:
         logits: `[B, w, V']` of the level above.
@@ -113,17 +113,24 @@ def _descend(
     """
     batch, count, size = logits.shape
     scaled = builder.law_logits(logits, settings)
-    alive = beams.value > -jnp.inf
-    phi = jnp.where(alive, beams.phi, 0.0)[:, :, None] + jax.nn.log_softmax(scaled)
+    alive, most = beams.value > -jnp.inf, min(width, size)
+    above = jnp.where(alive, beams.phi, 0.0)
+    phi = above[:, :, None] + jax.nn.log_softmax(scaled)
 
     def perturbed():
         each = builder.node_keys(keys, settings, jnp.arange(start, start + count))
         top = jnp.where(alive, beams.value, 0.0)  # no noise has a largest of -inf
-        return jax.vmap(jax.vmap(sampling.perturb))(each, phi, top)
+        nodes = jax.vmap(jax.vmap(functools.partial(sampling.perturb, count=most)))
+        return nodes(each, scaled, above, top)
 
-    values = builder.by_temperature(settings, perturbed, lambda: phi)
+    def likeliest():
+        tokens = jax.lax.top_k(scaled, most)[1].astype(jnp.int32)
+        return tokens, jnp.take_along_axis(phi, tokens, axis=2)
+
+    columns, values = builder.by_temperature(settings, perturbed, likeliest)
+    phi = jnp.take_along_axis(phi, columns, axis=2).reshape(batch, -1)
     values = jnp.where(alive[:, :, None], values, -jnp.inf).reshape(batch, -1)
-    value, place = jax.lax.top_k(values, min(width, count * size))
-    below = _Beams(jnp.take_along_axis(phi.reshape(batch, -1), place, axis=1), value)
-    tokens = builder.token_ids(place % size, vocab_ids)
-    return tokens, place // size, below, jax.nn.softmax(scaled)
+    value, place = jax.lax.top_k(values, min(width, count * most))
+    below = _Beams(jnp.take_along_axis(phi, place, axis=1), value)
+    columns = jnp.take_along_axis(columns.reshape(batch, -1), place, axis=1)
+    return builder.token_ids(columns, vocab_ids), place // most, below, scaled

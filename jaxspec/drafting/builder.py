@@ -100,7 +100,7 @@ def read_slots(tree: TokenTree, num_read: int) -> Array:
 
 
 def law_logits(logits: Array, settings: sampling.Sampling) -> Array:
-    """Filtered logits `[B, n, V]` over the temperature, row by row; over 1 if greedy."""
+    """Filtered logits `[B, n, V]` over the temperature, of largest 0; over 1 if greedy."""
     needs = sampling.needs(settings)
     nodes = jax.vmap(sampling.law_logits, (0, None, None))
     return jax.vmap(nodes, (0, 0, None))(logits, settings, needs)
@@ -133,7 +133,7 @@ def by_temperature(
 
     What no row asks for is not computed.
     """
-    sampled = settings.temperature > 0.0
+    sampled = settings.is_drawn
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(likeliest))
     greedy = jax.lax.cond(jnp.all(sampled), lambda: nothing, likeliest)
 

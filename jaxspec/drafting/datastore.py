@@ -160,8 +160,12 @@ def load(path: str | os.PathLike, tokenizer: tokenizers.Tokenizer) -> Datastore:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a whole datastore: {error}.") from None
+    except OSError:
+        raise
+    except Exception as error:  # of the header, or of a dtype that numpy lacks
+        raise ValueError(
+            f"{path} is not a whole datastore: {files.one_line(error)}."
+        ) from None
     for name, expected in _metadata(tokenizer).items():
         if metadata.get(name) != expected:
             raise ValueError(
@@ -169,6 +173,9 @@ def load(path: str | os.PathLike, tokenizer: tokenizers.Tokenizer) -> Datastore:
             )
     if set(arrays) != {"tokens", "suffix_array"}:
         raise ValueError(f"{path} is not a datastore: it holds {sorted(arrays)}.")
+    shapes = {(array.dtype.name, array.shape) for array in arrays.values()}
+    if shapes != {("int32", (arrays["tokens"].size,))}:
+        raise ValueError(f"{path} is not a datastore: its arrays are {sorted(shapes)}.")
     if metadata.get("sha256") != _hash(arrays):
         raise ValueError(f"{path} is damaged: its sha256 is another one.")
     return Datastore(**{name: jnp.asarray(array) for name, array in arrays.items()})

@@ -122,7 +122,7 @@ def _dyspec(rules: _Rules) -> Builder:
             draft = Draft(
                 tree,
                 jnp.full(slots.shape, Draft.WITHOUT_REPLACEMENT, jnp.int32),
-                jax.nn.softmax(laws),
+                laws,
                 jnp.maximum(slots, 0),
                 reader.vocab_ids,
                 rules.max_path,
@@ -192,7 +192,7 @@ def _draw(
             drawn = jax.lax.cond(
                 needs.noise, lambda: choose(slot, depth, left), lambda: likeliest
             )
-            column = jnp.where(own.temperature > 0.0, drawn, likeliest)
+            column = jnp.where(own.is_drawn, drawn, likeliest)
             law = jax.nn.softmax(left)
             rest = jnp.sum(jnp.where(columns == column, 0.0, law))  # 0 if none is left
             rest = jnp.where(jnp.sum(siblings) + 1 < rules.max_children, rest, 0.0)

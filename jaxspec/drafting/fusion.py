@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxspec import trees
+from jaxspec import checks, trees
 from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft
 
 Array = jax.Array
@@ -38,6 +38,8 @@ def fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
         ValueError: if there is no slot, or the two have vocabularies of different sizes.
             While proposing, if one draws by chance.
     """
+    checks.record("first", first, Drafter)
+    checks.record("second", second, Drafter)
     if num_nodes < 1:
         raise ValueError(f"Expected num_nodes >= 1, got {num_nodes}.")
     sizes = {first.vocab_size, second.vocab_size} - {None}
@@ -56,8 +58,13 @@ def _fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
     def init(
         params: Pair, prompt: Array, lengths: Array, max_length: int, hidden
     ) -> Pair:
-        text = prompt, lengths, max_length, hidden
-        return Pair(first.init(params.first, *text), second.init(params.second, *text))
+        checks.record("the params of two drafters", params, Pair)
+
+        def begin(drafter: Drafter, own: Any) -> Any:
+            size = max_length + max_path - drafter.max_path  # it is told of joint paths
+            return drafter.init(own, prompt, lengths, size, hidden)
+
+        return Pair(begin(first, params.first), begin(second, params.second))
 
     def propose(
         params: Pair, keys: Array, state: Pair, root: Array, settings
@@ -87,8 +94,9 @@ def check_deterministic(draft: Draft) -> None:
     Raises:
         ValueError: if it has laws, or shares its noise with the emission.
     """
-    if draft.law.shape[1] or draft.coupled:
+    laws = draft.draft_logits.shape[1]
+    if laws or draft.coupled:
         raise ValueError(
             "Expected a drafter without chance, as `ngram` or `retrieval`; got one with "
-            f"{draft.law.shape[1]} laws{' and shared noise' if draft.coupled else ''}."
+            f"{laws} laws{' and shared noise' if draft.coupled else ''}."
         )

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import rows
+from jaxspec import checks, rows
 from jaxspec.core import Draft, Drafter, DraftHead, Verdict, emitted_tokens
 from jaxspec.drafting.builder import Builder, Reader
-from jaxspec.drafting.model import whole
-from jaxspec.drafting.static import static_tree
+from jaxspec.drafting.model import as_builder, head_for, whole
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
@@ -54,10 +53,11 @@ def draft_head(head: DraftHead, builder: Builder | Sequence[int] = (1,) * 4) -> 
             `draft_model`.
 
     Raises:
-        ValueError: if the head has fewer tokens than a node has children.
+        ValueError: if the head has fewer tokens than a node has children; when traced, if
+            a trimmed one has.
     """
-    if not isinstance(builder, Builder):
-        builder = static_tree(builder)
+    checks.record("head", head, DraftHead)
+    builder = as_builder(builder)
     if builder.min_vocab > head.vocab_size:
         raise ValueError(
             f"The builder draws {builder.min_vocab} children at a node, and the head has "
@@ -71,7 +71,7 @@ def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
     def init(
         params, prompt: Array, lengths: Array, max_length: int, hidden: Array
     ) -> State:
-        params = whole(params).params
+        params = head_for(builder, params).params
         carry = head.init_carry(params, len(prompt), max_length)
         following = jnp.roll(prompt, -1, axis=1)
         carry, own = head.scan(params, carry, following, hidden, lengths - 1)
@@ -80,7 +80,7 @@ def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
     def propose(
         params, keys: Array, state: State, root: Array, settings
     ) -> tuple[State, Draft]:
-        params, vocab_ids = whole(params)
+        params, vocab_ids = head_for(builder, params)
         reader = Reader(
             functools.partial(_read, head, params, state.carry),
             vocab_ids,

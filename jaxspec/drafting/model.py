@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import rows
+from jaxspec import checks, rows
 from jaxspec.core import Draft, Drafter, LanguageModel, Verdict
 from jaxspec.drafting.builder import Builder, Reader
 from jaxspec.drafting.static import static_tree
@@ -49,7 +49,8 @@ def draft_model(
     """Makes a drafter of a language model.
 
     Args:
-        model: any `LanguageModel` of the target's vocabulary; its params may be `Trimmed`.
+        model: any `LanguageModel` of the target's vocabulary (`with_vocab_size` where its
+            table is padded otherwise); its params may be `Trimmed`.
         builder: grows the trees; or children of each node, level by level, the model's
             likeliest: `(1, 1, 1, 1)` is a chain of four, `(3, 2, 1)` a tree of 15 nodes
             besides the root.
@@ -58,10 +59,10 @@ def draft_model(
 
     Raises:
         ValueError: if the model cannot keep paths as long, or has fewer tokens than a
-            node has children.
+            node has children; when traced, if a trimmed head has.
     """
-    if not isinstance(builder, Builder):
-        builder = static_tree(builder)
+    checks.record("model", model, LanguageModel)
+    builder = as_builder(builder)
     if temperature is not None and not temperature > 0.0:
         raise ValueError(f"The draft's temperature is positive, got {temperature}.")
     if builder.min_vocab > model.vocab_size:
@@ -83,7 +84,7 @@ def _draft_model(
 ) -> Drafter:
     def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
         del hidden
-        params = whole(params).params
+        params = head_for(builder, params).params
         carry = model.init_carry(params, len(prompt), max_length)
         carry, _ = model.scan(params, carry, prompt, lengths - 1)
         return State(carry, None, None)
@@ -91,7 +92,7 @@ def _draft_model(
     def propose(
         params, keys: Array, state: State, root: Array, settings
     ) -> tuple[State, Draft]:
-        params, vocab_ids = whole(params)
+        params, vocab_ids = head_for(builder, params)
         carry = model.prepare(params, state.carry)
         tape = model.init_tape(params, len(root), builder.num_read)
         reader = Reader(
@@ -100,7 +101,7 @@ def _draft_model(
             model.vocab_size,
         )
         if temperature is not None:
-            own = jnp.where(settings.temperature > 0.0, temperature, 0.0)
+            own = jnp.where(settings.is_drawn, temperature, 0.0)
             settings = settings._replace(temperature=own)
         built = builder.build(reader, tape, keys, root, settings)
         return State(carry, built.tape, built.slots), built.draft
@@ -113,6 +114,13 @@ def _draft_model(
         return State(carry, None, None)
 
     return Drafter(init, propose, observe, builder.max_path, model.vocab_size)
+
+
+def as_builder(builder: Builder | Sequence[int]) -> Builder:
+    """The builder, or that of a static tree of so many children level by level."""
+    if callable(builder) or isinstance(builder, Drafter):
+        checks.record("builder", builder, Builder)
+    return builder if isinstance(builder, Builder) else static_tree(builder)
 
 
 def read(
@@ -171,3 +179,18 @@ def absorb(
 def whole(params) -> Trimmed:
     """Params with the tokens of their head, None for all."""
     return params if isinstance(params, Trimmed) else Trimmed(params, None)
+
+
+def head_for(builder: Builder, params) -> Trimmed:
+    """Params as in `whole`, of a head with as many tokens as a node has children.
+
+    Raises:
+        ValueError: if a trimmed head has fewer.
+    """
+    found = whole(params)
+    if found.vocab_ids is not None and len(found.vocab_ids) < builder.min_vocab:
+        raise ValueError(
+            f"The builder draws {builder.min_vocab} children at a node, and the trimmed "
+            f"head has {len(found.vocab_ids)} tokens; draw fewer, or keep more."
+        )
+    return found

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, rows, trees
+from jaxspec import checks, partition, rows, trees
 from jaxspec.core import Draft, Drafter, LanguageModel, Verdict
 from jaxspec.drafting import builder as builders
 from jaxspec.drafting import fusion
@@ -68,6 +68,9 @@ def rasd(
             keep paths as long. While proposing, if the model's head has no more than
             `keep` tokens, or the retriever draws by chance.
     """
+    checks.record("model", model, LanguageModel)
+    checks.record("builder", builder, Builder)
+    checks.record("retriever", retriever, Drafter)
     if order not in ORDERS:
         raise ValueError(f"Expected an order of {ORDERS}, got {order!r}.")
     if keep < 1 or not 0.0 <= least <= 1.0:
@@ -95,15 +98,17 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
     def init(
         params: Pair, prompt: Array, lengths: Array, max_length: int, hidden
     ) -> Pair:
-        text = prompt, lengths, max_length, hidden
+        checks.record("the params of two drafters", params, Pair)
+        size = max_length + max_path - retriever.max_path  # it is told of joint paths
         return Pair(
-            drafter.init(params.first, *text), retriever.init(params.second, *text)
+            drafter.init(params.first, prompt, lengths, max_length, hidden),
+            retriever.init(params.second, prompt, lengths, size, hidden),
         )
 
     def propose(
         params: Pair, keys: Array, state: Pair, root: Array, settings
     ) -> tuple[Pair, Draft]:
-        own, vocab_ids = models.whole(params.first)
+        own, vocab_ids = models.head_for(builder, params.first)
         past, draft = retriever.propose(
             params.second, keys, state.second, root, settings
         )
@@ -208,7 +213,7 @@ def _fuse(
     draft = built.draft.replace(
         tree=tree,
         kind=widen(built.draft.kind, Draft.DETERMINISTIC),
-        law_row=widen(built.draft.law_row, 0),
+        logits_row=widen(built.draft.logits_row, 0),
         max_path=max_path,
     )
     # Every node of the retrieved tree was read in its place there, wherever it is now.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, rows, trees
+from jaxspec import checks, partition, rows, trees
 from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft, emitted_tokens
 from jaxspec.drafting import datastore, ngram
 from jaxspec.drafting.datastore import Datastore
@@ -62,7 +62,8 @@ def retrieval(
 @functools.cache
 def _retrieval(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
     def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
-        del params, max_length, hidden
+        checks.record("the params of retrieval", params, Datastore)
+        del max_length, hidden
         index = lengths[:, None] - max_match + jnp.arange(max_match)[None]
         tail = rows.take(prompt, jnp.maximum(index, 0))
         return State(jnp.where(index >= 0, tail, NOTHING))

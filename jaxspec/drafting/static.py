@@ -85,36 +85,35 @@ def _static_tree(topology: tuple[int, ...], law: str, noise: str) -> Builder:
     num_nodes, num_read = len(topology), levels[-1].stop
     read = np.concatenate([np.arange(level.start, level.stop) for level in levels])
     is_read = np.isin(np.arange(num_nodes), read)[None]
-    law_row = np.zeros(num_nodes, np.int32)
-    law_row[read] = np.arange(len(read)) * (law != "top_k" and noise == "own")
+    row = np.zeros(num_nodes, np.int32)  # of a node's logits
+    row[read] = np.arange(len(read)) * (law != "top_k" and noise == "own")
 
     def build(reader: Reader, tape, keys, root, settings) -> Built:
         tree = builder.start(root, num_nodes)
         draw = functools.partial(
             _children, law=law, noise=noise, vocab_size=reader.vocab_size
         )
-        laws = []
+        draft_logits = []
         for depth, level in enumerate(levels):
             tape, logits = reader.read(tape, tree, level.start, level.stop)
             pick = functools.partial(draw, level=level, depth=depth)
             args = logits, keys, settings
             shared = (reader.vocab_ids,)
-            tokens, exists, law_ = partition.by_rows(
+            tokens, exists, scaled = partition.by_rows(
                 pick, *args, shared=shared, over=partition.AXES
             )
             parents = jnp.array(level.parent) + level.start
             exists &= (tree.parents[:, parents] >= 0) | (parents == 0)[None]
             parents = jnp.where(exists, parents[None], -1)
             tree = builder.grow(tree, level.children[0], tokens, parents)
-            laws.append(law_)
-        laws = jnp.concatenate(laws, axis=1)  # [B, num_read, V'], or no rows
+            draft_logits.append(scaled)
         shape = tree.parents.shape
         kind = Draft.DETERMINISTIC if noise == "shared" else KINDS[law]
         draft = Draft(
             tree,
             jnp.full(shape, kind, jnp.int32),
-            laws,
-            jnp.broadcast_to(jnp.asarray(law_row)[None], shape),
+            jnp.concatenate(draft_logits, axis=1),  # [B, num_read, V'], or no rows
+            jnp.broadcast_to(jnp.asarray(row)[None], shape),
             reader.vocab_ids,
             len(levels) + 1,
             coupled=noise == "shared",
@@ -138,12 +137,12 @@ def _children(
     noise: str,
     vocab_size: int,
 ) -> tuple[Array, Array, Array]:
-    """Draws a level: tokens `[B, n]`, whether each exists, and the laws `[B, m, V']`."""
+    """Draws a level: tokens `[B, n]`, whether each exists, and logits `[B, m, V']`."""
     most = max(level.rank) + 1
     scaled = builder.law_logits(logits, settings)
     nodes = jax.vmap(jax.vmap(functools.partial(sampling.largest, count=most)))
     likeliest = functools.partial(nodes, scaled)
-    laws = jnp.zeros((len(logits), 0, logits.shape[2]), logits.dtype)
+    draft_logits = scaled[:, :0]
 
     def drawn():
         slots = jnp.arange(level.start, level.stop)
@@ -163,10 +162,10 @@ def _children(
         tokens, exists = builder.by_temperature(settings, drawn_as_emitted, likeliest)
     else:
         tokens, exists = builder.by_temperature(settings, drawn, likeliest)
-        laws = jax.nn.softmax(scaled)
+        draft_logits = scaled
     here = np.array(level.parent), np.array(level.rank)
     tokens = builder.token_ids(tokens, vocab_ids)
-    return tokens[:, *here], exists[:, *here], laws
+    return tokens[:, *here], exists[:, *here], draft_logits
 
 
 def _draws(key: Array, logits: Array, law: str, count: int) -> tuple[Array, Array]:

@@ -6,15 +6,13 @@ One tree per budget of nodes, and the budget whose tree was the fastest where it
 measured; acceptance, times and all else that the command found stand beside.
 """
 
-import json
 import os
-import pathlib
 from typing import Any
 
-from jaxspec import files
+from jaxspec import digests, files
 from jaxspec.drafting import static
 
-_FORMAT = "jaxspec trees 1"
+_FORMAT = "jaxspec trees 2"
 
 
 def save(
@@ -29,7 +27,7 @@ def save(
         **more: anything else worth knowing, which `load_tree` does not look at.
     """
     record = {"format": _FORMAT, **more, "best": best, "trees": trees}
-    files.write_text(path, json.dumps(record) + "\n")
+    files.write_text(path, digests.seal(record))
 
 
 def load_tree(path: str | os.PathLike, num_nodes: int | None = None) -> tuple[int, ...]:
@@ -42,15 +40,15 @@ def load_tree(path: str | os.PathLike, num_nodes: int | None = None) -> tuple[in
     Raises:
         ValueError: if the file is damaged, or has no tree of that budget.
     """
+    record = digests.unseal(path, _FORMAT)
     try:
-        record = _read(path)
         best = record["best"]
         trees = {tree["num_nodes"]: tree["parents"] for tree in record["trees"]}
         for budget, parents in trees.items():
             if parents[0] != -1 or static.static_tree(parents).num_nodes > budget:
                 raise ValueError(f"this is no tree of {budget} nodes: {parents}")
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} holds no trees: {error}.") from None
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} holds no trees: {files.one_line(error)}.") from None
     budget = best if num_nodes is None else num_nodes
     if budget not in trees:
         raise ValueError(f"{path} has trees of {sorted(trees)} nodes, not of {budget}.")
@@ -66,17 +64,13 @@ def load_acceptance(path: str | os.PathLike) -> tuple[float, ...]:
     Raises:
         ValueError: if the file is damaged.
     """
+    record = digests.unseal(path, _FORMAT)
     try:
-        acceptance = tuple(float(share) for share in _read(path)["acceptance"])
+        acceptance = tuple(float(share) for share in record["acceptance"])
         if not acceptance or min(acceptance) < 0 or sum(acceptance) > 1:
             raise ValueError(f"these are no shares of one: {acceptance}")
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} holds no acceptance: {error}.") from None
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"{path} holds no acceptance: {files.one_line(error)}."
+        ) from None
     return acceptance
-
-
-def _read(path: str | os.PathLike) -> dict[str, Any]:
-    record = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    if record["format"] != _FORMAT:
-        raise ValueError("its format is another")
-    return record

@@ -14,17 +14,15 @@ on a TPU), and a padded column would have to be kept from being drawn. Ask for a
 of 128, times the size of the `tensor` axis of a mesh.
 """
 
-import json
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxspec import files
+from jaxspec import digests, files
 
-_FORMAT = "jaxspec vocabulary 1"
+_FORMAT = "jaxspec vocabulary 2"
 
 
 class Vocabulary(NamedTuple):
@@ -120,7 +118,7 @@ def save(path: str | os.PathLike, vocabulary: Vocabulary, **more: Any) -> None:
         "keep": np.asarray(vocabulary.keep).tolist(),
         "counts": np.asarray(vocabulary.counts).tolist(),
     }
-    files.write_text(path, json.dumps(record) + "\n")
+    files.write_text(path, digests.seal(record))
 
 
 def load(path: str | os.PathLike, tokenizer_hash: str | None = None) -> Vocabulary:
@@ -133,17 +131,16 @@ def load(path: str | os.PathLike, tokenizer_hash: str | None = None) -> Vocabula
     Raises:
         ValueError: if the file is damaged, or of another tokenizer.
     """
+    record = digests.unseal(path, _FORMAT)
     try:
-        record = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-        _require(record["format"] == _FORMAT, "its format is another")
         keep, counts = _integers(record["keep"]), _integers(record["counts"])
         _require(record["size"] == len(keep) > 0, "its size is not that of its list")
         _require((np.diff(keep) > 0).all(), "its ids are not ascending")
         _require(0 <= keep[0] and keep[-1] < len(counts), "an id has no count")
         _require((counts >= 0).all(), "a count is negative")
         found = str(record["tokenizer_hash"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is no vocabulary: {error}.") from None
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} is no vocabulary: {files.one_line(error)}.") from None
     if tokenizer_hash not in (None, found):
         raise ValueError(
             f"{path} was made for another tokenizer: {found[:12]}.., expected "

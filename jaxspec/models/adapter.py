@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec import rows, trees
+from jaxspec import checks, rows, trees
 from jaxspec.core import LanguageModel
 
 
@@ -45,20 +45,31 @@ def from_step(
         init: `key -> params`, if the model is to be trained.
 
     Raises:
-        ValueError: if `max_path` or `vocab_size` is not positive; when traced, if a step
-            changes the structure, shapes or dtypes of the state.
+        ValueError: if `max_path` or `vocab_size` is not positive; when traced, if a leaf of
+            the state has no batch axis, a step changes the structure, shapes or dtypes of
+            the state, or hidden or logits have other shapes.
     """
     for name, value in (("vocab_size", vocab_size), ("max_path", max_path)):
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}.")
 
     def init_carry(params, batch_size, max_length, speculative=True):
+        _check_batched(init_state, params, batch_size)
         return init_state(params, batch_size)
 
     def advance(params, carry, token):
         new, hidden = step(params, carry, token)
         _check_same(carry, new)
+        checks.require(
+            hidden.ndim == 2 and len(hidden) == len(token),
+            f"Expected a hidden [{len(token)}, C] of a step, got {hidden.shape}.",
+        )
         return new, hidden
+
+    def logits_of(params, hidden):
+        found = logits(params, hidden)
+        checks.logits(found, hidden.shape[:-1], vocab_size)
+        return found.astype(jnp.float32)
 
     def scan(params, carry, tokens, lengths):
         def body(carry, inputs):
@@ -140,7 +151,7 @@ def from_step(
         extend_tree=extend_tree,
         scan_tree=scan_tree,
         commit=commit,
-        logits=lambda params, hidden: logits(params, hidden).astype(jnp.float32),
+        logits=logits_of,
         vocab_size=vocab_size,
         max_path=max_path,
     )
@@ -153,6 +164,23 @@ def _flat(nodes: jax.Array) -> jax.Array:
 
 def _select(condition: jax.Array, on_true: Any, on_false: Any) -> Any:
     return jax.tree.map(lambda a, b: rows.select(condition, a, b), on_true, on_false)
+
+
+def _check_batched(
+    init_state: Callable[[Any, int], Any], params: Any, batch_size: int
+) -> None:
+    """Refuses a state of which a leaf is not `[B, ...]`, whatever the batch size."""
+    for size in (batch_size, batch_size + 1):
+        state = jax.eval_shape(
+            lambda params, size=size: init_state(params, size), params
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            checks.require(
+                leaf.shape[:1] == (size,),
+                f"Expected a leaf of the state as [{size}, ...] for {size} rows, got "
+                f"{list(leaf.shape)} at {jax.tree_util.keystr(path) or 'its root'}; what "
+                "all rows share belongs to params.",
+            )
 
 
 def _check_same(old: Any, new: Any) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxspec import rows
-from jaxspec.models import layers
+from jaxspec.models import finite, layers
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import tree_attention
 
@@ -50,11 +50,11 @@ def init_tape(
 def commit(config: ModelConfig, carry: Carry, tape: Tape, path: layers.Path) -> Carry:
     """Appends the keys and values of the accepted path."""
     heads = config.attention.num_kv_heads
+    keys, values = (layers.take_path(nodes, path, heads) for nodes in tape)
+    keys = finite.spoil(keys, path.finite[:, None, None])
     return Carry(
-        *(
-            rows.write(cache, layers.take_path(nodes, path, heads), path.position)
-            for cache, nodes in zip(carry, tape, strict=True)
-        )
+        rows.write(carry.keys, keys, path.position),
+        rows.write(carry.values, values, path.position),
     )
 
 
@@ -161,7 +161,8 @@ class Mixer(nn.Module):
     ):
         """Some slots of a tree, whose parents are on the tape."""
         q, new, gate = self._project(x, context.positions)
-        tape, nodes = layers.put_slots(tape, Tape(*new), context.start, layer)
+        q, new = self._shield(q, Tape(*new))
+        tape, nodes = layers.put_slots(tape, new, context.start, layer)
         y = tree_attention.attend(
             context.topology,
             q,
@@ -172,6 +173,14 @@ class Mixer(nn.Module):
             **self._settings(),
         )
         return (carry, tape), self._output(y, gate)
+
+    def _shield(self, q: jax.Array, new: Tape) -> tuple[jax.Array, Tape]:
+        """Keys and values as others may see them; NaN in the queries beside the rest."""
+        sound = finite.holds(new.keys) & finite.holds(new.values)
+        heads = *q.shape[:2], self.config.attention.num_kv_heads
+        sound = sound.reshape(*heads, 1, -1)
+        grouped = q.reshape(*heads, -1, sound.shape[-1])
+        return finite.spoil(grouped, sound).reshape(q.shape), finite.clean(new)
 
     def _settings(self) -> dict[str, Any]:
         c = self.config.attention

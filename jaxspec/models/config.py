@@ -11,9 +11,14 @@ chunk_size`). A model is a string of residual blocks, one character each:
 import dataclasses
 import json
 import math
+import os
+import reprlib
+import sys
+import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from jaxspec import files
 from jaxspec.models.mixer_configs import GATED as GATED
 from jaxspec.models.mixer_configs import AttentionConfig as AttentionConfig
 from jaxspec.models.mixer_configs import DeltaConfig as DeltaConfig
@@ -23,7 +28,7 @@ from jaxspec.models.mixer_configs import MLPConfig as MLPConfig
 from jaxspec.models.mixer_configs import MoEConfig as MoEConfig
 from jaxspec.models.mixer_configs import one_of, positive, require
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 BLOCKS = {
     "M": ("mamba2",),
@@ -133,6 +138,18 @@ def to_json(config: ModelConfig) -> str:
     return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
 
+def read(path: str | os.PathLike) -> ModelConfig:
+    """Reads the config in a file, as `from_json` does.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    try:
+        return from_json(files.read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {files.one_line(error)}.") from None
+
+
 def from_json(text: str) -> ModelConfig:
     """Reads a config that `to_json` wrote.
 
@@ -140,17 +157,14 @@ def from_json(text: str) -> ModelConfig:
         ValueError: on malformed JSON, another version, or a field that is unknown,
             missing or of another type.
     """
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"The config is not JSON: {error}.") from None
+    record = files.parse_json(text, "The config")
     if not isinstance(record, dict):
         raise ValueError(f"Expected a JSON object, got {type(record).__name__}.")
     version = record.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise ValueError(
             f"The config has format version {version}, and this jaxspec reads version "
-            f"{FORMAT_VERSION}."
+            f"{FORMAT_VERSION}: convert or train the model again."
         )
     parts = {
         "mamba1": Mamba1Config,
@@ -166,9 +180,26 @@ def from_json(text: str) -> ModelConfig:
     return _build(ModelConfig, record)
 
 
+def _fits(value: Any, declared: Any) -> bool:
+    """Whether a value is of a field's type; numbers are of a size that arrays can have."""
+    if isinstance(value, bool):
+        return declared is bool
+    if typing.get_origin(declared) is tuple:
+        return isinstance(value, tuple) and all(
+            isinstance(x, float) or _fits(x, float) for x in value
+        )
+    if declared is float:
+        return isinstance(value, float | int) and abs(value) <= sys.float_info.max
+    if declared is int:
+        return isinstance(value, int) and abs(value) < 2**31
+    return isinstance(value, declared if isinstance(declared, type) else object)
+
+
 def _build(cls: type, record: Any) -> Any:
     if not isinstance(record, dict):
-        raise ValueError(f"{cls.__name__} is a JSON object, got {record!r}.")
+        raise ValueError(
+            f"{cls.__name__} is a JSON object, got {reprlib.repr(record)}."
+        )
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if unknown := sorted(set(record) - set(fields)):
         raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}.")
@@ -176,13 +207,8 @@ def _build(cls: type, record: Any) -> Any:
     for name, value in record.items():
         if isinstance(value, list):
             value = tuple(math.inf if x is None else x for x in value)
-        expected = {float: (float, int), int: int, str: str, bool: bool}
-        declared = fields[name].type
-        is_bool = isinstance(value, bool)
-        if not isinstance(value, expected.get(declared, object)) or (
-            is_bool and declared is not bool
-        ):
-            raise ValueError(f"{cls.__name__}.{name} cannot be {value!r}.")
+        if not _fits(value, fields[name].type):
+            raise ValueError(f"{cls.__name__}.{name} cannot be {reprlib.repr(value)}.")
         values[name] = value
     try:
         return cls(**values)

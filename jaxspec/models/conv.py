@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxspec import rows
-from jaxspec.models import layers, layout
+from jaxspec.models import finite, layers, layout
 from pallas_kernels import tree_conv, tree_path
 
 
@@ -88,20 +88,32 @@ class CausalConv(nn.Module):
             y = y + tokens[:, k : k + length] * weight[k][None, None]
         return y
 
-    def tree(self, tail: Any, u: Any, window: jax.Array) -> Any:
-        """Nodes of a tree: u `[B, N, E]`, window `[B, n, K']` -> y `[B, n, E]`.
+    def tree(
+        self,
+        tail: Any,
+        tape: Any,
+        u: Any,
+        context: layers.TreeContext,
+        layer: jax.Array | None,
+    ) -> tuple[Any, Any]:
+        """Nodes of a tree: u `[B, n, E]` -> tape, y `[B, n, E]`.
 
         A window may be wider than this filter, where others of the model are.
         """
-        wider = window.shape[-1] - self.width
-        window = window[..., wider:] - wider
+        wider = context.window.shape[-1] - self.width
+        window = context.window[..., wider:] - wider
+        shielded = finite.clean(u)
+        tape, slots = layers.put_slots(tape, shielded, context.start, layer)
 
-        def convolve(u, tail, weight, bias, parts):
-            return tree_conv.convolve(window, u, tail, weight, bias, parts=parts)
+        def convolve(slots, u, tail, weight, bias, parts):
+            y = tree_conv.convolve(window, slots, tail, weight, bias, parts=parts)
+            return finite.spoil(y, finite.holds(u))
 
-        return jax.tree.map(
-            convolve, u, tail, *self._filter(), _cuts(u, layout.Parts(*self.parts))
+        cuts = _cuts(u, layout.Parts(*self.parts))
+        y = jax.tree.map(
+            convolve, slots, u, layers.at(tail, layer), *self._filter(), cuts
         )
+        return tape, y
 
 
 def _append(tail: jax.Array, u: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, layers, layout, rollback
+from jaxspec.models import conv, finite, layers, layout, rollback
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.mamba2 import init_A_log, init_dt_bias
 from pallas_kernels import DeltaInputs, topology, tree_delta
@@ -194,15 +194,16 @@ class Mixer(nn.Module):
     ):
         """Some slots of a tree, whose parents are on the tape, solved already."""
         qkv, z, b, a = self._project(x)
-        record, slots = layers.put_slots(tape.conv, qkv, context.start, layer)
+        record, qkv = self.conv.tree(carry.tail, tape.conv, qkv, context, layer)
         tape = tape._replace(conv=record)
-        tail = layers.at(carry.tail, layer)
-        new, beta, q = self._inputs(self.conv.tree(tail, slots, context.window), b, a)
+        new, beta, q = self._inputs(qkv, b, a)
+        new = new._replace(g=finite.spoil(new.g, finite.holds(beta)))
+        (new, q, sound), beta = finite.shield(new, q), finite.clean(beta)
         read_states = functools.partial(self._read_states, q=q)
         past, y = rollback.read(
             tree_delta, read_states, carry, tape, new, (beta, q), context, layer
         )
-        return past, self._output(y, z)
+        return past, self._output(finite.spoil(y, sound), z)
 
     def _read_states(self, states: jax.Array, q: jax.Array) -> jax.Array:
         """Reads states `[B, n, H, P, S]` with q `[B, n, G S]`."""

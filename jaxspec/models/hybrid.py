@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 
+from jaxspec import sampling
 from jaxspec.core import LanguageModel
 from jaxspec.models import block, layers
 from jaxspec.models import rollback as rollbacks
@@ -127,5 +128,5 @@ def trim_head(params: Params, keep: jax.Array) -> Params:
 def count_params(config: ModelConfig) -> int:
     """The number of parameters."""
     init = language_model(config).init
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(init, sampling.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))

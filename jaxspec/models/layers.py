@@ -60,6 +60,7 @@ class Path(NamedTuple):
         nodes: `[B, D]` int32, slots; 0 where nothing is kept.
         kept: `[B, D]` bool.
         count: `[B]` int32, nodes kept.
+        finite: `[B]` bool, whether all that these nodes hold is finite.
         position: `[B]` int32, position of the path's first token.
         ring_length: `[B]` int32, entries in use in the rings, or None.
     """
@@ -67,6 +68,7 @@ class Path(NamedTuple):
     nodes: jax.Array  # [B, D]
     kept: jax.Array  # [B, D]
     count: jax.Array  # [B]
+    finite: jax.Array  # [B]
     position: jax.Array  # [B]
     ring_length: jax.Array | None
 

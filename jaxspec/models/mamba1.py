@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, layers, layout, rollback
+from jaxspec.models import conv, finite, layers, layout, rollback
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.mamba2 import init_dt_bias
 from pallas_kernels import Inputs, tree_scan
@@ -167,10 +167,9 @@ class Mixer(nn.Module):
     ):
         """Some slots of a tree, whose parents are on the tape."""
         u, z = self._project(x)
-        record, slots = layers.put_slots(tape.conv, u, context.start, layer)
+        record, u = self.conv.tree(carry.tail, tape.conv, u, context, layer)
         tape = tape._replace(conv=record)
-        tail = layers.at(carry.tail, layer)
-        new, C = self._inputs(self.conv.tree(tail, slots, context.window))
+        new, C, sound = finite.shield(*self._inputs(u))
         past, y = rollback.read(
             tree_scan,
             functools.partial(self._read_states, x=new.x, C=C),
@@ -182,7 +181,7 @@ class Mixer(nn.Module):
             layer,
             max_depth=context.max_depth,
         )
-        return past, self._output(y, z)
+        return past, self._output(finite.spoil(y, sound), z)
 
     def _read_states(self, states: jax.Array, x: jax.Array, C: jax.Array) -> jax.Array:
         """Reads states `[B, n, S, E]` with C `[B, n, S]`."""

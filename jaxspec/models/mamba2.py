@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, layers, layout, rollback
+from jaxspec.models import conv, finite, layers, layout, rollback
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import Inputs, topology, tree_ssd
 
@@ -191,16 +191,15 @@ class Mixer(nn.Module):
     ):
         """Some slots of a tree, whose parents are on the tape."""
         z, xBC, dt = self._project(x)
-        record, slots = layers.put_slots(tape.conv, xBC, context.start, layer)
+        record, xBC = self.conv.tree(carry.tail, tape.conv, xBC, context, layer)
         tape = tape._replace(conv=record)
-        tail = layers.at(carry.tail, layer)
-        new, C = self._inputs(self.conv.tree(tail, slots, context.window), dt)
+        new, C, sound = finite.shield(*self._inputs(xBC, dt))
         read_states = functools.partial(self._read_states, x=new.x, C=C)
         args = self._A(), C, self._D()
         past, y = rollback.read(
             tree_ssd, read_states, carry, tape, new, args, context, layer
         )
-        return past, self._output(y, z)
+        return past, self._output(finite.spoil(y, sound), z)
 
     def _read_states(self, states: jax.Array, x: jax.Array, C: jax.Array) -> jax.Array:
         """Reads states `[B, n, H, P, S]` with C `[B, n, G S]`."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxspec import partition, rows, trees
-from jaxspec.models import block, layers, layout, shared
+from jaxspec.models import block, finite, layers, layout, shared
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.stack import Stack, Storage
 from jaxspec.trees import TokenTree
@@ -47,10 +47,12 @@ class Tape(NamedTuple):
 
     Attributes:
         blocks: a storage of the blocks' tapes.
+        finite: `[B, N]` bool, whether a node and all above it are finite.
         tokens: `[B, N]` int32 under joint, else None.
     """
 
     blocks: Storage
+    finite: jax.Array  # [B, N]
     tokens: jax.Array | None
 
 
@@ -160,6 +162,8 @@ class Network:
         """`scan` of the blocks' inputs `[B, T, C]`, whatever they are made of."""
         carry = self._settle(params, carry)
         offsets = jnp.arange(inputs.shape[1], dtype=jnp.int32)
+        live = offsets[None] < lengths[:, None]  # padding may be anything, NaN too
+        inputs = jnp.where(live[..., None], inputs, 0)
         positions = self._positions(carry.position[:, None] + offsets[None])
 
         def run(kind, x, params, _, carry, layer):
@@ -182,8 +186,9 @@ class Network:
             block.init_tape(self.config, kind, *settings) for kind in self.config.layers
         ]
         tokens = jnp.zeros((batch_size, num_nodes), jnp.int32)
+        sound = jnp.ones(tokens.shape, bool)
         joint = self.rollback == "joint"
-        tape = Tape(self.stack.collect(blocks), tokens if joint else None)
+        tape = Tape(self.stack.collect(blocks), sound, tokens if joint else None)
         return self._place(tape)
 
     def extend_tree(
@@ -256,7 +261,11 @@ class Network:
         if kept is not None:
             tokens = tree.tokens[:, start:stop]
             kept = layers.put_slots(kept, tokens, start, None)[0]
-        return carry, Tape(blocks, kept), self._norm(params, x)
+        hidden, known = self._norm(params, x), tape.finite
+        sound = finite.reach(topo.ancestors[:, start:], known[:, :start], hidden)
+        known = layers.put_slots(known, sound, start, None)[0]
+        hidden = finite.spoil(hidden, sound[..., None])
+        return carry, Tape(blocks, known, kept), hidden
 
     def _run(self, f, params: Params, x: jax.Array, writes: Storage, reads=None):
         """Runs the blocks; nothing but their own is read unless it is given."""
@@ -324,7 +333,8 @@ class Network:
 
     def _keep(self, carry, tape, nodes, kept, count) -> Carry:
         """Keeps a path in every block's own way."""
-        path = layers.Path(nodes, kept, count, carry.position, carry.ring_length)
+        sound = jnp.all(rows.take(tape.finite, nodes) | ~kept, axis=1)
+        path = layers.Path(nodes, kept, count, sound, carry.position, carry.ring_length)
 
         blocks = self.stack.map(
             lambda kind, *own: block.commit(self.config, kind, *own, path),
@@ -401,7 +411,8 @@ class Network:
         blocks = self.stack.map(
             lambda kind, left: block.drop_slots(kind, left, first), tape.blocks
         )
-        return carry, Tape(blocks, tree.tokens), hidden[:, first:]
+        left = Tape(blocks, tape.finite[:, first:], tree.tokens)
+        return carry, left, hidden[:, first:]
 
     def _place(self, past: Any) -> Any:
         """Cuts a carry or a tape over the ambient mesh."""

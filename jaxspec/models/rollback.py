@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import rows
-from jaxspec.models import conv, layers, layout
+from jaxspec.models import conv, finite, layers, layout
 from pallas_kernels import DeltaInputs, Inputs, Ring, tree_path
 
 Records = Inputs | DeltaInputs
@@ -153,6 +153,8 @@ def commit(
         parts: into how many a mesh can cut the records.
     """
     tail = conv.advance(carry.tail, tape.conv, path, parts)
+    sound = path.finite[:, None, None]  # the tape was shielded, the past is to tell
+    tail = jax.tree.map(lambda leaf: finite.spoil(leaf, sound), tail)
     if tape.states is not None:
         last = rows.take_one(path.nodes, jnp.maximum(path.count - 1, 0))
         state = rows.take_one(tape.states, last)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, ext, nodes, sandbox, utils
 
+from jaxspec import files
+
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
 
@@ -62,13 +64,12 @@ def load(folder: pathlib.Path) -> ChatTemplate:
     Raises:
         ValueError: if there is none, or its file is damaged.
     """
-    config = _config(folder / CONFIG)
+    path = folder / CONFIG
+    config = files.read_json(path) if path.is_file() else {}
     tokens = {n: _content(v) for n, v in config.items() if n.endswith("_token")}
     tokens = {name: text for name, text in tokens.items() if isinstance(text, str)}
-    path = folder / TEMPLATE
-    if path.is_file():
-        return ChatTemplate(path, _text(path), tokens)
-    path = folder / CONFIG
+    if (own := folder / TEMPLATE).is_file():
+        return ChatTemplate(own, files.read_text(own), tokens)
     source = config.get("chat_template")
     if source is None:
         raise ValueError(
@@ -116,8 +117,10 @@ def render(template: ChatTemplate, messages: Sequence[Mapping[str, str]]) -> str
             **template.special_tokens,
         )
     except Exception as error:  # the template is a program, and raises what it likes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{template.path}: the chat template says: {reason}") from None
+        reason = files.one_line(error)
+        raise ValueError(
+            f"{template.path}: the chat template says: {reason}."
+        ) from None
 
 
 def _default(path: pathlib.Path, named: list[Any]) -> Any:
@@ -132,26 +135,6 @@ def _default(path: pathlib.Path, named: list[Any]) -> Any:
         names = ", ".join(map(str, templates)) or "none"
         raise ValueError(f"{path}: no chat template is called default, got {names}.")
     return templates["default"]
-
-
-def _config(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a `tokenizer_config.json`; an absent one says nothing."""
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} must hold an object, got {type(record).__name__}.")
-    return record
-
-
-def _text(path: pathlib.Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}.") from None
 
 
 def _content(token: Any) -> Any:

@@ -100,8 +100,7 @@ def run(args: argparse.Namespace) -> None:
         quiet=args.json,
     )
     pretrained.save(args.out / "export", recipe.config, params, tokenizer)
-    lines = (args.out / "log.jsonl").read_text().splitlines()
-    log = [json.loads(line) for line in lines]
+    log = loop.read_log(args.out / "log.jsonl")
     result = _report(args, recipe, modules, log)
     curve = plotting.loss_curve(log, result["gzip_bits_per_byte"], recipe.name)
     plotting.save(curve, args.out / "export" / "curve.png")
@@ -121,7 +120,7 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
 def _same_or_new(path: pathlib.Path, record: dict) -> None:
     """Writes what a run was started with; a run that goes on must agree."""
     text = json.dumps(record, indent=1, sort_keys=True)
-    if path.exists() and path.read_text() != text:
+    if path.exists() and path.read_bytes() != text.encode():
         raise ValueError(
             f"{path} was written by a run with other settings or text; choose another "
             "--out."
@@ -150,7 +149,10 @@ def _report(
     gzip = corpus.gzip_bits_per_byte([m.text for m in modules if m.held_out])
     export = out / "export"
     shutil.copy(out / "manifest.json", export)
-    held = [r for r in log if "held_out_bits_per_byte" in r][-1]
+    evaluated = [record for record in log if "held_out_bits_per_byte" in record]
+    if not evaluated:
+        raise ValueError(f"{out / 'log.jsonl'} has no held-out loss: it is not whole.")
+    held = evaluated[-1]
     result = {
         "name": recipe.name,
         "layers": recipe.config.layers,
@@ -160,7 +162,7 @@ def _report(
         "gzip_bits_per_byte": gzip,
         "export": str(export),
     }
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = files.read_json(out / "manifest.json")
     text = card.write(recipe, result, manifest, bool(args.teacher), _again(args))
     files.write_text(export / "card.md", text)
     return result

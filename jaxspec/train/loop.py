@@ -17,7 +17,7 @@ import optax
 import tokenizers
 from rich import progress
 
-from jaxspec import checkpointing, compilation, files, pretrained
+from jaxspec import checkpointing, compilation, files, pretrained, sampling
 from jaxspec.core import LanguageModel
 from jaxspec.models import hybrid
 from jaxspec.train import corpus, evaluate
@@ -138,7 +138,7 @@ def train(
         The trained params.
     """
     model = hybrid.language_model(recipe.config)
-    params = jax.jit(model.init)(jax.random.key(recipe.seed))
+    params = jax.jit(model.init)(sampling.key(recipe.seed))
     state = TrainState(jnp.int32(0), params, optimizer(recipe).init(params))
     if checkpointing.steps(directory / "checkpoints"):
         state = checkpointing.restore(directory / "checkpoints", state)
@@ -186,10 +186,27 @@ def train(
 def _forget_after(path: pathlib.Path, step: int) -> None:
     """Drops from a log what a run that was killed wrote after its last checkpoint."""
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        files.write_text(path, "".join(kept))
+        kept = [record for record in read_log(path) if record["step"] <= step]
+        files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the records of a run's log, but for half a line, which a kill leaves.
+
+    Raises:
+        ValueError: naming a line that is none.
+    """
+    records = []
+    for number, line in enumerate(files.read_text(path).split("\n")[:-1], 1):
+        record = files.parse_json(line, f"{path} line {number}")
+        if (
+            not isinstance(record, dict)
+            or not all(isinstance(value, float | int) for value in record.values())
+            or "step" not in record
+        ):
+            raise ValueError(f"{path} line {number} is no record of a step.")
+        records.append(record)
+    return records
 
 
 def _batches(recipe: Recipe, data: Data, step: int):

@@ -68,7 +68,7 @@ def measure(
     whole = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
     size = -(-max(map(len, whole)) // 64) * 64
     counts = np.zeros((width + 1,), np.int64)
-    keys = jax.random.split(jax.random.key(seed), len(whole))
+    keys = jax.random.split(sampling.key(seed), len(whole))
     for i, tokens in enumerate(whole):
         padded = jnp.asarray([tokens + [0] * (size - len(tokens))], jnp.int32)
         ranks = _ranks(

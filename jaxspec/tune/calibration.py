@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tokenizers
 
-from jaxspec import decode_state, decoding, pretrained
+from jaxspec import decode_state, decoding, pretrained, sampling
 from jaxspec.bench.prompts import digest
 from jaxspec.cli import options
 from jaxspec.text import encoding
@@ -139,7 +139,7 @@ def generate_texts(
     """
     padded, lengths = decode_state.pad_prompts(prompts)
     fold = jax.vmap(jax.random.fold_in, (None, 0))
-    keys = fold(jax.random.key(seed), np.arange(len(prompts)))
+    keys = fold(sampling.key(seed), np.arange(len(prompts)))
     params = decode_state.Params(target.params)
     texts = []
     for start in range(0, len(prompts), batch):

@@ -17,7 +17,7 @@ import pathlib
 from rich import console as consoles
 from rich import progress
 
-from jaxspec import pretrained
+from jaxspec import files, pretrained
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import timing
 from jaxspec.cli import terminal
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     calibration.check(args)
     target = pretrained.load(args.model, args.dtype)
     if args.text:
-        texts = [path.read_text(encoding="utf-8") for path in args.text]
+        texts = [files.read_text(path) for path in args.text]
     else:
         modules = corpus.read_modules(args.stdlib)
         texts = [module.text for module in modules if not module.held_out]

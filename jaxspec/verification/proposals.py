@@ -24,23 +24,24 @@ def next_child(parents: Array, node: Array, after: Array) -> tuple[Array, Array]
 def child_law(draft: Draft, child: Array, tested: Array) -> Array:
     """The law `[V]` that a child of one tree was drawn from.
 
+    Zeros, which refuse the child, where the draft's logits leave no law: they are not
+    finite, or all that were possible have been tested.
+
     Args:
         draft: without the batch axis.
         child: `[]`, its slot.
         tested: `[V]` bool, tokens of its earlier siblings.
     """
     size = tested.shape[0]
-    itself = jax.nn.one_hot(draft.tree.tokens[child], size, dtype=draft.law.dtype)
-    if draft.law.shape[0] == 0:
+    dtype, kind = draft.draft_logits.dtype, draft.kind[child]
+    itself = jax.nn.one_hot(draft.tree.tokens[child], size, dtype=dtype)
+    if draft.draft_logits.shape[0] == 0:
         return itself
-    law = draft.law[draft.law_row[draft.tree.parents[child]]]
+    logits = draft.draft_logits[draft.logits_row[draft.tree.parents[child]]]
     if draft.vocab_ids is not None:
-        law = jnp.zeros((size,), law.dtype).at[draft.vocab_ids].set(law)
-    rest = jnp.where(tested, 0.0, law)
-    mass = jnp.sum(rest)
-    rest = rest / jnp.where(mass > 0.0, mass, 1.0)
-    kind = draft.kind[child]
-    drawn = jnp.where(kind == Draft.IID, law, rest)
+        logits = jnp.full((size,), -jnp.inf, dtype).at[draft.vocab_ids].set(logits)
+    left = jnp.where(tested & (kind != Draft.IID), -jnp.inf, logits)
+    drawn = jnp.where(jnp.isfinite(jnp.max(left)), jax.nn.softmax(left), 0.0)
     return jnp.where(kind == Draft.DETERMINISTIC, itself, drawn)
 
 
@@ -63,10 +64,10 @@ def verify(
             "laws do not say how likely it was; verify it with sample_and_match."
         )
 
-    def row(key, tree, kind, law, law_row, logits, settings):
-        one = draft.replace(tree=tree, kind=kind, law=law, law_row=law_row)
+    needs, vocab_ids = sampling.needs(settings), draft.vocab_ids
+
+    def row(key, one, logits, settings):
+        one = one.replace(vocab_ids=vocab_ids)
         return verify_row(key, one, logits, settings, needs)
 
-    needs = sampling.needs(settings)
-    own = draft.tree, draft.kind, draft.law, draft.law_row
-    return jax.vmap(row)(keys, *own, logits, settings)
+    return jax.vmap(row)(keys, draft.replace(vocab_ids=None), logits, settings)

@@ -11,8 +11,11 @@ from. A leaf that is refused is taken away, and its parent goes on with
 
 and becomes a leaf itself when no child is left. The kept path is followed by a token of
 `R` at its end (Weng et al. 2025). A path is judged as a whole, so that a token unlikely in
-itself may be kept for what comes after it: never fewer tokens per call than recursive
-rejection on average. On a chain it is block verification (Sun et al. 2024).
+itself may be kept for what comes after it. On a chain it is block verification and never
+keeps fewer tokens than recursive rejection on average (Sun et al. 2024). Where a node below
+the root has several children it nearly always keeps more, but not by necessity: with a
+weight below 1 the first child takes another part of `R`, and what is left may suit the next
+one less.
 """
 
 import functools
@@ -59,6 +62,7 @@ def verify_row(
             draft.tree.parents, node, walk.after[walk.depth]
         )
         down &= walk.depth + 1 < draft.max_path
+        down &= ~jnp.isnan(walk.wanted[walk.depth, 0])  # no law is no reason to refuse
         is_leaf = ~down & (walk.depth > 0)
         chance = jax.random.fold_in(key, node), walk.weight[walk.depth], one
         accepted = jax.lax.cond(is_leaf, sampling.accept, lambda *_: false, *chance)
@@ -72,8 +76,9 @@ def verify_row(
         share = walk.weight[at] * walk.wanted[at]
 
         # Down: the child's weight.
-        proposed = jnp.maximum(share[token], law[token])
-        reach = jnp.where(share[token] > 0.0, share[token] / proposed, 0.0)
+        possible = (share[token] > 0.0) & (law[token] > 0.0)
+        most = jnp.where(possible, jnp.maximum(share[token], law[token]), 1.0)
+        reach = jnp.where(possible, share[token] / most, 0.0)
         # Up: what is left at the parent. With nothing left to want and nothing to lose,
         # only rounding refused the leaf.
         left = jnp.sum(jnp.maximum(share - law, 0.0))

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 import checkpoints_conv
+import folder
 import jaxspec
 import published
 from checkpoints_conv import conversion, stored
@@ -215,6 +217,23 @@ def test_texts_end_as_the_source_says(source, generation, own, expected):
     record(source, eos_token_id=own)
     todo = conversion.plan(source)
     assert conversion.provenance(todo)["stop_tokens"] == expected
+
+
+def test_a_tokenizer_that_clips_and_pads_encodes_whole_prompts(source, tmp_path):
+    """And its file goes back as it was, line ends and all."""
+    tokenizer = folder.tokenizer()
+    whole = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    whole.enable_truncation(4)
+    whole.enable_padding(length=6)
+    file = source / "tokenizer.json"
+    file.write_bytes(whole.to_str(pretty=True).replace("\n", "\r\n").encode())
+    checkpoints_conv.convert(source, tmp_path / "dest")
+    prompt = "x = 12345678901234567890123456789"
+    expected = tokenizer.encode(prompt).ids
+    assert len(expected) == 33 and len(whole.encode(prompt).ids) == 6
+    assert jaxspec.load(tmp_path / "dest").tokenizer.encode(prompt).ids == expected
+    checkpoints_conv.export(tmp_path / "dest", tmp_path / "back")
+    assert (tmp_path / "back/tokenizer.json").read_bytes() == file.read_bytes()
 
 
 def test_the_tokenizer_may_be_elsewhere(source, tmp_path):

@@ -1,9 +1,12 @@
 """What is damaged, odd or somebody else's is refused in one line, and nothing is lost."""
 
 import json
+import math
 import pathlib
+import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ import checkpoints_conv
 import jaxspec
 import published
 from checkpoints_conv import stored
-from jaxspec import pretrained
+from jaxspec import digests
 from weights import NAME, WEIGHTS, as_pickle, as_shards, put, record, tensors
 
 
@@ -138,7 +141,9 @@ HARMS = [
     (config(time_step_limit=[0.5, 0.1]), "dt_limits are two numbers that rise"),
     (config(time_step_limit=3), "time_step_limit must be a list"),
     (config(time_step_limit=[1.0]), r"time_step_limit must be 2 numbers, got \[1.0\]"),
-    (config(time_step_limit=[{}, []]), "makes no sense"),
+    (config(time_step_limit=[{}, 1.0]), r"time_step_limit must be numbers, got \{\}"),
+    (config(time_step_limit=[0.0, "x"]), "time_step_limit must be numbers, got 'x'"),
+    (config(time_step_limit=[0.0, math.nan]), "config.json is not JSON: it has a NaN"),
     (config(hidden_size=None), "has no field hidden_size"),
     (truncated("config.json"), "is not JSON"),
     (removed("config.json"), "There is no .*config.json"),
@@ -204,21 +209,67 @@ def provenance(**fields):
         ),
         (
             lambda path: shutil.rmtree(path / "params/embed/d"),
-            "params/embed is damaged",
+            "params/embed/.* is missing",
         ),
         (config(d_model=64), "does not fit its config"),
         (truncated("source.json"), "source.json is damaged"),
-        (provenance(format=0), "its format is 0, expected 1; convert again"),
+        (provenance(format=1), "its format is 1, expected 2; convert again"),
     ],
 )
 def test_damage_of_what_was_converted_is_refused(tmp_path, harm, message):
     path = tmp_path / "model"
     shutil.copytree(published.converted(NAME), path)
     harm(path)
+    names = ["config.json", "tokenizer.json", stored.SOURCE]
+    digests.write(path, names)  # so that the contents have to say it
     with pytest.raises(ValueError, match=message) as error:
         jaxspec.load(path)
-        pretrained.stop_tokens(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_of_any_file_of_what_was_converted_is_refused(tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(published.converted(NAME), path)
+    rng = np.random.default_rng(0)
+    for file in sorted(own for own in path.rglob("*") if own.is_file()):
+        raw = bytearray(file.read_bytes())
+        at = rng.integers(len(raw))
+        raw[at] ^= 1 << rng.integers(8)
+        whole = file.read_bytes()
+        file.write_bytes(raw)
+        with pytest.raises(ValueError, match=re.escape(file.name)) as error:
+            jaxspec.load(path)
+        assert "\n" not in str(error.value)
+        file.write_bytes(whole)
+    jaxspec.load(path)
+
+
+def test_a_folder_of_before_is_to_be_converted_again(tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(published.converted(NAME), path)
+    record(path, format_version=1)
+    record(path, stored.SOURCE, format=1)
+    for table in path.rglob(digests.TABLE):
+        table.unlink()
+    for read in (jaxspec.load, checkpoints_conv.export):
+        arguments = [path, tmp_path / "out"][: 1 + (read is checkpoints_conv.export)]
+        with pytest.raises(
+            ValueError, match="config.json: .*version 1.*convert"
+        ) as error:
+            read(*arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_a_damaged_part_of_an_interrupted_conversion_is_made_again(source, tmp_path):
+    dest, partial = tmp_path / "dest", tmp_path / "dest.partial"
+    checkpoints_conv.convert(source, dest)
+    whole = jaxspec.load(dest).params
+    dest.rename(partial)
+    table = partial / stored.PARAMS / "layers.1" / digests.TABLE
+    table.write_text(table.read_text().replace("0", "1"))
+    checkpoints_conv.convert(source, dest)
+    again = jaxspec.load(dest).params
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
 @pytest.mark.parametrize("fields", [{"family": "rwkv"}, {"form": 7}, {"form": "0"}])
@@ -226,6 +277,7 @@ def test_a_family_that_there_is_not_is_not_exported(tmp_path, fields):
     path = tmp_path / "model"
     shutil.copytree(published.converted(NAME), path)
     provenance(**fields)(path)
+    digests.write(path, ["config.json", "tokenizer.json", stored.SOURCE])
     with pytest.raises(ValueError, match="names family .*, which there is not"):
         checkpoints_conv.export(path, tmp_path / "back")
 

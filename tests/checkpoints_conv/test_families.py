@@ -6,133 +6,21 @@ import math
 import pytest
 
 from checkpoints_conv import families
+from configs import (
+    BAMBA,
+    CODESTRAL,
+    FALCON_H1,
+    FALCON_MAMBA_7B,
+    GRANITE,
+    LLAMA_31_8B,
+    MAMBA2_130M,
+    MAMBA_130M,
+    MAMBA_130M_HF,
+    NEMOTRON_H,
+    ZAMBA2,
+)
 from jaxspec.bench import published as published_shapes
 from jaxspec.models.config import AttentionConfig, Mamba1Config, Mamba2Config, MLPConfig
-
-COMMON = {"torch_dtype": "bfloat16", "transformers_version": "4.43.0.dev0"}
-COMMON |= {"bos_token_id": 0, "eos_token_id": 11, "pad_token_id": 11, "use_cache": True}
-TIMES = {"time_step_floor": 1e-4, "time_step_max": 0.1, "time_step_min": 1e-3}
-MAMBA_130M = {  # state-spaces/mamba-130m
-    "d_model": 768,
-    "n_layer": 24,
-    "vocab_size": 50277,
-    "ssm_cfg": {},
-    "rms_norm": True,
-    "residual_in_fp32": True,
-    "fused_add_norm": True,
-    "pad_vocab_size_multiple": 8,
-}
-MAMBA2_130M = MAMBA_130M | {
-    "d_intermediate": 0,
-    "ssm_cfg": {"layer": "Mamba2"},
-    "attn_layer_idx": [],
-    "attn_cfg": {},
-    "pad_vocab_size_multiple": 16,
-    "tie_embeddings": True,
-}
-MAMBA_130M_HF = COMMON | {
-    "model_type": "mamba",
-    **{"conv_kernel": 4, "d_inner": 1536, "d_model": 768, "expand": 2, "ssm_cfg": {}},
-    **{"fused_add_norm": True, "hidden_act": "silu", "hidden_size": 768, "n_layer": 24},
-    **{"intermediate_size": 1536, "layer_norm_epsilon": 1e-5, "rms_norm": True},
-    **{"num_hidden_layers": 24, "pad_vocab_size_multiple": 8, "state_size": 16},
-    **{"time_step_rank": 48, "vocab_size": 50280, "use_bias": False, **TIMES},
-}
-FALCON_MAMBA_7B = COMMON | {
-    "model_type": "falcon_mamba",
-    **{"conv_kernel": 4, "expand": 16, "hidden_act": "silu", "hidden_size": 4096},
-    **{"intermediate_size": 8192, "layer_norm_epsilon": 1e-5, "state_size": 16},
-    **{"num_hidden_layers": 64, "tie_word_embeddings": False, "time_step_rank": 256},
-    **{"use_bias": False, "use_conv_bias": True, "vocab_size": 65024, **TIMES},
-}
-LLAMA_31_8B = COMMON | {
-    "model_type": "llama",
-    **{"attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu"},
-    **{"hidden_size": 4096, "intermediate_size": 14336, "mlp_bias": False},
-    **{"num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8},
-    **{"pretraining_tp": 1, "rms_norm_eps": 1e-5, "rope_theta": 5e5},
-    "rope_scaling": {
-        **{"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-        **{"original_max_position_embeddings": 8192, "rope_type": "llama3"},
-    },
-    **{"tie_word_embeddings": False, "vocab_size": 128256},
-}
-GRANITE = COMMON | {  # as of transformers 4, of a small model
-    "model_type": "granitemoehybrid",
-    **{"attention_bias": False, "attention_multiplier": 0.015625, "hidden_size": 512},
-    **{"embedding_multiplier": 12, "hidden_act": "silu", "intermediate_size": 1024},
-    **{"layer_types": ["mamba", "mamba", "attention", "mamba"], "logits_scaling": 2},
-    **{"mamba_chunk_size": 256, "mamba_conv_bias": True, "mamba_d_conv": 4},
-    **{"mamba_d_head": 128, "mamba_d_state": 128, "mamba_expand": 2},
-    **{"mamba_n_groups": 1, "mamba_n_heads": 8, "mamba_proj_bias": False},
-    **{"normalization_function": "rmsnorm", "num_attention_heads": 8},
-    **{"num_experts_per_tok": 0, "num_hidden_layers": 4, "num_key_value_heads": 4},
-    **{"num_local_experts": 0, "position_embedding_type": "nope"},
-    **{"residual_multiplier": 0.22, "rms_norm_eps": 1e-5, "rope_scaling": None},
-    **{"rope_theta": 10000, "shared_intermediate_size": 512, "vocab_size": 49152},
-    "tie_word_embeddings": True,
-}
-FALCON_H1 = COMMON | {
-    "model_type": "falcon_h1",
-    **{"attention_in_multiplier": 1.0, "attention_out_multiplier": 0.9375},
-    **{"attn_layer_indices": None, "embedding_multiplier": 5.656854249492381},
-    **{"head_dim": 64, "hidden_act": "silu", "hidden_size": 1024},
-    **{"intermediate_size": 2048, "key_multiplier": 0.390625},
-    **{"lm_head_multiplier": 0.0390625, "mamba_chunk_size": 128, "mamba_d_conv": 4},
-    **{"mamba_d_head": 64, "mamba_d_ssm": 1536, "mamba_d_state": 128},
-    **{"mamba_expand": 2, "mamba_n_groups": 1, "mamba_n_heads": 24},
-    **{"mamba_norm_before_gate": False, "mamba_rms_norm": False},
-    **{"mamba_use_mlp": True, "mlp_expansion_factor": 8},
-    **{"mlp_multipliers": [0.8838834764831844, 0.5859375], "projectors_bias": False},
-    **{"num_attention_heads": 8, "num_hidden_layers": 36, "num_key_value_heads": 2},
-    **{"rope_scaling": None, "rope_theta": 100000000000.0, "time_step_rank": "auto"},
-    **{"ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.23570226039551584},
-    **{"ssm_multipliers": [0.35, 0.25, 0.35, 0.5, 0.35], "vocab_size": 32784, **TIMES},
-}
-NEMOTRON_H = COMMON | {
-    "model_type": "nemotron_h",
-    **{"attention_head_dim": 128, "hidden_size": 4096, "intermediate_size": 21504},
-    **{"hybrid_override_pattern": "M-M*-", "num_hidden_layers": 5, "n_groups": 8},
-    **{"mamba_num_heads": 128, "mamba_head_dim": 64, "ssm_state_size": 128},
-    **{"mlp_hidden_act": "relu2", "num_attention_heads": 32, "num_key_value_heads": 8},
-    **{"mamba_hidden_act": "silu", "sliding_window": None, "expand": 2, **TIMES},
-    **{"layer_norm_epsilon": 1e-5, "rms_norm_eps": 1e-5, "num_query_groups": 8},
-    **{"time_step_limit": [0.0, math.inf], "use_bias": False, "vocab_size": 131072},
-}
-
-ZAMBA2 = COMMON | {  # as of transformers 4, of a small model
-    "model_type": "zamba2",
-    **{"adapter_rank": 128, "add_bias_linear": False, "attention_dropout": 0.0},
-    **{"attention_head_dim": 64, "attention_hidden_size": 1024, "chunk_size": 256},
-    **{"hidden_act": "gelu", "hidden_size": 512, "hybrid_layer_ids": [1, 3, 4]},
-    **{"intermediate_size": 2048, "kv_channels": 32, "mamba_d_conv": 4},
-    "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "hybrid"],
-    **{"mamba_d_state": 64, "mamba_expand": 2, "mamba_headdim": 64},
-    **{"mamba_ngroups": 1, "n_mamba_heads": 16, "num_attention_heads": 16},
-    **{"num_hidden_layers": 5, "num_key_value_heads": 16, "num_logits_to_keep": 1},
-    **{"num_mem_blocks": 2, "num_query_groups": 16, "rms_norm_eps": 1e-05},
-    **{"rope_theta": 10000, "use_conv_bias": True, "use_long_context": False},
-    **{"use_mem_rope": False, "use_shared_attention_adapter": False},
-    **{"vocab_size": 32000, **TIMES},
-}
-
-
-CODESTRAL = COMMON | {  # mistralai/Mamba-Codestral-7B-v0.1
-    "model_type": "mamba2",
-    **{"chunk_size": 256, "conv_kernel": 4, "expand": 2, "head_dim": 64, "n_groups": 8},
-    **{"hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 8192},
-    **{"layer_norm_epsilon": 1e-5, "norm_before_gate": True, "num_heads": 128},
-    **{"num_hidden_layers": 64, "rms_norm": True, "state_size": 128, **TIMES},
-    **{"tie_word_embeddings": False, "time_step_limit": [0.0, math.inf]},
-    **{"time_step_rank": 256, "use_bias": False, "vocab_size": 32768},
-}
-BAMBA = COMMON | {  # as of ibm-ai-platform/Bamba-9B, of fewer layers
-    "model_type": "bamba",
-    **{"attn_layer_indices": [1], "attn_rotary_emb": 64, "hidden_size": 4096},
-    **{"mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_heads": 128},
-    **{"num_attention_heads": 32, "num_hidden_layers": 3, "num_key_value_heads": 8},
-    **{"rope_scaling": None, "rope_theta": 10000.0, "vocab_size": 128256},
-}
 
 
 def read(record):
@@ -184,7 +72,7 @@ def test_nemotron_h_by_its_letters():
     config = read(NEMOTRON_H)
     assert config.layers == "M-M*-" and config.mlp.activation == "relu2"
     assert config.attention == AttentionConfig(32, 8, 128, rope_fraction=0.0)
-    assert config.mamba2.dt_limits == (1e-3, math.inf)
+    assert config.mamba2.dt_limits == (0.0, math.inf)
 
 
 def test_a_width_may_be_said_again():

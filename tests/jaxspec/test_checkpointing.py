@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 import jaxspec
 import tiny
-from jaxspec import checkpointing
+from jaxspec import checkpointing, digests
 from jaxspec.drafting.model import draft_model
 from jaxspec.models.rollback import ROLLBACKS
 
@@ -170,19 +171,93 @@ def test_a_missing_checkpoint_is_refused(tmp_path):
 
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     checkpointing.save(tmp_path, 1, {"x": jnp.zeros(3)})
-    with pytest.raises(ValueError, match="damaged or of another shape"):
+    with pytest.raises(ValueError, match=r"x is \(3,\), expected not there"):
         checkpointing.restore(tmp_path, {"y": jnp.zeros(3)})
-    with pytest.raises(ValueError, match="damaged or of another shape"):
+    with pytest.raises(ValueError, match=r"x is \(3,\), expected \(4,\)"):
         checkpointing.restore(tmp_path, {"x": jnp.zeros(4)})
 
 
+RESTORE = """
+    import gc, sys
+    import jax.numpy as jnp
+    from jaxspec import checkpointing
+    for size in map(int, sys.argv[2:]):
+        try:
+            checkpointing.restore(sys.argv[1], {"x": jnp.zeros(size), "y": jnp.zeros(3)})
+        except ValueError as error:
+            print(error)
+        gc.collect()
+"""
+
+
+def test_a_refusal_is_one_line_and_nothing_else_is_printed(tmp_path):
+    """Neither on standard error, where what Orbax leaves running would complain."""
+    checkpointing.save(tmp_path, 1, {"x": jnp.arange(1000.0), "y": jnp.ones(3)})
+    child = run_python(RESTORE, tmp_path, 4, 1000, 2000)
+    out, err = child.communicate(timeout=120)
+    assert (child.returncode, err) == (0, "")
+    assert [
+        line.count("of another shape: x is (1000,)") for line in out.splitlines()
+    ] == [
+        1,
+        1,
+    ]
+    for file in (tmp_path / "1" / "default").rglob("*"):
+        if file.is_file() and file.name not in (digests.TABLE, "commit_success.txt"):
+            file.write_bytes(b"")
+    child = run_python(RESTORE, tmp_path, 1000)
+    out, err = child.communicate(timeout=120)
+    assert (child.returncode, err) == (0, "")
+    assert re.fullmatch(r"Checkpoint 1 of .* is damaged: its SHA-256 is .*\n", out)
+
+
+def saved_files(folder):
+    """The files of checkpoint 1 that are read, all of them small."""
+    found = (folder / "1" / "default").rglob("*")
+    return [f for f in found if f.is_file() and f.name != "commit_success.txt"]
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
-    checkpointing.save(tmp_path, 1, {"x": jnp.arange(1000.0)})
-    files = [f for f in (tmp_path / "1").rglob("*") if f.is_file()]
-    data = [f for f in files if "/d/" in str(f) or f.name.startswith("manifest")]
-    for file in data:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert data
-    with pytest.raises(ValueError, match="damaged or of another shape") as error:
-        checkpointing.restore(tmp_path, {"x": jnp.zeros(1000)})
-    assert "\n" not in str(error.value)
+    state = {"x": jnp.arange(1000.0), "y": (jnp.arange(7), jax.random.key(3))}
+    checkpointing.save(tmp_path, 1, state)
+    checkpointing.restore(tmp_path, state)
+    rng = np.random.default_rng(0)
+    for file in saved_files(tmp_path):
+        raw = file.read_bytes()
+        at, bit = rng.integers(len(raw)), 1 << int(rng.integers(8))
+        flipped = raw[:at] + bytes([raw[at] ^ bit]) + raw[at + 1 :]
+        for damaged in (flipped, raw[: len(raw) // 2], b""):
+            file.write_bytes(damaged)
+            with pytest.raises(ValueError, match="Checkpoint 1 of .*default") as error:
+                checkpointing.restore(tmp_path, state)
+            assert "\n" not in str(error.value)
+        file.write_bytes(raw)
+    checkpointing.restore(tmp_path, state)
+
+
+def test_a_checkpoint_without_digests_is_refused_unless_they_are_skipped(
+    tmp_path, monkeypatch
+):
+    checkpointing.save(tmp_path, 1, {"x": jnp.arange(3)})
+    (tmp_path / "1" / "default" / digests.TABLE).unlink()
+    like = {"x": jnp.zeros(3, jnp.int32)}
+    with pytest.raises(ValueError, match="default has no SHA256SUMS.* save it again"):
+        checkpointing.restore(tmp_path, like)
+    monkeypatch.setenv(digests.SKIP, "1")
+    np.testing.assert_array_equal(checkpointing.restore(tmp_path, like)["x"], [0, 1, 2])
+
+
+@pytest.mark.parametrize("step", [64, 1, 0, -1])
+def test_a_step_that_is_not_later_than_all_is_refused(tmp_path, step):
+    """Rather than dropped: what is reported as saved is what is restored."""
+    checkpointing.save(tmp_path, 32, {"x": jnp.array([1])})
+    checkpointing.save(tmp_path, 64, {"x": jnp.array([2])})
+    with pytest.raises(ValueError, match=f"got step {step}"):
+        checkpointing.save(tmp_path, step, {"x": jnp.array([3])})
+    restored = checkpointing.restore(tmp_path, {"x": jnp.array([0])})
+    assert restored["x"].tolist() == [2] and checkpointing.steps(tmp_path) == [32, 64]
+
+
+def test_as_many_are_kept_as_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="one checkpoint to keep at least, .* keep 0"):
+        checkpointing.save(tmp_path, 1, {"x": jnp.zeros(3)}, keep=0)

@@ -91,15 +91,44 @@ def test_jit_keeps_name_and_docstring():
     assert (call.__name__, call.__doc__) == (power.__name__, power.__doc__)
 
 
+def run(code, **variables):
+    """Runs a program in a process of its own."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | variables
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_importing_jaxspec_starts_no_backend():
-    code = (
+    run(
         "import jaxspec\n"
         "from jax._src import xla_bridge\n"  # there is no public way to ask
         "assert not xla_bridge.backends_are_initialized()\n"
         "import jax; jax.devices()\n"
         "assert xla_bridge.backends_are_initialized()\n"
     )
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", [None, "another"])
+def test_programs_are_kept_once_asked_for(name, tmp_path):
+    """In a process that has compiled before, or has kept some elsewhere."""
+    named = None if name is None else str(tmp_path / name)
+    first = (
+        "" if name is None else f"jaxspec.keep_programs({str(tmp_path / 'first')!r})"
+    )
+    code = (
+        "import jax, jaxspec\n"
+        "assert jax.config.jax_compilation_cache_dir is None\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "def compile(): jax.clear_caches(); jax.jit(lambda x: x + 1)(1)\n"
+        f"{first}\n"
+        "compile()\n"
+        f"print(jaxspec.keep_programs({named!r}))\n"
+        "compile()\n"
+        "print(jaxspec.keep_programs())\n"
+    )
+    expected = tmp_path / (name or "jaxspec")
+    assert run(code, XDG_CACHE_HOME=str(tmp_path)).split() == [str(expected)] * 2
+    assert any("lambda" in path.name for path in expected.iterdir())

@@ -44,5 +44,5 @@ def test_rows_emit_on_their_own():
 def test_a_deterministic_draft_has_no_laws():
     draft = deterministic_draft(trees.chain(jnp.zeros((3, 4), jnp.int32)), 4)
     assert (draft.kind == Draft.DETERMINISTIC).all() and draft.kind.shape == (3, 4)
-    assert draft.law.shape[:2] == (3, 0)
+    assert draft.draft_logits.shape[:2] == (3, 0)
     assert draft.max_path == 4

@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxspec
@@ -44,17 +45,8 @@ def heard_compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("name", ["ngram-tree", "model-tree"])
-def test_only_shapes_are_compiled_for(name):
-    drafter, drafter_params = make_drafter(name)
-
-    def run(**options):
-        params, state = start(drafter, drafter_params, **options)
-        jaxspec.speculative_generate(params, state, target=target(), drafter=drafter)
-        plain = start(**options)
-        jaxspec.generate(*plain, target=target())
-
-    other_values = {
+FORMS = {  # of settings; all make the shapes that the first makes
+    "other values": {
         "stops": [5, -1],
         "temperature": jnp.array([0.0, 0.5, 2.0]),
         "top_k": 7,
@@ -62,13 +54,47 @@ def test_only_shapes_are_compiled_for(name):
         "max_new_tokens": 3,
         "keys": jax.random.key(9),
         "prompts": [[1, 2], [3], [4, 4, 4]],
-    }
-    run(stops=[1, 2])
+    },
+    "no stops": {"stops": ()},
+    "more stops": {"stops": [5, 6, 7, 8, -1, -1]},
+    "stops of each row": {"stops": np.array([[1], [2], [3]])},
+    "a stop": {"stops": 3},
+    "another room": {"max_length": 40},
+    "room by default": {"max_length": None, "max_new_tokens": 16},
+    "a token more": {"max_length": None, "max_new_tokens": 17},
+    "keys of each row": {"keys": jax.random.split(jax.random.key(1), 3)},
+    "lists": {"temperature": [0, 1, 2], "top_k": [1, 2, 3], "top_p": [1, 1, 0.5]},
+    "NumPy": {"temperature": np.float64(0.5), "top_p": np.ones(3, np.int64)},
+    "weak types": {"temperature": jnp.broadcast_to(jnp.asarray(0.5), (3,))},
+    "tokens in NumPy": {"tokens": np.ones((3, 16), np.int64)},
+    "many steps": {"max_steps": 100},
+    "steps in JAX": {"max_steps": jnp.int32(100)},
+    "a replaced temperature": {"replace": {"temperature": 0.5, "top_k": 4}},
+}
+
+
+def decode(name, max_steps=None, replace=None, **options):
+    """Decodes with speculation and without."""
+    drafter, drafter_params = make_drafter(name)
+    params, state = start(drafter, drafter_params, **options)
+    _, plain = start(**options)
+    if replace is not None:
+        state, plain = state.replace(**replace), plain.replace(**replace)
+    settings = {"target": target(), "max_steps": max_steps}
+    jaxspec.speculative_generate(params, state, drafter=drafter, **settings)
+    jaxspec.generate(params, plain, **settings)
+
+
+@pytest.mark.parametrize("name", ["ngram-tree", "model-tree"])
+def test_only_shapes_are_compiled_for(name):
+    decode(name, stops=[1, 2])
+    for form, options in FORMS.items():
+        with heard_compilations() as heard:
+            decode(name, **options)
+        assert heard == [], form
     with heard_compilations() as heard:
-        run(**other_values)
-        assert heard == []
-        run(stops=[5, -1, -1])  # another shape
-        assert heard != []
+        decode(name, max_length=100)
+    assert heard != []
 
 
 def test_a_step_can_be_jitted_by_the_user():

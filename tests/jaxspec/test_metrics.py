@@ -18,12 +18,14 @@ INFO = SpecInfo(
     drafted=jnp.array([8, 2]),
     kept=jnp.array([[4, 2, 1], [1, 1, 1]]),
     from_draft=jnp.zeros((2, 12), jnp.int8),
+    non_finite=jnp.array([0, 2]),
 )
 NOTHING = SpecInfo(
     jnp.zeros(2, jnp.int32),
     jnp.zeros(2, jnp.int32),
     jnp.zeros((2, 3), jnp.int32),
     jnp.zeros((2, 12), jnp.int8),
+    jnp.zeros(2, jnp.int32),
 )
 
 
@@ -53,6 +55,7 @@ def test_a_run_without_calls_has_accepted_nothing():
 def test_infos_add_up():
     twice = INFO + INFO
     assert twice.kept.tolist() == [[8, 4, 2], [2, 2, 2]]
+    assert twice.non_finite.tolist() == [0, 4]
     assert metrics.block_efficiency(twice) == metrics.block_efficiency(INFO)
 
 

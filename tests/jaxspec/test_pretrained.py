@@ -1,7 +1,9 @@
 """Model folders: what is saved is loaded, and what is damaged is refused."""
 
 import json
+import re
 import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 import folder
-from jaxspec import pretrained
+from jaxspec import digests, pretrained
 from jaxspec.models import config as configs
 from jaxspec.models import hybrid
 
@@ -56,7 +58,7 @@ def damage(name, change):
 
 
 def other_version(raw):
-    return json.dumps(json.loads(raw) | {"format_version": 2}).encode()
+    return json.dumps(json.loads(raw) | {"format_version": 1}).encode()
 
 
 def wider(raw):
@@ -70,22 +72,62 @@ def fewer_tokens(raw):
 @pytest.mark.parametrize(
     "harm, message",
     [
-        (damage("config.json", other_version), "format version 2"),
+        (damage("config.json", other_version), "format version 1, .*convert or train"),
         (damage("config.json", lambda raw: raw[:-9]), "not JSON"),
         (damage("config.json", wider), "has shape .*, expected"),
         (damage("config.json", fewer_tokens), "has shape|280 tokens"),
         (damage("model.safetensors", lambda raw: raw[:-9]), "not a whole safetensors"),
         (damage("model.safetensors", lambda raw: b""), "not a whole safetensors"),
         (damage("tokenizer.json", lambda raw: raw[:99]), "is not a tokenizer"),
-        (lambda path: (path / "tokenizer.json").unlink(), "no tokenizer"),
+        (lambda path: (path / "tokenizer.json").unlink(), "not name tokenizer.json"),
         (lambda path: (path / "config.json").unlink(), "neither a folder"),
     ],
 )
 def test_damage_is_refused_in_one_line(copy, harm, message):
+    """Also where the digests are those of what is there: then the contents say it."""
     harm(copy)
+    with pytest.raises(ValueError, match=re.escape(str(copy))) as error:
+        pretrained.load(copy)
+    assert "\n" not in str(error.value)
+    digests.write(copy)
     with pytest.raises(ValueError, match=message) as error:
         pretrained.load(copy)
     assert "\n" not in str(error.value)
+
+
+FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_refused(copy, name):
+    raw = (copy / name).read_bytes()
+    for at in np.linspace(0, len(raw) - 1, 9).astype(int):
+        (copy / name).write_bytes(raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :])
+        with pytest.raises(ValueError, match=name) as error:
+            pretrained.load(copy)
+        assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_of_the_weights_passes_where_digests_are_skipped(
+    copy, monkeypatch
+):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    monkeypatch.setenv(digests.SKIP, "1")
+    pretrained.load(copy)
+
+
+def test_a_folder_without_digests_is_refused(copy):
+    (copy / digests.TABLE).unlink()
+    with pytest.raises(ValueError, match="has no SHA256SUMS.*train or save it again"):
+        pretrained.load(copy)
+
+
+def test_the_table_of_digests_is_that_of_coreutils(copy):
+    done = subprocess.run(["sha256sum", "--check", "--strict", digests.TABLE], cwd=copy)
+    assert done.returncode == 0
+    lines = (copy / digests.TABLE).read_text().splitlines()
+    assert [line.split()[1] for line in lines] == FILES
 
 
 def test_an_unknown_name_is_refused():

@@ -133,6 +133,53 @@ def test_draw_never_takes_what_is_impossible():
     assert_follows(tokens, jax.nn.softmax(logits), 13.9)  # 2 degrees of freedom
 
 
+WIDE = jnp.array([-1e7, 0.0, -1e7 - 1.0, -3e7, -INF, -3e7 - 2.0], jnp.float32)
+
+
+@pytest.mark.parametrize("how", ["draw_without_replacement", "perturb", "draw"])
+def test_draws_after_a_sure_one_keep_their_digits(how):
+    """Logits of -1e7 are 1 apart in float32, too coarse for noise to be added to."""
+
+    def row(key):
+        if how == "perturb":
+            zero = jnp.float32(0.0)
+            tokens, values = sampling.perturb(key, WIDE, zero, zero, 6)
+            return tokens, values > -jnp.inf
+        if how == "draw":
+            rest = jnp.where(WIDE == 0.0, -jnp.inf, WIDE)
+            second = sampling.draw(key, rest)
+            return jnp.array([1, second, 0, 0, 0, 0]), jnp.ones(6, bool)
+        return sampling.draw_without_replacement(key, WIDE, 6)
+
+    keys = jax.random.split(jax.random.key(6), 20_000)
+    tokens, exists = jax.jit(jax.vmap(row))(keys)
+    tokens = np.asarray(tokens)
+    assert (tokens[:, 0] == 1).all()
+    share = 1 / (1 + np.exp(-1))
+    assert abs((tokens[:, 1] == 0).mean() - share) < 4 * np.sqrt(share / 4 / 2e4)
+    if how != "draw":
+        assert (np.asarray(exists) == [True] * 5 + [False]).all()
+        share = 1 / (1 + np.exp(-2))
+        assert abs((tokens[:, 3] == 3).mean() - share) < 4 * np.sqrt(share / 4 / 2e4)
+
+
+def test_what_is_drawn_with_values_is_what_is_drawn_without():
+    logits, zero = jax.random.normal(jax.random.key(1), (7,)), jnp.float32(0.0)
+    key = jax.random.key(8)
+    tokens, values = sampling.perturb(key, logits, zero, zero, 4)
+    plain, _ = sampling.draw_without_replacement(key, logits, 4)
+    np.testing.assert_array_equal(tokens, plain)
+    assert (np.diff(values) <= 0.0).all() and values[0] == 0.0
+
+
+def test_no_chance_accepts_what_was_not_proposed():
+    keys = jax.random.split(jax.random.key(0), 100)
+    accept = jax.vmap(sampling.accept, (0, None, None))
+    assert not accept(keys, jnp.float32(0.5), jnp.float32(0.0)).any()
+    assert not accept(keys, jnp.float32(0.0), jnp.float32(0.5)).any()
+    assert accept(keys, jnp.float32(0.5), jnp.float32(0.5)).all()
+
+
 # --- Emission ---
 
 emit = jax.jit(sampling.emit)
@@ -156,6 +203,18 @@ def test_one_token_kept_is_emitted_at_any_temperature(position):
     logits = jnp.array([0.0, 0.1, 0.3, 0.2])
     row = setting(temperature=50, top_k=1, position=position)
     assert emit(jax.random.key(0), logits, row, ALL) == 2
+
+
+@pytest.mark.parametrize("position", range(3))
+@pytest.mark.parametrize("filters", [False, True])
+def test_the_likeliest_token_alone_is_greedy(position, filters):
+    """Of equal ones the first, as at temperature 0, and in verifiers that use laws."""
+    logits = jnp.array([0.0, 0.3, 0.1, 0.3])
+    row = setting(temperature=2.0, top_k=1, position=position)
+    needs = Needs(jnp.bool_(True), jnp.bool_(filters))
+    assert emit(jax.random.key(position), logits, row, needs) == 1
+    law = jax.jit(sampling.law)(logits, row, needs)
+    np.testing.assert_array_equal(law, [0.0, 1.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
@@ -209,6 +268,7 @@ def test_a_row_emits_the_same_alone_and_in_a_batch():
         ([0.0, 0.0], [0, 5], [1.0, 0.5], False, False),  # greedy rows filter nothing
         ([0.0, 1.0], [5, 0], [0.5, 1.0], True, False),
         ([0.0, 1.0], [0, 5], [1.0, 1.0], True, True),
+        ([0.7, 1.0], [1, 1], [1.0, 0.5], False, False),
         ([0.0, 1.0], [0, 0], [1.0, 0.5], True, True),
     ],
 )

@@ -31,11 +31,11 @@ class Program:
     def __init__(self, f, monkeypatch, beam=None):
         """Takes `Leaves` too if the program has a stochastic beam search."""
         self.f, self.monkeypatch, self.beam = jax.jit(f), monkeypatch, beam
-        self.names = set()  # of all keys used
+        self.names = set()  # of all keys used since `outcomes` was called
 
     def outcomes(self, *args):
         """Every result, as a pytree in numpy, and its probability."""
-        unfinished = [()]
+        self.names, unfinished = set(), [()]
         while unfinished:
             self.run = _Run(unfinished.pop(), unfinished, self.beam)
             with self._replaced():
@@ -73,8 +73,10 @@ class Program:
             "draw_without_replacement", like, key, logits, jnp.int32(count)
         )
 
-    def perturb(self, key, logits, top):
-        return self._ask("perturb", logits, key, logits, top)
+    def perturb(self, key, logits, phi, top, count):
+        del phi  # known of the path
+        like = jnp.zeros(count, jnp.int32), jnp.zeros(count, logits.dtype)
+        return self._ask("perturb", like, key, logits, top, jnp.int32(count))
 
     def accept(self, key, wanted, proposed):
         return self._ask("accept", jnp.bool_(False), key, wanted, proposed)
@@ -120,18 +122,21 @@ class Leaves:
         self.logits, self.width, self.length = logits, width, length
         self.vocab = len(logits(()))
         self.paths = list(itertools.product(range(self.vocab), repeat=length))
-        self.weights = np.array([self._weight(path) for path in self.paths])
+        self.scores = np.array([self._score(path) for path in self.paths])
 
-    def _weight(self, path):
-        steps = (softmax(self.logits(path[:i]))[token] for i, token in enumerate(path))
-        return np.prod(list(steps))
+    def _score(self, path):
+        score = 0.0
+        for i, token in enumerate(path):
+            logits = np.asarray(self.logits(path[:i]), np.float64)
+            score += logits[token] - np.logaddexp.reduce(logits)
+        return score
 
     def order(self, choose):
         """Leaves in order, until every level's beam is known."""
-        order, weights = [], self.weights.copy()
-        while weights.any() and not self._is_enough(order):
-            leaf = choose(weights / weights.sum())
-            weights[leaf] = 0.0
+        order, scores = [], self.scores.copy()
+        while (scores > -np.inf).any() and not self._is_enough(order):
+            leaf = choose(softmax(scores))
+            scores[leaf] = -np.inf
             order.append(self.paths[leaf])
         return order
 
@@ -168,7 +173,8 @@ class _Run:
 
     def draw(self, key, logits):
         self.name(key)
-        return self.choose(softmax(logits))
+        weights = softmax(logits)
+        return 0 if np.isnan(weights).any() else self.choose(weights)  # as argmax does
 
     def draw_without_replacement(self, key, logits, count):
         self.name(key)
@@ -183,11 +189,12 @@ class _Run:
 
     def accept(self, key, wanted, proposed):
         self.name(key)
-        chance = 0.0 if wanted <= 0.0 else min(1.0, wanted / max(proposed, 1e-300))
+        possible = wanted > 0.0 and proposed > 0.0
+        chance = min(1.0, float(wanted) / float(proposed)) if possible else 0.0
         return self.choose(np.array([1.0 - chance, chance])) == 1
 
-    def perturb(self, key, logits, top):
-        """The children's values: minus the place in the order of the best leaf below."""
+    def perturb(self, key, logits, top, count):
+        """Children and values: minus the place in the order of the best leaf below."""
         self.name(key)
         if self.order is None:
             self.order = self.beam.order(self.choose)
@@ -196,6 +203,8 @@ class _Run:
                 for level in range(1, len(leaf) + 1):
                     self.values.setdefault(leaf[:level], -1.0 - place)
             self.level = [()]
+        elif top == 0.0:  # no node: all others have values below the root's
+            return np.arange(count), np.full(count, -np.inf)
         if not self.level:  # all beams of the level above were asked for
             self.level, self.seen = self.seen, []
         node = next(n for n in self.level if self.values[n] == float(top) or n == ())
@@ -204,7 +213,9 @@ class _Run:
         self.seen += [child for child in children if child in self.values]
         never = -1e6 - np.arange(len(children))
         values = [self.values.get(c, never[i]) for i, c in enumerate(children)]
-        return np.where(np.isneginf(logits), -np.inf, values)
+        values = np.where(np.isneginf(logits), -np.inf, values)
+        best = np.argsort(-values, kind="stable")[:count]
+        return best, values[best]
 
 
 def _loop(f, in_axes=0, out_axes=0):

@@ -9,12 +9,11 @@ import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import enumeration
 import markov
-import tiny
+from jaxspec import sampling
 from jaxspec.core import emitted_tokens
 from jaxspec.drafting.model import State, draft_model
 
@@ -30,9 +29,29 @@ def tables(vocab=VOCAB, seed=0):
         return target, markov.table(vocab, 2 * seed + 1, np.float64)
 
 
-def settings(position=LENGTH - 1):
-    exact = jnp.ones((1,), jnp.float64)
-    return tiny.settings(1, position=position)._replace(temperature=exact, top_p=exact)
+def settings(temperature=1.0, top_k=0, top_p=1.0, dtype=np.float64, batch=1):
+    """How rows are sampled, in numpy; what comes next is the root's successor."""
+    row = sampling.Sampling(
+        temperature=np.asarray(temperature, dtype),
+        top_k=np.asarray(top_k, np.int32),
+        top_p=np.asarray(top_p, dtype),
+        position=np.asarray(LENGTH - 1, np.int32),
+    )
+    return jax.tree.map(lambda leaf: np.array(np.broadcast_to(leaf, (batch,))), row)
+
+
+def scores(table, settings):
+    """Logits `[V * V, V]` that `generate` draws from; the likeliest token's, if greedy."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        found = np.asarray(_law_logits(table, settings))
+    best = np.arange(found.shape[1]) == np.argmax(table, axis=1)[:, None]
+    return found if settings.is_drawn[0] else np.where(best, 0.0, -np.inf)
+
+
+@jax.jit
+def _law_logits(table, settings):
+    row, needs = jax.tree.map(lambda leaf: leaf[0], settings), sampling.needs(settings)
+    return jax.vmap(sampling.law_logits, (0, None, None))(table, row, needs)
 
 
 def follow(table, path):
@@ -73,20 +92,43 @@ def thawed(key):
     return structure.unflatten(leaves)
 
 
+def proposing(drafter, monkeypatch):
+    """A drafter as a program, compiled once for all params and settings of a dtype."""
+
+    def propose(params, state, root, settings):
+        keys = enumeration.keys(len(root))
+        return drafter.propose(params, keys, state, root, settings)[1]
+
+    return enumeration.Program(propose, monkeypatch)
+
+
+def judging(verifier, monkeypatch, vocab=VOCAB):
+    """A verifier as a program: the tokens that it emits, and their count."""
+    target = markov.language_model(vocab)
+
+    def emit(params, carry, draft, settings):
+        _, _, hidden = target.scan_tree(params, carry, draft.tree)
+        logits, keys = target.logits(params, hidden), enumeration.keys(len(carry))
+        verdict = verifier.verify(keys, draft, logits, settings)
+        return emitted_tokens(draft.tree, verdict)
+
+    return enumeration.Program(emit, monkeypatch)
+
+
+def proposed(program, params, state, settings, beam=None):
+    """The law of what a program of `proposing` proposes, and the names of its noise."""
+    program.beam = beam
+    root = np.full(len(settings.top_k), ROOT, np.int32)
+    return program.law(frozen, params, state, root, settings), program.names
+
+
 def drafts_of(drafter, params, state, monkeypatch, beam=None):
-    """The law of what a drafter proposes, and the names of the noise it used."""
-
-    def propose(params, state, root):
-        keys = enumeration.keys(1)
-        return drafter.propose(params, keys, state, root, settings())[1]
-
-    program = enumeration.Program(propose, monkeypatch, beam)
-    root = np.array([ROOT], np.int32)
-    return program.law(frozen, params, state, root), program.names
+    """The same of a drafter, at temperature 1."""
+    return proposed(proposing(drafter, monkeypatch), params, state, settings(), beam)
 
 
 def drafts_of_builder(builder, monkeypatch, table=None, beam=None):
-    """The same, of a builder on the draft's table."""
+    """The same of a builder on the draft's table."""
     table = tables()[1] if table is None else table
     drafter = draft_model(markov.language_model(table.shape[1]), builder)
     return drafts_of(drafter, table, past(), monkeypatch, beam)
@@ -117,27 +159,32 @@ class Written:
 
     def __init__(self, verifier, drafts, monkeypatch, taken=frozenset(), table=None):
         table = tables()[0] if table is None else table
-        target, law = markov.language_model(table.shape[1]), {}
+        program = judging(verifier, monkeypatch, table.shape[1])
+        self._judge(program, drafts, table, settings(), taken)
 
-        def emit(params, carry, draft):
-            _, _, hidden = target.scan_tree(params, carry, draft.tree)
-            logits = target.logits(params, hidden)
-            verdict = verifier.verify(enumeration.keys(1), draft, logits, settings())
-            return emitted_tokens(draft.tree, verdict)
+    @classmethod
+    def by(cls, program, drafts, table, settings, taken):
+        """By a program of `judging`, with other settings."""
+        self = cls.__new__(cls)
+        self._judge(program, drafts, table, settings, taken)
+        return self
 
+    def _judge(self, program, drafts, table, settings, taken):
         def text(result):
             tokens, count = result
             return tuple(tokens[0, : int(count[0])].tolist())
 
-        program = enumeration.Program(emit, monkeypatch)
-        carry = np.array([BEFORE], np.int32)
+        law, carry = {}, np.array([BEFORE], np.int32)
         for key, probability in drafts.items():
             draft = thawed(key)
-            for words, chance in program.law(text, table, carry, draft).items():
+            found = program.law(text, table, carry, draft, settings)
+            assert not program.names & taken, "the verifier uses the builder's noise"
+            for words, chance in found.items():
                 law[words] = law.get(words, 0.0) + probability * chance
-        assert not program.names & taken, "the verifier uses the builder's noise"
         assert abs(sum(law.values()) - 1.0) < 1e-12
         self.tokens = sum(len(words) * chance for words, chance in law.items())
-        self.law = completed(law, draft.max_path, table)
-        expected = target_law(draft.max_path, table)
-        self.distance = enumeration.distance(self.law, expected)
+        wanted = scores(table, settings)
+        self.law = completed(law, draft.max_path, wanted)
+        self.distance = enumeration.distance(
+            self.law, target_law(draft.max_path, wanted)
+        )

@@ -7,6 +7,7 @@ different families often agree.
 import atexit
 import functools
 import json
+import math
 import pathlib
 import shutil
 import tempfile
@@ -85,7 +86,7 @@ FAMILIES = {  # transformers' config, and what it is given
         {**ATTENTION, "head_dim": 16, "intermediate_size": 48, "ssm_state_size": 8}
         | {"layers_block_type": ["linear_attention", "mlp", "full_attention"]}
         | {"mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "chunk_size": 8}
-        | {"time_step_min": 0.5, "mlp_bias": True},
+        | {"time_step_min": 0.5, "time_step_limit": (0.0, 0.9), "mlp_bias": True},
     ),
     "bamba": (
         "BambaConfig",
@@ -192,6 +193,7 @@ def model(name):
                 _randomise(tensor)
         if name in LLAMA:
             _share(made)
+        _bound_step_sizes(made)
         generator = torch.Generator().manual_seed(1)
         table = torch.randn(config.vocab_size, WIDTH, generator=generator)
         made.get_input_embeddings().weight.copy_(table)
@@ -200,6 +202,14 @@ def model(name):
                 table + 0.2 * torch.randn(VOCAB, WIDTH)
             )
     return made
+
+
+def _bound_step_sizes(made):
+    """As the config says, and the authors' code does; some of transformers' skips it."""
+    for module in made.modules():
+        if hasattr(module, "time_step_limit"):
+            limit = getattr(made.config, "time_step_limit", (0.0, math.inf))
+            module.time_step_limit = tuple(limit)
 
 
 def _share(made):

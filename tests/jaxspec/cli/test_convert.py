@@ -31,7 +31,8 @@ def test_there_and_back_again(capsys, tmp_path):
     record = run(capsys, "convert", published.source("llama"), dest)
     size = (published.source("llama") / "model.safetensors").stat().st_size
     sizes = {"tensors", "kept", "bytes", "seconds"}
-    assert set(record) == {"family", "layers", "dtype", "mtp"} | sizes
+    names = {"family", "layers", "dtype", "source_dtype", "mtp"}
+    assert set(record) == names | sizes
     assert (record["kept"], record["mtp"]) == (0, "")
     assert (record["family"], record["layers"]) == ("llama", "*-*-")
     assert (record["dtype"], record["bytes"]) == ("float32", size)
@@ -52,6 +53,22 @@ def test_a_bar_and_what_to_do_next(capsys, tmp_path):
     assert main(["export", str(dest), str(tmp_path / "back")]) == 0
     out, err = capsys.readouterr()
     assert "Mamba2ForCausalLM.from_pretrained(" in out and "100%" in err
+
+
+def test_float16_is_said_to_become_float32(capsys, tmp_path):
+    source, dest = tmp_path / "source", tmp_path / "model"
+    shutil.copytree(published.source("llama"), source)
+    arrays = safetensors.numpy.load_file(source / "model.safetensors")
+    narrow = {name: array.astype(np.float16) for name, array in arrays.items()}
+    safetensors.numpy.save_file(narrow, source / "model.safetensors")
+    assert main(["convert", str(source), str(dest)]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert "are float16" in first and "loaded as float32" in first and len(others) == 1
+    record = run(capsys, "convert", source, tmp_path / "again")
+    assert (record["source_dtype"], record["dtype"]) == ("float16", "float32")
+    run(capsys, "export", dest, tmp_path / "back")
+    found = safetensors.numpy.load_file(tmp_path / "back" / "model.safetensors")
+    assert {array.dtype.name for array in found.values()} == {"float16"}
 
 
 def test_what_is_kept_for_export_is_counted(capsys, tmp_path):

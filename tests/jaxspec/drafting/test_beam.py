@@ -73,7 +73,7 @@ def test_a_level_is_no_wider_than_its_parents_can_make_it():
     built = growing.grow(stochastic_beam(5, 2), trimmed=True)
     assert (built.draft.tree.parents[:, 1:5] == 0).sum(axis=1).tolist() == [4, 4, 2, 4]
     assert (built.draft.tree.parents[:, 5] > 0)[[0, 1, 3]].all()
-    assert built.draft.law.shape == (growing.BATCH, 5, 4)
+    assert built.draft.draft_logits.shape == (growing.BATCH, 5, 4)
 
 
 def test_noise_is_new_in_every_step():

@@ -7,10 +7,12 @@ import pytest
 
 import tiny
 from jaxspec import trees
+from jaxspec.core import Verdict
 from jaxspec.drafting import datastore
 from jaxspec.drafting.fusion import Pair, fuse
 from jaxspec.drafting.model import draft_model
 from jaxspec.drafting.ngram import ngram
+from jaxspec.drafting.rasd import rasd
 from jaxspec.drafting.retrieval import retrieval
 from jaxspec.drafting.static import chain
 from texts import SETTINGS, baseline, check_same, settings, speculative
@@ -64,6 +66,44 @@ def test_text_is_the_same_and_both_are_of_use(setting):
     assert 3 * info.target_calls[1] < info.kept[1].sum()
     if setting == "greedy":
         assert info.target_calls[0] < info.kept[0].sum()
+
+
+SHORT = ngram(4, 3, min_match=1)  # its own paths are shorter than the joint ones
+LONG = retrieval(12, 8, min_match=1)
+JOINT = {
+    "fuse": (fuse(SHORT, LONG, 14), Pair(None, STORE)),
+    "fuse, the other way round": (fuse(LONG, SHORT, 14), Pair(STORE, None)),
+    "in two": (fuse(fuse(SHORT, SHORT, 6), LONG, 14), Pair(Pair(None, None), STORE)),
+    "rasd": (
+        rasd(tiny.model("mamba2", max_path=8), chain(7), SHORT, keep=40),
+        Pair(tiny.params("mamba2"), None),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_drafts_at_the_end_of_the_cache_are_those_of_a_long_one(name):
+    """One token is emitted at a time, up to the last that fits."""
+    drafter, params = JOINT[name]
+    text = jnp.asarray(np.tile([1, 2, 0, 2, 1, 1], (2, 3)), jnp.int32)
+    keys, settings = jax.random.split(jax.random.key(0)), tiny.settings(2)
+
+    @jax.jit
+    def emit(state, root, token):
+        state, draft = drafter.propose(params, keys, state, root, settings)
+        path = jnp.full((2, drafter.max_path), -1).at[:, 0].set(0)
+        verdict = Verdict(path, jnp.zeros(2, jnp.int32), token, None)
+        return drafter.observe(params, state, draft, verdict, None, None), draft.tree
+
+    def drafted(max_length):
+        lengths = jnp.array([10, 9])
+        state = drafter.init(params, text, lengths, max_length, None)
+        for i in range(8):
+            token = text[0, lengths + i]
+            state, tree = emit(state, text[0, lengths + i - 1], token)
+            yield strings(tree, 0), strings(tree, 1)
+
+    assert list(drafted(18)) == list(drafted(40))
 
 
 def test_what_is_drawn_by_chance_is_refused():

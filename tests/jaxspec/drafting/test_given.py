@@ -31,7 +31,7 @@ def test_the_tree_is_proposed_below_the_root():
     np.testing.assert_array_equal(draft.tree.parents, tree.parents)
     np.testing.assert_array_equal(draft.tree.tokens[:, 1:], tree.tokens[:, 1:])
     np.testing.assert_array_equal(draft.tree.tokens[:, 0], ROOTS)
-    assert draft.max_path == 4 and draft.law.size == 0
+    assert draft.max_path == 4 and draft.draft_logits.size == 0
 
 
 def test_what_is_too_deep_is_dropped():
@@ -88,7 +88,7 @@ def test_a_loop_that_gives_trees_writes_the_text_of_the_one_that_makes_them(sett
 
     @jax.jit
     def make(tokens, lengths, root):
-        known = lookup.init(None, tokens, lengths, texts.MAX_LENGTH + 8, None)
+        known = lookup.init(None, tokens, lengths, tokens.shape[1], None)
         return lookup.propose(None, None, known, root, None)[1].tree
 
     @jax.jit

@@ -17,6 +17,7 @@ from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.best_first import best_first
 from jaxspec.drafting.dyspec import dyspec
 from jaxspec.drafting.head import draft_head
+from jaxspec.drafting.model import Trimmed
 from jaxspec.drafting.static import static_tree
 from jaxspec.models import mtp
 from jaxspec.verification.recursive_rejection import recursive_rejection
@@ -67,7 +68,7 @@ def check_past(drafter, state):
     carry = model.init_carry(tiny.params(texts.TARGET), rows, width)
     args = tiny.params(texts.TARGET), carry, state.tokens, state.lengths - 1
     _, hidden = jax.jit(model.scan)(*args)
-    args = params(), state.tokens, state.lengths, texts.MAX_LENGTH, hidden
+    args = params(), state.tokens, state.lengths, width - texts.MAX_PATH, hidden
     fresh = jax.jit(drafter.init, static_argnums=3)(*args)
     found = state.drafter
     np.testing.assert_array_equal(found.carry.position, state.lengths - 1)
@@ -129,6 +130,9 @@ def test_what_does_not_fit_is_refused():
     drafter, prompt = draft_head(HEAD), jnp.ones((1, 4), jnp.int32)
     with pytest.raises(ValueError, match=r"got \(1, 4, 8\); is it the target's own"):
         drafter.init(params(), prompt, jnp.array([4]), 16, jnp.zeros((1, 4, 8)))
+    narrow = Trimmed(params(), jnp.arange(2))
+    with pytest.raises(ValueError, match="draws 3 children .* trimmed head has 2 tok"):
+        draft_head(HEAD, (3,)).init(narrow, prompt, jnp.array([4]), 16, None)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ def pruned(row, keep=4, least=0.0):
 
 
 def law_at(draft, row, node):
-    return np.asarray(draft.law)[row, int(draft.law_row[row, node])]
+    logits = draft.draft_logits[row, int(draft.logits_row[row, node])]
+    return np.asarray(jax.nn.softmax(logits))
 
 
 # --- Pruning ---
@@ -140,8 +141,8 @@ def test_draft_first_is_the_builders_tree_and_what_is_left_of_the_other(builder,
     np.testing.assert_array_equal(draft.tree.tokens[:, :size], own.tree.tokens)
     np.testing.assert_array_equal(draft.tree.parents[:, :size], own.tree.parents)
     np.testing.assert_array_equal(draft.kind[:, :size], own.kind)
-    np.testing.assert_array_equal(draft.law_row[:, :size], own.law_row)
-    np.testing.assert_allclose(draft.law, own.law, atol=1e-5)
+    np.testing.assert_array_equal(draft.logits_row[:, :size], own.logits_row)
+    np.testing.assert_allclose(draft.draft_logits, own.draft_logits, atol=1e-5)
     assert (np.asarray(draft.kind)[:, size:] == Draft.DETERMINISTIC).all()
     for row in range(len(PROMPTS)):
         have = strings(own.tree, row)
@@ -307,7 +308,8 @@ def test_the_draft_models_past_follows_the_text(i, rollback):
     for name in ("tokens", "parents"):
         first, second = (np.asarray(getattr(draft.tree, name)) for draft in drafts)
         np.testing.assert_array_equal(first, second)
-    np.testing.assert_allclose(drafts[0].law, drafts[1].law, atol=1e-4)
+    laws = [jax.nn.softmax(draft.draft_logits) for draft in drafts]
+    np.testing.assert_allclose(*laws, atol=1e-4)
 
 
 # --- Settings ---

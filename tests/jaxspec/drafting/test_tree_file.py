@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxspec import digests
 from jaxspec.drafting import static, tree_file
 
 TREES = [
@@ -17,6 +18,11 @@ def saved(tmp_path):
     path = tmp_path / "tree.json"
     tree_file.save(path, TREES, best=2, temperature=0.5, acceptance=[0.5, 0.25])
     return path
+
+
+def write_again(path, record):
+    """Writes a record with the digest that it has now."""
+    path.write_text(digests.seal({k: v for k, v in record.items() if k != "sha256"}))
 
 
 def test_the_tree_of_a_budget_is_read(saved):
@@ -37,7 +43,7 @@ def test_a_budget_that_was_not_measured_is_refused(saved):
 def test_what_is_no_tree_of_its_size_is_refused(saved, parents):
     record = json.loads(saved.read_text())
     record["trees"][0]["parents"] = parents
-    saved.write_text(json.dumps(record))
+    write_again(saved, record)
     with pytest.raises(ValueError, match="tree.json holds no trees"):
         tree_file.load_tree(saved, 8)
 
@@ -45,7 +51,13 @@ def test_what_is_no_tree_of_its_size_is_refused(saved, parents):
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "jaxspec trees 1"}'])
 def test_other_files_are_refused(saved, text):
     saved.write_text(text)
-    with pytest.raises(ValueError, match="tree.json holds no trees"):
+    with pytest.raises(ValueError, match="tree.json"):
+        tree_file.load_tree(saved)
+
+
+def test_another_tree_under_the_same_digest_is_refused(saved):
+    saved.write_text(saved.read_text().replace("[-1, 0, 0, 1]", "[-1, 0, 0, 2]"))
+    with pytest.raises(ValueError, match="tree.json is damaged: its sha256"):
         tree_file.load_tree(saved)
 
 
@@ -55,6 +67,6 @@ def test_acceptance_is_read(saved):
 
 @pytest.mark.parametrize("shares", [[], [0.9, 0.2], [-0.1], None, ["x"]])
 def test_what_is_no_acceptance_is_refused(saved, shares):
-    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"acceptance": shares}))
+    write_again(saved, json.loads(saved.read_text()) | {"acceptance": shares})
     with pytest.raises(ValueError, match="tree.json holds no acceptance"):
         tree_file.load_acceptance(saved)

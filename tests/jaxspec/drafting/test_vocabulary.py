@@ -11,8 +11,12 @@ import pytest
 import jaxspec
 import texts
 import tiny
+from jaxspec import digests
 from jaxspec.drafting import static, vocabulary
+from jaxspec.drafting.fusion import Pair
 from jaxspec.drafting.model import Trimmed, draft_model
+from jaxspec.drafting.ngram import ngram
+from jaxspec.drafting.rasd import rasd
 from jaxspec.models import hybrid
 from jaxspec.verification.recursive_rejection import recursive_rejection
 
@@ -127,6 +131,33 @@ def test_drafts_are_of_kept_tokens(law, temperature):
     np.testing.assert_array_equal(draft.vocab_ids, KEEP)
 
 
+def wide_drafters():
+    """By a model, and by a model beside what is retrieved: 13 children of 12 tokens."""
+    draft = tiny.model(texts.DRAFT, max_path=texts.MAX_PATH)
+    wide = static.static_tree((len(KEEP) + 1,), "without_replacement")
+    yield draft_model(draft, wide), trimmed()
+    yield rasd(draft, wide, ngram(4, 3), keep=3), Pair(trimmed(), None)
+
+
+@pytest.mark.parametrize("made", range(2))
+def test_a_builder_wider_than_a_trimmed_head_is_refused(made):
+    drafter, params = list(wide_drafters())[made]
+    message = "draws 13 children at a node, and the trimmed head has 12 tokens; draw"
+    with pytest.raises(ValueError, match=message) as error:
+        texts.start(drafter, params)
+    assert "\n" not in str(error.value)
+    state = texts.start()[1].replace(drafter=None)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(
+            drafter.propose,
+            params,
+            state.keys,
+            (None, None),
+            state.root,
+            state.sampling,
+        )
+
+
 def test_children_of_a_trimmed_model_are_the_likeliest_of_the_kept():
     made = drafter(topology=(3,))
     params, state = texts.start(made, trimmed())
@@ -194,13 +225,21 @@ def test_another_tokenizer_is_refused(saved):
     ],
 )
 def test_damaged_files_are_refused(saved, change):
-    saved.write_text(json.dumps(json.loads(saved.read_text()) | change))
-    with pytest.raises(ValueError, match="is no vocabulary"):
+    record = json.loads(saved.read_text()) | change
+    del record["sha256"]
+    saved.write_text(digests.seal(record))
+    with pytest.raises(ValueError, match="is no vocabulary|has format"):
+        vocabulary.load(saved)
+
+
+def test_another_vocabulary_under_the_same_digest_is_refused(saved):
+    saved.write_text(saved.read_text().replace("[0, 1, 3, 5]", "[0, 1, 2, 5]"))
+    with pytest.raises(ValueError, match="vocabulary.json is damaged: its sha256"):
         vocabulary.load(saved)
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{", '{"keep": [1]}', "7"])
 def test_other_files_are_refused(saved, text):
     saved.write_text(text)
-    with pytest.raises(ValueError, match="vocabulary.json is no vocabulary"):
+    with pytest.raises(ValueError, match="vocabulary.json"):
         vocabulary.load(saved)

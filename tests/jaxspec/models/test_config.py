@@ -109,7 +109,10 @@ ALL = json.loads(configs.to_json(MODELS["all"]))
         ("{", "not JSON"),
         ("", "not JSON"),
         ("[1]", "Expected a JSON object, got list"),
-        (json.dumps(ALL | {"format_version": 2}), "version 2, .* reads version 1"),
+        (
+            json.dumps(ALL | {"format_version": 1}),
+            "version 1, .* reads version 2: convert",
+        ),
         ("{}", "format version None"),
         (json.dumps(ALL | {"d_modle": 8}), "ModelConfig has no field d_modle"),
         (json.dumps(ALL | {"mlp": {"d_ff": 4, "x": 1}}), "MLPConfig has no field x"),

@@ -79,6 +79,27 @@ def test_the_targets_own_drafts_are_all_accepted(verifier, monkeypatch):
     assert abs(lossless.Written(verifier, drafts, monkeypatch).tokens - 3.0) < 1e-12
 
 
+def test_traversal_may_keep_less_below_the_root(monkeypatch):
+    """One draft of weight a third, then two: what is left suits the second one less."""
+    tiny = 1e-30
+    first = np.log([1 / 3, 2 / 9, 2 / 9, 2 / 9]), np.log([1.0, tiny, tiny, tiny])
+    then = (
+        np.log([0.2206, 0.2722, 0.0534, 0.4538]),
+        np.log([0.9463, 0.0202, 0.0335, tiny]),
+    )
+    tables = np.zeros((2, VOCAB**2, VOCAB))
+    tables[:, VOCAB * lossless.BEFORE + lossless.ROOT] = first
+    tables[:, VOCAB * lossless.ROOT] = then
+    builder = static_tree((1, 2), "without_replacement")
+    drafts, _ = lossless.drafts_of_builder(builder, monkeypatch, tables[1])
+    written = [
+        lossless.Written(verifier, drafts, monkeypatch, table=tables[0])
+        for verifier in VERIFIERS[1:]
+    ]
+    assert max(w.distance for w in written) < 1e-12
+    assert written[1].tokens < written[0].tokens - 5e-4
+
+
 def block_verification(p, q, drafts):
     """Tokens per call of a chain (Sun et al. 2024), by its own formulas.
 

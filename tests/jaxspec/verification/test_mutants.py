@@ -34,7 +34,7 @@ RETRIEVED = 0  # a token that some datastore says comes next
 def sorted_by_law(draft):
     """Siblings in the order of their probability, as STree stores them."""
     tokens = draft.tree.tokens[0, 1:]
-    order = np.argsort(-draft.law[0, 0, tokens], kind="stable")
+    order = np.argsort(-draft.draft_logits[0, 0, tokens], kind="stable")
     draft.tree.tokens[0, 1:] = tokens[order]
     return draft
 
@@ -47,8 +47,8 @@ def called_independent(draft):
 
 def best_kept(draft):
     """The likelier half of what was drawn is kept."""
-    law = draft.law[0, 0, draft.tree.tokens[0, 1:]]
-    draft.tree.parents[0, 1 + int(np.argmin(law))] = -1
+    logits = draft.draft_logits[0, 0, draft.tree.tokens[0, 1:]]
+    draft.tree.parents[0, 1 + int(np.argmin(logits))] = -1
     return draft
 
 
@@ -69,7 +69,7 @@ def retrieved_first(draft):
     parents = np.array([[-1, 0, -1 if same else 0]], np.int32)
     kind = np.array([[0, Draft.DETERMINISTIC, Draft.IID]], np.int32)
     row = np.zeros((1, 3), np.int32)
-    return draft.replace(tree=TokenTree(tokens, parents), kind=kind, law_row=row)
+    return draft.replace(tree=TokenTree(tokens, parents), kind=kind, logits_row=row)
 
 
 def retrieved_as_drawn(draft):
@@ -81,7 +81,8 @@ def retrieved_as_drawn(draft):
 def layer_cut(draft):
     """Of the second level only the likelier node is kept."""
     tree = draft.tree
-    laws = draft.law[0, draft.law_row[0, tree.parents[0, 3:]]]
+    logits = draft.draft_logits[0, draft.logits_row[0, tree.parents[0, 3:]]]
+    laws = np.stack([enumeration.softmax(row) for row in logits])
     found = np.take_along_axis(laws, tree.tokens[0, 3:, None], axis=1)
     tree.parents[0, 3 + int(np.argmin(found))] = -1
     return draft
@@ -89,8 +90,8 @@ def layer_cut(draft):
 
 def subtrees_sorted(draft):
     """The root's children, with all below, in the order of their probability."""
-    tree, row = draft.tree, draft.law_row
-    first, second = draft.law[0, 0, tree.tokens[0, 1:3]]
+    tree, row = draft.tree, draft.logits_row
+    first, second = draft.draft_logits[0, 0, tree.tokens[0, 1:3]]
     if first < second:
         tree.tokens[0, 1:3] = tree.tokens[0, 2:0:-1].copy()
         row[0, 1:3] = row[0, 2:0:-1].copy()
@@ -103,7 +104,7 @@ def other_law(draft):
     """Drawn from one law, tested against another (a reshaped draft and its plain law)."""
     plain = enumeration.softmax(lossless.follow(lossless.tables()[1], ()))
     reshaped = plain * np.where(plain == plain.max(), 0.25, 1.0)
-    draft.law[0, 0] = reshaped / reshaped.sum()
+    draft.draft_logits[0, 0] = np.log(reshaped)
     return draft
 
 

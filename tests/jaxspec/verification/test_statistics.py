@@ -1,7 +1,8 @@
-"""The compiled, batched loop by its samples: the law of three tokens across steps.
+"""The public loop by its samples: mixed batches, many steps, exact laws of whole texts.
 
-Enumeration looks at one step of one row; here are many rows and consecutive steps, so that
-noise that is used again in the next step would show.
+Enumeration looks at a step or two of a row; here are many rows of all kinds, that end at
+different times, so that noise used again in the next step, settings that leak from row to
+row, and rounding at sure drafts would show. Seeds are fixed: a right program passes always.
 """
 
 import functools
@@ -12,89 +13,181 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import jaxspec
-import lossless
-import markov
+import chi_square
+import drafters
+import jaxspec as js
+import kinds
+import mixed
 from jaxspec import sampling
-from jaxspec.core import Verifier
-from jaxspec.drafting.model import draft_model
-from jaxspec.drafting.static import static_tree
 from jaxspec.verification import proposals, traversal
-from jaxspec.verification.recursive_rejection import recursive_rejection
 
-VOCAB, TOKENS, ROWS, RUNS = 4, 3, 2**14, 12
-LEVEL = 1e-3  # of the test: a right program fails once in a thousand seeds
+LEVEL = 1e-5  # of about 50 statistics in every run, 3,000 in a thorough one
+ROWS, SEEDS = 5 * 2**9, {"plain": (0, 1), "extreme": (2,)}  # rows of each kind
 VERIFIERS = {
-    "recursive rejection": recursive_rejection(),
-    "traversal": traversal.traversal(),
+    "recursive rejection": js.recursive_rejection(),
+    "traversal": js.traversal(),
+    "sample and match": js.sample_and_match(),
 }
-BUILDERS = {
-    "chain": static_tree((1, 1), "iid"),
-    "RSD-C": static_tree((2, 1), "without_replacement"),
-}
+QUICK = [("RSD-C (2, 1)", "recursive rejection", 3), ("RSD-S 2 x 2", "traversal", 1)]
+
+
+def cases():
+    """Every drafter and verifier; who is done is looked up every step, or every third."""
+    every = [(entry, verifier) for entry in drafters.ENTRIES for verifier in VERIFIERS]
+    every += [(entry, "sample and match") for entry in drafters.SHARED]
+    found = [(*pair, (1, 3)[i % 2]) for i, pair in enumerate(every)]
+    thorough = [
+        pytest.param(*case, marks=pytest.mark.thorough)
+        for case in found
+        if case not in QUICK
+    ]
+    return QUICK + thorough
 
 
 @functools.cache
-def tables():
-    pair = lossless.tables(VOCAB, 3)
-    return tuple(jnp.asarray(np.asarray(table), jnp.float32) for table in pair)
+def counted(entry, verifier, check_every, table):
+    """How often each text was written, by kind."""
+    drafter, make = (drafters.ENTRIES | drafters.SHARED)[entry]
+    machinery = mixed.Machinery(
+        mixed.model(), drafter, VERIFIERS[verifier], check_every
+    )
+    target, draft = mixed.TABLES[table]
+    params = js.Params(jnp.asarray(target), make(draft))
+    return mixed.counts(
+        mixed.compiled(machinery, params, mixed.batch(ROWS), np.uint32(seed))
+        for seed in SEEDS[table]
+    )
 
 
-@functools.cache
-def expected():
-    """Probabilities of all texts of three tokens, in order."""
-    law = lossless.target_law(TOKENS, np.asarray(tables()[0], np.float64))
-    return np.array([law[text] for text in sorted(law)])
+def p_values(counts, laws):
+    """One per kind, of its texts; and one of the tokens of all kinds."""
+    found = {name: chi_square.of_texts(counts[name], laws[name]) for name in laws}
+    pairs = [(counts[name], laws[name]) for name in laws]
+    return found | {"tokens": chi_square.of_tokens(pairs)}
 
 
-def samples(builder, verifier):
-    """How often each text of three tokens was written."""
-    target = markov.language_model(VOCAB)
-    drafter = draft_model(target, builder)
-    params = jaxspec.Params(*tables())
-    prompt = jnp.broadcast_to(jnp.array([[lossless.BEFORE, lossless.ROOT]]), (ROWS, 2))
-    counts = np.zeros(VOCAB**TOKENS)
-    for run in range(RUNS):
-        state = jaxspec.init_state(
-            params,
-            prompt,
-            target=target,
-            drafter=drafter,
-            max_new_tokens=TOKENS,
-            temperature=1.0,
-            keys=jax.random.key(run),
-        )
-        machinery = {"target": target, "drafter": drafter, "verifier": verifier}
-        state, info = jaxspec.speculative_generate(params, state, **machinery)
-        text = np.asarray(state.tokens)[:, 2 : 2 + TOKENS]
-        counts += np.bincount(
-            text @ VOCAB ** np.arange(TOKENS)[::-1], minlength=VOCAB**TOKENS
-        )
-    assert (np.asarray(info.target_calls) > 1).any()  # steps follow each other
-    return counts
+def check(counts, laws):
+    found = p_values(counts, laws)
+    assert min(found.values()) > LEVEL, found
 
 
-def p_value(counts):
-    return stats.chisquare(counts, expected() * counts.sum()).pvalue
+@pytest.mark.parametrize("table", mixed.TABLES)
+@pytest.mark.parametrize("entry, verifier, check_every", cases())
+def test_texts_have_the_targets_law(entry, verifier, check_every, table):
+    check(counted(entry, verifier, check_every, table), mixed.laws(table))
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("table", mixed.TABLES)
 @pytest.mark.parametrize("verifier", VERIFIERS)
-@pytest.mark.parametrize("builder", BUILDERS)
-def test_three_tokens_have_the_targets_law(builder, verifier):
-    assert p_value(samples(BUILDERS[builder], VERIFIERS[verifier])) > LEVEL
+def test_texts_have_the_targets_law_from_the_host(verifier, table):
+    """The trees are a suffix decoder's, which knows some texts of the past."""
+    drafter = js.given(5, 3)
+    machinery = mixed.Machinery(mixed.model(), drafter, VERIFIERS[verifier])
+    past = js.SuffixTree(8, np.random.default_rng(2).integers(0, mixed.VOCAB, 80))
+    params = js.Params(jnp.asarray(mixed.TABLES[table][0]))
+
+    def write(seed):
+        state = mixed.begin(machinery, params, mixed.batch(ROWS), seed)
+        records = {"target": machinery.target, "verifier": machinery.verifier}
+        host = js.SuffixDecoder(8, offset=3.0, past=past)
+        return js.generate_from_host(
+            params, state, drafter=drafter, host=host, **records
+        )
+
+    check(mixed.counts(map(write, SEEDS[table])), mixed.laws(table))
 
 
-def test_a_bias_of_one_percent_would_be_seen():
-    """Of as many samples of a law at a total variation of 0.01."""
-    law, rng = expected(), np.random.default_rng(0)
-    other = rng.permutation(law)
-    share = 0.01 / (0.5 * np.abs(law - other).sum())
-    biased = (1.0 - share) * law + share * other
-    assert abs(0.5 * np.abs(law - biased).sum() - 0.01) < 1e-9
-    found = [p_value(rng.multinomial(ROWS * RUNS, biased)) for _ in range(20)]
-    assert np.mean(np.array(found) < LEVEL) >= 0.9
-    right = [p_value(rng.multinomial(ROWS * RUNS, law)) for _ in range(20)]
-    assert np.mean(np.array(right) < LEVEL) <= 0.1
+@pytest.mark.thorough
+@pytest.mark.parametrize("verifier", VERIFIERS)
+@pytest.mark.parametrize("builder", ["likeliest (2, 1)", "RSD-C (2, 1)"])
+def test_texts_have_the_targets_law_with_its_own_head(builder, verifier):
+    """A hybrid and its multi-token-prediction head."""
+    target = js.language_model(drafters.HYBRID, max_path=mixed.MAX_PATH)
+    own = js.mtp_head(drafters.HYBRID)
+    drafter = js.draft_head(own, drafters.BUILDERS[builder])
+    machinery = mixed.Machinery(target, drafter, VERIFIERS[verifier])
+    params, batch = drafters.hybrid_params(), mixed.batch(ROWS)
+    runs = [mixed.compiled(machinery, params, batch, np.uint32(0))]
+    check(mixed.counts(runs), drafters.hybrid_laws())
+
+
+def biased(token, by):
+    """A token's probability is raised wherever chance has a say, at the others' cost."""
+
+    def next_law(kind, logits):
+        law = kinds.next_law(kind, logits)
+        if not 0.0 < law[token] < 1.0:
+            return law
+        new = np.clip(law[token] + by, 0.0, 1.0)
+        law = law * (1.0 - new) / (1.0 - law[token])
+        law[token] = new
+        return law
+
+    follow = functools.partial(mixed.follow, mixed.TABLES["plain"][0])
+    return mixed.laws_of(follow, next_law)
+
+
+@pytest.mark.parametrize("by", [0.01, -0.01])
+@pytest.mark.parametrize("token", range(mixed.VOCAB))
+def test_a_bias_of_one_percent_is_found(token, by):
+    """In one token's probability, in what any case above has written."""
+    laws = biased(token, by)
+    for case in QUICK:
+        assert p_values(counted(*case, "plain"), laws)["tokens"] < LEVEL
+
+
+def test_samples_of_the_law_itself_are_right():
+    """And the statistics are chi-squares: p-values of right samples are uniform."""
+    laws, rng, found = mixed.laws("plain"), np.random.default_rng(0), []
+    for _ in range(20):
+        counts = {
+            name: rng.multinomial(2 * ROWS, law.ravel()).reshape(law.shape)
+            for name, law in laws.items()
+        }
+        found.append(p_values(counts, laws))
+    for name in {*kinds.KINDS, "tokens"}:
+        one = np.array([values[name] for values in found])
+        uniform = stats.kstest(one, "uniform").pvalue > 1e-3
+        assert uniform or (kinds.KINDS[name].is_greedy and (one == 1.0).all())
+
+
+FAULTS = {
+    "none": lambda settings: settings,
+    "filters are ignored": lambda settings: settings._replace(
+        top_k=jnp.where(settings.top_k == 1, 1, 0), top_p=jnp.ones_like(settings.top_p)
+    ),
+    "greedy rows are sampled": lambda settings: settings._replace(
+        temperature=jnp.where(settings.is_drawn, settings.temperature, 1.0),
+        top_k=jnp.where(settings.top_k == 1, 0, settings.top_k),
+    ),
+    "keys do not know the position": lambda settings: settings._replace(
+        position=jnp.zeros_like(settings.position)
+    ),
+}
+
+
+@functools.partial(jax.jit, compiler_options=mixed.OPTIONS)
+def write_wrongly(params, batch, fault):
+    """One program with all faults; which of them it has is data."""
+
+    def verify(keys, draft, logits, settings):
+        spoiled = [spoil(settings) for spoil in FAULTS.values()]
+        settings = jax.tree.map(lambda *all_: jnp.stack(all_)[fault], *spoiled)
+        return VERIFIERS["recursive rejection"].verify(keys, draft, logits, settings)
+
+    drafter = drafters.ENTRIES["RSD-C (2, 1)"].drafter
+    machinery = mixed.Machinery(mixed.model(), drafter, js.Verifier(verify))
+    return mixed.write(machinery, params, batch, 0)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_verifier_that_is_wrong_is_found(fault):
+    params = js.Params(*map(jnp.asarray, mixed.TABLES["plain"]))
+    number = np.int32(list(FAULTS).index(fault))
+    runs = [write_wrongly(params, mixed.batch(2**10), number)]
+    found = p_values(mixed.counts(runs), mixed.laws("plain"))
+    assert (min(found.values()) < LEVEL) == (fault != "none"), found
 
 
 def by_position(key, draft, logits, settings, needs):
@@ -114,7 +207,12 @@ def by_position(key, draft, logits, settings, needs):
         return traversal.verify_row(key, draft, logits, settings, needs)
 
 
-def test_noise_that_belongs_to_a_place_in_the_text_is_seen():
+def test_noise_that_belongs_to_a_place_in_the_text_is_found():
     """A node refused in one step would be tested with the same noise in the next."""
-    wrong = Verifier(functools.partial(proposals.verify, by_position))
-    assert p_value(samples(BUILDERS["chain"], wrong)) < LEVEL
+    wrong = js.Verifier(functools.partial(proposals.verify, by_position))
+    drafter = drafters.ENTRIES["chain (2)"].drafter
+    machinery = mixed.Machinery(mixed.model(), drafter, wrong)
+    params = js.Params(*map(jnp.asarray, mixed.TABLES["plain"]))
+    runs = [mixed.compiled(machinery, params, mixed.batch(2**10), np.uint32(0))]
+    found = p_values(mixed.counts(runs), mixed.laws("plain"))
+    assert min(found.values()) < LEVEL, found

@@ -1,0 +1,170 @@
+"""Checks at the entrance of a loop: does the state belong to the model and the drafter?"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec import checks
+from jaxspec.core import Draft, Drafter, LanguageModel, Verifier
+from jaxspec.decode_state import DecodeState, Params, check_machinery
+
+Array = jax.Array
+
+_SETTINGS = {
+    "limits": jnp.int32,
+    "done": jnp.bool_,
+    "temperature": jnp.float32,
+    "top_k": jnp.int32,
+    "top_p": jnp.float32,
+}
+_RECORDS = {"target": LanguageModel, "drafter": Drafter, "verifier": Verifier}
+_ENDLESS = 2**31 - 1
+
+
+def records(**found: Any) -> None:
+    """Refuses a `target`, `drafter` or `verifier` that is no such record.
+
+    Raises:
+        TypeError: naming it.
+    """
+    for name, value in found.items():
+        checks.record(name, value, _RECORDS[name])
+
+
+def one_per_row(state: DecodeState) -> DecodeState:
+    """The state with settings `[B]`, also where `replace` has put in one for all.
+
+    Raises:
+        TypeError: if it is no `DecodeState`.
+        ValueError: on a setting of another shape.
+    """
+    checks.record("state", state, DecodeState)
+    batch = state.tokens.shape[0]
+    each = {
+        name: checks.per_row(name, getattr(state, name), batch, dtype)
+        for name, dtype in _SETTINGS.items()
+    }
+    return state.replace(**each)
+
+
+def steps(max_steps: int | Array | None) -> Array:
+    """`max_steps` as an int32, very many for None, so that all share one program.
+
+    Raises:
+        ValueError: if it is negative, or no integer.
+    """
+    if isinstance(max_steps, jax.core.Tracer):
+        is_one = max_steps.shape == () and jnp.issubdtype(max_steps.dtype, jnp.integer)
+        checks.require(is_one, f"Expected one integer as max_steps, got {max_steps}.")
+        return max_steps.astype(jnp.int32)
+    if max_steps is None:
+        return jnp.int32(_ENDLESS)
+    return jnp.int32(min(checks.integer("max_steps", max_steps, least=0), _ENDLESS))
+
+
+def drafts(state: DecodeState) -> None:
+    """Refuses a state that was made without a drafter."""
+    checks.require(
+        state.drafter is not None,
+        "The state was made without a drafter; give it to init_state.",
+    )
+
+
+def fits(
+    params: Params, state: DecodeState, target: LanguageModel, drafter: Drafter | None
+) -> None:
+    """Refuses a state that `init_state` does not make of this target and this drafter.
+
+    It compares shapes and dtypes, so that a state of equal ones passes. To be called while
+    tracing.
+
+    Raises:
+        TypeError: on params that are not in `Params`, or a target or a drafter that is
+            not a record.
+        ValueError: if the state has other shapes.
+    """
+    check_machinery(params, target, drafter)
+    if drafter is not None:
+        checks.require(
+            drafter.max_path <= target.max_path,
+            f"The drafter proposes paths of {drafter.max_path} nodes and the target keeps "
+            f"paths of {target.max_path}; raise the target's max_path.",
+        )
+        drafts(state)
+    other = checks.difference(state.carry, _carry(params, state, target))
+    checks.require(
+        other is None,
+        f"The state was made with another target: in its carry {other}. Give init_state "
+        "and the loop the same target.",
+    )
+    if drafter is None:
+        return
+    short, longer = (
+        functools.partial(_drafting, params, state, target, drafter, size)
+        for size in (1, 2)
+    )
+    other = checks.difference(state.drafter, short())
+    if other is not None and checks.difference(short(), longer()) is not None:
+        return  # it depends on the prompt's size, which the state does not tell
+    checks.require(
+        other is None,
+        f"The state was made with another drafter, or other params of it: in its state "
+        f"{other}. Give init_state and the loop the same.",
+    )
+
+
+def draft(draft: Draft, drafter: Drafter, batch: int) -> None:
+    """Refuses a draft whose shapes are not those that its drafter announced."""
+    checks.record("what a drafter proposes", draft, Draft)
+    shapes = {
+        "tree.tokens": draft.tree.tokens.shape,
+        "tree.parents": draft.tree.parents.shape,
+        "kind": draft.kind.shape,
+    }
+    expected = (batch, draft.tree.parents.shape[-1])
+    for name, shape in shapes.items():
+        checks.require(
+            shape == expected,
+            f"Expected a draft's {name} to be [B, N], got {shape} for {batch} rows.",
+        )
+    checks.require(
+        draft.max_path == drafter.max_path,
+        f"The drafter proposed paths of {draft.max_path} nodes, and its max_path is "
+        f"{drafter.max_path}.",
+    )
+
+
+def _carry(params: Params, state: DecodeState, target: LanguageModel) -> Any:
+    """The shapes of the target's past, as `init_state` makes it."""
+    batch, width = state.tokens.shape
+    speculative = state.drafter is not None
+
+    def begin(params):
+        room = width - target.max_path
+        return target.init_carry(params, batch, room, speculative)
+
+    return jax.eval_shape(begin, params.target)
+
+
+def _drafting(
+    params: Params,
+    state: DecodeState,
+    target: LanguageModel,
+    drafter: Drafter,
+    size: int,
+) -> Any:
+    """The shapes of the drafter's state, as `init_state` makes it of prompts of a size."""
+    batch, width = state.tokens.shape
+
+    def begin(params, carry, tokens, lengths):
+        _, hidden = target.step(params.target, carry, tokens[:, 0])
+        hidden = jnp.repeat(hidden[:, None], size, axis=1)
+        text = tokens, lengths, width - target.max_path, hidden
+        with checks.drafter_errors(params.drafter):
+            return drafter.init(params.drafter, *text)
+
+    tokens = jax.ShapeDtypeStruct((batch, size), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return jax.eval_shape(begin, params, state.carry, tokens, lengths)

@@ -1,0 +1,405 @@
+"""Slips that everybody makes: each is one line that says what to do, or simply works."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxspec
+import texts
+import tiny
+from jaxspec import checks
+from jaxspec.drafting import datastore
+from jaxspec.drafting.fusion import Pair
+from jaxspec.pretrained import Pretrained
+from texts import TARGET, baseline, check_same, make_drafter, start, target
+
+NGRAM, _ = make_drafter("ngram-tree")
+PARAMS = tiny.params(TARGET)
+LOADED = Pretrained(target(), PARAMS, None)
+GIVEN = jaxspec.given(4, 3)
+HOST = jaxspec.SuffixDecoder()
+
+
+def one_line(error, kind, *words):
+    """Not a word of JAX's, and no second line."""
+    assert type(error.value) is kind
+    message = str(error.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+def begin(**options):
+    """A state of one short prompt, of which the prompts are as they are given."""
+    options = {"prompt": [[1, 2, 3]], "params": jaxspec.Params(PARAMS)} | options
+    options = {"target": target(), "max_new_tokens": 4} | options
+    return jaxspec.init_state(options.pop("params"), options.pop("prompt"), **options)
+
+
+FIRST = {
+    "bare params": ({"params": PARAMS}, TypeError, "Params(target=params)"),
+    "what was loaded as params": (
+        {"params": jaxspec.Params(LOADED)},
+        TypeError,
+        "pytree of arrays",
+    ),
+    "what was loaded as target": ({"target": LOADED}, TypeError, "got Pretrained"),
+    "a drafter's factory": ({"drafter": jaxspec.ngram}, TypeError, "ngram(...)"),
+    "a builder": ({"drafter": jaxspec.chain(3)}, TypeError, "draft_model(model"),
+    "a model": ({"drafter": target()}, TypeError, "got LanguageModel"),
+    "no params of a draft": (
+        {"drafter": jaxspec.draft_model(tiny.model("mamba2"))},
+        ValueError,
+        "Params(target=..., drafter=...)",
+    ),
+    "no datastore": ({"drafter": jaxspec.retrieval(4, 3)}, ValueError, "Datastore"),
+    "no pair": ({"drafter": jaxspec.fuse(NGRAM, NGRAM, 8)}, ValueError, "Pair"),
+    "a ragged prompt": ({"prompt": [[1, 2], [3]]}, ValueError, "pad_prompts"),
+    "a flat prompt": ({"prompt": [1, 2]}, ValueError, "[B, T]", "batch of one"),
+    "a text": ({"prompt": "def f"}, ValueError, "tokenizer.encode(text).ids"),
+    "texts": ({"prompt": ["a", "b"]}, ValueError, "tokenizer.encode(text).ids"),
+    "no integers": ({"prompt": [[1.5]]}, ValueError, "Tokens are integers"),
+    "lengths of another size": ({"lengths": [3, 3]}, ValueError, "one lengths or 1"),
+    "fractions of lengths": ({"lengths": [1.5]}, ValueError, "lengths to be integers"),
+    "a fraction of tokens": (
+        {"max_new_tokens": 4.5},
+        ValueError,
+        "max_new_tokens to be integers",
+    ),
+    "a fraction of room": ({"max_length": 9.5}, ValueError, "an integer max_length"),
+    "no room": ({"max_length": 0}, ValueError, "max_length must be positive"),
+    "a mass as a number": ({"top_k": 0.9}, ValueError, "top_k to be integers"),
+    "a word": ({"temperature": "hot"}, ValueError, "temperature to be numbers"),
+    "ragged settings": ({"top_p": [[1.0], 1.0]}, ValueError, "one length in top_p"),
+    "a temperature beyond float32": ({"temperature": 1e39}, ValueError, "infinite"),
+    "a top_k beyond int32": ({"top_k": 2**40}, ValueError, "top_k must not be"),
+    "a fraction of a stop": ({"stops": [0.5]}, ValueError, "Stops are integers"),
+    "a text as stop": ({"stops": ["end"]}, ValueError, "Stops are integers"),
+    "ragged stops": ({"stops": [[1], [1, 2]]}, ValueError, "one length in stops"),
+    "stops of more rows": ({"stops": [[1], [2]]}, ValueError, "stops [K] or [1, K]"),
+    "no such stop": ({"stops": [1, 48]}, ValueError, "stops from 0 to 47", "48"),
+    "a negative stop": ({"stops": -2}, ValueError, "stops from 0 to 47"),
+    "a seed as key": ({"keys": 0}, ValueError, "one typed key"),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_slip_at_the_beginning_is_one_line(name):
+    options, kind, *words = FIRST[name]
+    with pytest.raises(kind) as error:
+        begin(**options)
+    one_line(error, kind, *words)
+
+
+@functools.cache
+def states():
+    """States of several drafters."""
+    drafters = {"plain": None, "ngram": NGRAM, "given": GIVEN}
+    return {name: start(drafter)[1] for name, drafter in drafters.items()}
+
+
+LOOPS = {
+    "generate": (jaxspec.generate, {}),
+    "speculative_generate": (jaxspec.speculative_generate, {"drafter": NGRAM}),
+    "speculative_step": (
+        jaxspec.speculative_step,
+        {"drafter": NGRAM, "verifier": jaxspec.traversal()},
+    ),
+    "generate_from_host": (
+        jaxspec.generate_from_host,
+        {"drafter": GIVEN, "host": HOST},
+    ),
+}
+RIGHT = {"generate": "plain", "generate_from_host": "given"}  # "ngram" else
+LATER = {
+    "bare params": ({"params": PARAMS}, TypeError, "Params(target=params)"),
+    "a pair for a state": (
+        lambda state: {"state": (state, None)},
+        TypeError,
+        "state to be a DecodeState, got tuple",
+    ),
+    "what was loaded as target": ({"target": LOADED}, TypeError, "got Pretrained"),
+    "a state of another target": (
+        {"target": tiny.model("mamba2", max_path=texts.MAX_PATH)},
+        ValueError,
+        "another target",
+        ".blocks[",
+    ),
+    "a setting of another shape": (
+        lambda state: {"state": state.replace(top_p=jnp.ones(2))},
+        ValueError,
+        "one top_p or 3",
+    ),
+    "a fraction of steps": ({"max_steps": 1.5}, ValueError, "integer max_steps"),
+    "fewer than no steps": ({"max_steps": -1}, ValueError, "at least 0, got -1"),
+    "looks at no step": ({"check_every": 0}, ValueError, "positive, got 0"),
+    "looks between steps": ({"check_every": 2.5}, ValueError, "integer check_every"),
+    "a verifier's factory": (
+        {"verifier": jaxspec.traversal},
+        TypeError,
+        "call it: traversal(...)",
+    ),
+    "a drafter's factory": ({"drafter": jaxspec.ngram}, TypeError, "ngram(...)"),
+    "no drafter": ({"drafter": None}, TypeError, "got NoneType; ngram(8)"),
+    "a state without a drafter": (
+        lambda state: {"state": states()["plain"]},
+        ValueError,
+        "state",
+        "drafter",
+    ),
+    "a drafter of another size": (
+        {"drafter": jaxspec.given(9, 3)},
+        ValueError,
+        "another drafter",
+    ),
+    "a longer drafter": (
+        {"drafter": jaxspec.ngram(8, 8)},
+        ValueError,
+        "raise the target's max_path",
+    ),
+    "a draft without params": (
+        {"drafter": make_drafter("model-tree")[0]},
+        ValueError,
+        "Params(target=..., drafter=...)",
+    ),
+    "a host's type": ({"host": jaxspec.SuffixDecoder}, TypeError, "SuffixDecoder()"),
+}
+ONLY = {  # loops that take the argument
+    "max_steps": ("generate", "speculative_generate", "generate_from_host"),
+    "check_every": ("generate", "speculative_generate"),
+    "host": ("generate_from_host",),
+}
+TOLD = [
+    (slip, loop)
+    for slip, (options, *_) in LATER.items()
+    for loop in LOOPS
+    for name in [next(iter(options)) if isinstance(options, dict) else "state"]
+    if loop in ONLY.get(name, LOOPS)
+    if loop != "generate" or not {"drafter", "verifier"} & {name}
+    if loop != "generate" or slip != "a state without a drafter"
+]
+
+
+@pytest.mark.parametrize("slip, loop", TOLD)
+def test_a_slip_in_a_loop_is_one_line(slip, loop):
+    options, kind, *words = LATER[slip]
+    run, machinery = LOOPS[loop]
+    state = states()[RIGHT.get(loop, "ngram")]
+    options = options if isinstance(options, dict) else options(state)
+    given = {"params": jaxspec.Params(PARAMS), "state": state, "target": target()}
+    with pytest.raises(kind) as error:
+        run(**given | machinery | options)
+    one_line(error, kind, *words)
+
+
+@pytest.mark.parametrize(
+    "prompts, words",
+    [
+        (["def f", "class"], "prompt 0 as a list of tokens, got str"),
+        ("def f", "at least one prompt"),
+        ([1, 2], "prompt 0 as a list of tokens, got int"),
+        ([[1], [0.5]], "prompt 1 as a list of tokens, got list of float64"),
+        ([[1], [[2]]], "prompt 1 as a list of tokens"),
+        ([[1, [2]]], "one length in prompt 0"),
+    ],
+)
+def test_prompts_are_lists_of_tokens(prompts, words):
+    with pytest.raises(ValueError) as error:
+        jaxspec.pad_prompts(prompts)
+    one_line(error, ValueError, words)
+    with pytest.raises(ValueError, match="multiple must be positive"):
+        jaxspec.pad_prompts([[1]], multiple=0)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: jaxspec.fuse(jaxspec.ngram, NGRAM, 8), "call it: ngram(...)"),
+        (lambda: jaxspec.draft_model(LOADED), "got Pretrained"),
+        (lambda: jaxspec.draft_model(target(), jaxspec.dyspec), "dyspec(...)"),
+        (lambda: jaxspec.draft_model(target(), NGRAM), "builder to be a Builder"),
+        (lambda: jaxspec.draft_head(target()), "load_mtp(folder, params)"),
+        (
+            lambda: jaxspec.rasd(target(), (2, 1), NGRAM),
+            "got tuple; (3, 2, 1), chain(4)",
+        ),
+        (
+            lambda: jaxspec.rasd(target(), jaxspec.chain(2), jaxspec.ngram),
+            "call it: ngram(...)",
+        ),
+    ],
+)
+def test_parts_of_drafters_are_records(make, words):
+    with pytest.raises(TypeError) as error:
+        make()
+    one_line(error, TypeError, words)
+
+
+def test_lists_are_prompts_and_stops_and_settings():
+    tokens, lengths = jaxspec.pad_prompts(texts.PROMPTS, multiple=16)
+    _, state = start(
+        tokens=tokens.tolist(), max_new_tokens=texts.BUDGETS.tolist(), stops=()
+    )
+    found = jaxspec.generate(jaxspec.Params(PARAMS), state, target=target())
+    check_same(found, baseline("greedy"))
+
+
+def test_one_setting_may_be_put_in_for_all_rows():
+    params, state = start(temperature=[0.1, 0.2, 0.3])
+    _, wanted = start(temperature=1.5, top_k=3)
+    state = state.replace(temperature=1.5, top_k=3)
+    found, expected = (
+        jaxspec.generate(params, one, target=target()) for one in (state, wanted)
+    )
+    check_same(found, expected)
+    np.testing.assert_array_equal(found.temperature, [1.5, 1.5, 1.5])
+
+
+def test_a_step_leaves_one_setting_per_row():
+    run, machinery = LOOPS["speculative_step"]
+    step = functools.partial(run, target=target(), **machinery)
+    state = states()["ngram"].replace(temperature=0.5, limits=48)
+    state, _ = jax.eval_shape(step, jaxspec.Params(PARAMS), state)
+    assert state.temperature.shape == state.limits.shape == (3,)
+
+
+def test_a_state_of_another_rollback_is_refused():
+    params, state = start(NGRAM, model=texts.target("lazy"))
+    with pytest.raises(ValueError, match=r"another target.* \.blocks.*ring"):
+        jaxspec.speculative_generate(params, state, target=target(), drafter=NGRAM)
+
+
+@pytest.mark.parametrize("setting", texts.SETTINGS)
+def test_slot_0_is_the_root_whatever_the_drafter_puts_there(setting):
+    def propose(params, keys, state, root, settings):
+        state, draft = NGRAM.propose(params, keys, state, root, settings)
+        tree = draft.tree.replace(
+            tokens=draft.tree.tokens.at[:, 0].set(7),
+            parents=draft.tree.parents.at[:, 0].set(0),
+        )
+        return state, draft.replace(tree=tree)
+
+    careless = NGRAM._replace(propose=propose)
+    found, info = texts.speculative(careless, **texts.SETTINGS[setting])
+    expected, right = texts.speculative(NGRAM, **texts.SETTINGS[setting])
+    check_same(found, expected)
+    check_same(found, baseline(setting))
+    np.testing.assert_array_equal(info.target_calls, right.target_calls)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda draft: draft.replace(max_path=3), "paths of 3 nodes"),
+        (lambda draft: draft.replace(kind=draft.kind[:, 1:]), "kind to be [B, N]"),
+        (lambda draft: draft.tree, "a Draft, got TokenTree"),
+    ],
+)
+def test_drafts_are_what_their_drafter_announced(change, words):
+    def propose(*args):
+        state, draft = NGRAM.propose(*args)
+        return state, change(draft)
+
+    params, state = start(NGRAM)
+    with pytest.raises((TypeError, ValueError)) as error:
+        jaxspec.speculative_generate(
+            params, state, target=target(), drafter=NGRAM._replace(propose=propose)
+        )
+    one_line(error, type(error.value), words)
+
+
+def table(width=tiny.VOCAB, **leaves):
+    """A model of one's own, whose logits are of some width."""
+
+    def step(params, state, token):
+        return state, token[:, None].astype(jnp.float32)
+
+    def init_state(params, batch):
+        return {"of each": jnp.zeros((batch, 2))} | leaves
+
+    def logits(params, hidden):
+        return jnp.zeros((*hidden.shape[:-1], width)) + hidden[..., :1]
+
+    return jaxspec.from_step(step, init_state, logits, vocab_size=tiny.VOCAB)
+
+
+@pytest.mark.parametrize(
+    "loop", ["generate", "speculative_generate", "speculative_step"]
+)
+@pytest.mark.parametrize("width", [tiny.VOCAB - 1, tiny.VOCAB + 1])
+def test_logits_of_another_width_are_refused(loop, width):
+    run, machinery = LOOPS[loop]
+    machinery = machinery | {"target": table(width)}
+    drafter = machinery.get("drafter")
+    state = begin(target=table(width), drafter=drafter)
+    with pytest.raises(ValueError) as error:
+        run(jaxspec.Params(()), state, **machinery)
+    one_line(error, ValueError, f"{width})", "vocab_size is 48")
+
+
+@pytest.mark.parametrize("leaf", [jnp.zeros(()), jnp.zeros(1), jnp.zeros((1, 4))])
+def test_a_leaf_without_rows_is_refused(leaf):
+    with pytest.raises(ValueError) as error:
+        begin(target=table(shared=leaf))
+    one_line(error, ValueError, "['shared']", "belongs to params")
+
+
+def test_a_hidden_of_another_shape_is_refused():
+    model = jaxspec.from_step(
+        lambda params, state, token: (state, jnp.zeros((len(token), 2, 2))),
+        lambda params, batch: jnp.zeros((batch,)),
+        lambda params, hidden: hidden,
+        vocab_size=4,
+    )
+    with pytest.raises(ValueError, match=r"Expected a hidden \[1, C\] of a step"):
+        begin(target=model)
+
+
+def test_a_state_as_long_as_its_prompt_fits():
+    """A user's drafter may hold whatever it likes of a prompt."""
+
+    def init(params, prompt, *rest):
+        return prompt, NGRAM.init(params, prompt, *rest)
+
+    def propose(params, keys, state, *rest):
+        new, draft = NGRAM.propose(params, keys, state[1], *rest)
+        return (state[0], new), draft
+
+    def observe(params, state, *rest):
+        return state[0], NGRAM.observe(params, state[1], *rest)
+
+    drafter = NGRAM._replace(init=init, propose=propose, observe=observe)
+    check_same(texts.speculative(drafter)[0], baseline("greedy"))
+
+
+def test_the_shape_of_a_fused_drafter_is_seen():
+    """The params of the second are another store, and those of the first are none."""
+    store = datastore.build([[1, 2, 3, 4]])
+    drafter = jaxspec.fuse(NGRAM, jaxspec.retrieval(4, 3), 8)
+    other = jaxspec.fuse(jaxspec.retrieval(4, 3), NGRAM, 8)
+    _, state = start(drafter, Pair(None, store))
+    with pytest.raises(ValueError) as error:
+        jaxspec.speculative_generate(
+            jaxspec.Params(PARAMS, Pair(store, None)),
+            state,
+            target=target(),
+            drafter=other,
+        )
+    one_line(error, ValueError, "another drafter", ".first.tail")
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.dtype("float32"), "bfloat16"])
+def test_dtypes_may_be_types(dtype):
+    model, params, _ = jaxspec.load("stdlib-draft", dtype=dtype)
+    assert params["embed"]["embedding"].dtype == jnp.dtype(dtype)
+    with pytest.raises(ValueError, match="dtype must be one of .*bf16"):
+        jaxspec.load("stdlib-draft", dtype="bf16")
+
+
+def test_differences_are_named():
+    tree = {"a": jnp.zeros((2, 3)), "b": None}
+    assert checks.difference(tree, tree) is None
+    other = tree | {"b": jnp.zeros(2, jnp.int32)}
+    assert "['b'] is missing, expected int32[2]" in checks.difference(tree, other)
+    assert "['b'] is int32[2], expected none" in checks.difference(other, tree)
