@@ -210,8 +210,7 @@ def convert(
     """Converts a published checkpoint.
 
     Args:
-        source: folder of `config.json`, weights and `tokenizer.json`; a chat template is
-            copied.
+        source: folder of `config.json`, weights, `tokenizer.json`, any chat template.
         destination: a folder that does not exist yet.
         tokenizer: another `tokenizer.json`, or a folder with one.
         advance: called with the part that comes next, and how many are done of how many.
@@ -267,8 +266,8 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, text in texts.items():
         (partial / name).write_bytes(text.encode())
-    copied = stored.copy_chat(todo.source.folder, partial)
-    digests.write(partial, [*texts, *copied])
+    chat = stored.copy_chat(todo.source.folder, partial)
+    digests.write(partial, [*texts, *chat])
 
 
 def provenance(todo: Conversion) -> dict[str, Any]:
