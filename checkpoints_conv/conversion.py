@@ -210,7 +210,7 @@ def convert(
     """Converts a published checkpoint.
 
     Args:
-        source: folder of `config.json`, weights and `tokenizer.json`.
+        source: folder of `config.json`, weights, `tokenizer.json`, any chat template.
         destination: a folder that does not exist yet.
         tokenizer: another `tokenizer.json`, or a folder with one.
         advance: called with the part that comes next, and how many are done of how many.
@@ -252,7 +252,7 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
         for name, text in texts.items()
     )
     if partial.exists() and not same:
-        ours = {stored.PARAMS, digests.TABLE, *texts}
+        ours = {stored.PARAMS, digests.TABLE, *stored.CHAT, *texts}
         if not partial.is_dir() or {path.name for path in partial.iterdir()} - ours:
             raise ValueError(
                 f"{partial} is no conversion that was interrupted; move it, or give "
@@ -266,7 +266,8 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, text in texts.items():
         (partial / name).write_bytes(text.encode())
-    digests.write(partial, texts)
+    chat = stored.copy_chat(todo.source.folder, partial)
+    digests.write(partial, [*texts, *chat])
 
 
 def provenance(todo: Conversion) -> dict[str, Any]:

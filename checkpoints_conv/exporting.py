@@ -125,8 +125,10 @@ def export(
         advance: called with the part that comes next, and how many are done of how many.
 
     Raises:
-        ValueError: as `plan`, or if the destination exists.
+        ValueError: as `plan`, if the destination exists, or without room in a shard.
     """
+    if shard_bytes < 1:
+        raise ValueError(f"Expected positive shard_bytes, got {shard_bytes}.")
     if destination.exists():
         raise ValueError(f"{destination} exists; give another folder, or remove it.")
     todo = plan(folder)
@@ -136,6 +138,7 @@ def export(
     for name, text in todo.texts.items():
         (partial / name).write_bytes(text.encode())
     shutil.copyfile(folder / "tokenizer.json", partial / "tokenizer.json")
+    stored.copy_chat(folder, partial)
     write_shards(partial, _tensors(todo, advance), shard_bytes)
     partial.rename(destination)
     return todo
@@ -145,7 +148,7 @@ def _clear(partial: pathlib.Path) -> None:
     """Removes what an export that was interrupted left, and nothing else."""
     if not partial.exists():
         return
-    ours = {".json", ".safetensors"}
+    ours = {".json", ".jinja", ".safetensors"}
     if not partial.is_dir() or {path.suffix for path in partial.iterdir()} - ours:
         raise ValueError(
             f"{partial} is no export that was interrupted; move it, or give another "

@@ -4,6 +4,7 @@
     source.json      the published configs as they were, the family, and the tokens that
                      end a text
     tokenizer.json
+    tokenizer_config.json  chat_template.jinja   as published, where there are any
     params/embed  params/layers.0  ...  params/final_norm  params/lm_head
     params/mtp.pair  params/mtp.layers.0  ...  params/mtp.final_norm, where config.mtp is
     params/kept   what jaxspec has no use for, and `export` writes back
@@ -24,6 +25,7 @@ import orbax.checkpoint as ocp
 from jaxspec import digests, files
 
 PARAMS, SOURCE, KEPT, MTP = "params", "source.json", "kept", "mtp."
+CHAT = ("tokenizer_config.json", "chat_template.jinja")
 WEIGHTS = "model.safetensors"
 """Of a model that jaxspec trained, in the place of `PARAMS` and `SOURCE`."""
 
@@ -72,6 +74,14 @@ def read_part(folder: pathlib.Path, name: str) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {files.one_line(error)}.") from None
 
 
+def copy_chat(source: pathlib.Path, destination: pathlib.Path) -> list[str]:
+    """Copies the files that hold the chat template, and returns the names of those."""
+    names = [name for name in CHAT if (source / name).is_file()]
+    for name in names:
+        shutil.copyfile(source / name, destination / name)
+    return names
+
+
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
     """The leaves of a part, by their paths."""
     leaves = {}
@@ -98,6 +108,7 @@ def check(folder: pathlib.Path) -> None:
         ValueError: naming a file that is missing or damaged.
     """
     names = ["config.json", "tokenizer.json"]
+    names += [name for name in CHAT if (folder / name).is_file()]
     own = SOURCE if is_converted(folder) else WEIGHTS
     digests.check(folder, [*names, own])
 

@@ -12,7 +12,7 @@ LAYERS = [  # lowest first; a module may import from its own layer and from thos
     ["pallas_kernels"],
     ["jaxspec.checks", "jaxspec.compilation", "jaxspec.core", "jaxspec.digests"]
     + ["jaxspec.files", "jaxspec.partition", "jaxspec.rows", "jaxspec.sampling"]
-    + ["jaxspec.tokenizer_files", "jaxspec.trees"],
+    + ["jaxspec.text", "jaxspec.tokenizer_files", "jaxspec.trees"],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
     + [

@@ -23,12 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from rich import console as consoles
 from rich import table as tables
 
 from jaxspec import partition, sharding
 from jaxspec.bench import hlo, published, synthetic, targets, verify
-from jaxspec.cli import options
+from jaxspec.cli import options, terminal
 from jaxspec.models import hybrid, layout
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.rollback import ROLLBACKS
@@ -177,7 +176,7 @@ def _is_state(shape: str, state: tuple[int, ...]) -> bool:
 
 
 def _print_table(record: dict[str, Any]) -> None:
-    settings, console = record["settings"], consoles.Console()
+    settings, console = record["settings"], terminal.console()
     table = tables.Table(show_header=False, box=None)
     shape = "x".join(str(n) for n in record["mesh"].values())
     table.add_row("model", f"{settings['model']}, {settings['rollback']}")

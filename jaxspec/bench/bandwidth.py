@@ -27,7 +27,7 @@ from rich import table as tables
 from jaxspec import rows, sampling
 from jaxspec.bench import errors, published, timing
 from jaxspec.bench.verify import copy_bandwidth
-from jaxspec.cli import options
+from jaxspec.cli import options, terminal
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.rollback import ROLLBACKS
 from pallas_kernels import Inputs, Ring, topology, tree_ssd
@@ -358,7 +358,7 @@ def _print_table(record: dict[str, Any]) -> None:
             f"{row['gigabytes_per_second']:.0f}",
             f"{100 * row['of_copy']:.0f} %",
         )
-    console = consoles.Console()
+    console = terminal.console()
     console.print(table)
     table = tables.Table(title="errors against float64")
     for heading in ("", "implementation", "dtype", "error"):

@@ -20,10 +20,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from rich import console as consoles
 
 from checkpoints_conv import exporting, families
 from jaxspec.bench import published, timing
+from jaxspec.cli import terminal
 from jaxspec.models.config import ModelConfig
 
 _TOKENIZER = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}}}
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(record))
         return
-    console = consoles.Console()
+    console = terminal.console()
     console.print(
         f"{args.model}: {record['gib']:.2f} GiB in bfloat16, the largest part "
     )

@@ -21,6 +21,7 @@ from rich import table as tables
 
 from jaxspec.bench import kernels, published, survey, targets
 from jaxspec.bench.kernels import Case
+from jaxspec.cli import terminal
 
 _MODELS = ("mamba2-2.7b", "mamba-2.8b", "nemotron-h-8b", "qwen3.5-9b")
 _FOLD_EVERY = 5  # steps
@@ -177,7 +178,7 @@ def _print_table(record: dict[str, Any], args: argparse.Namespace) -> None:
         cells.setdefault(name, {})[row["nodes"]] = _cell(row)
     for name, by_size in cells.items():
         table.add_row(*name, *(by_size[size] for size in args.nodes))
-    consoles.Console().print(table)
+    terminal.console().print(table)
     for error in sorted({row["error"] for row in record["rows"] if row["error"]}):
         consoles.Console(stderr=True).print(error, markup=False)
 

@@ -33,8 +33,9 @@ from jaxspec import decode_state, decoding, metrics, pretrained, sampling
 from jaxspec.bench import peer as peers
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import published, synthetic, timing, totals
-from jaxspec.cli import options
+from jaxspec.cli import options, terminal
 from jaxspec.models import hybrid
+from jaxspec.text import encoding
 
 DEFAULT_DRAFTERS = ("ngram:8", "ngram:chain:7", "model:chain:4", "model:2,2,1")
 LOOKUPS = DEFAULT_DRAFTERS[:2]  # what needs no draft model
@@ -156,7 +157,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.peer:
         dtype = args.dtype or pretrained.read_config(args.model).dtype
         peer = peers.Transformers(pretrained.find(args.model), dtype)
-    ids = [target.tokenizer.encode(text).ids for text in texts]
+    ids = [encoding.encode(target.tokenizer, text) for text in texts]
     rows = []
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
@@ -333,7 +334,7 @@ def _print_table(record: dict[str, Any]) -> None:
             agree,
             f"{row['zlib_ratio']:.2f}",
         )
-    consoles.Console().print(table)
+    terminal.console().print(table)
     if peer := record["peer"]:
         found = {row["temperature"]: row["peer"] for row in record["rows"]}
         for temperature, own in found.items():
@@ -353,7 +354,7 @@ def _print_peer(record, peer, temperature: float, own: dict[str, Any]) -> None:
     if own["texts"]:
         agree = f"; texts that agree: {own['identical']}/{own['texts']}"
         agree += f" +{own['near_ties']} near ties" if own["near_ties"] else ""
-    consoles.Console().print(
+    terminal.console().print(
         f"T = {temperature:g}: {peer['name']} {peer['version']} (torch {peer['torch']}, "
         f"{peer['device']}, {peer['threads']} threads) "
         f"{own['tokens_per_second']:.1f} tokens/s; ours {', '.join(ratios)}{agree}"

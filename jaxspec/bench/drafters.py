@@ -29,9 +29,10 @@ from rich import table as tables
 from jaxspec import decode_state, decoding, digests, files, pretrained, sampling
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import resampling, timing
-from jaxspec.cli import drafters, options
+from jaxspec.cli import drafters, options, terminal
 from jaxspec.core import Verifier
 from jaxspec.decode_state import Params
+from jaxspec.text import encoding
 
 BUDGETS = [4, 8, 16, 32, 64]
 KINDS = "ngram suffix recycling model best-first chain specinfer rsd-c sequoia".split()
@@ -196,7 +197,7 @@ def _read(args: argparse.Namespace, tokenizer) -> Prompts:
     limits = limits * len(args.prompts) if len(limits) == 1 else limits
     ids, domain = [], []
     for number, (path, limit) in enumerate(zip(args.prompts, limits, strict=True)):
-        encoded = [tokenizer.encode(text).ids for text in prompt_files.read(path)]
+        encoded = [encoding.encode(tokenizer, text) for text in prompt_files.read(path)]
         fits = [own for own in encoded if len(own) <= args.longest][:limit]
         if not fits:
             raise ValueError(f"{path} has no prompt of up to {args.longest} tokens.")
@@ -365,7 +366,7 @@ def _print_tables(record: dict[str, Any]) -> None:
     """Tokens per call and speed, a table for every domain and temperature."""
     where, settings = record["environment"], record["settings"]
     budgets = sorted({row["nodes"] for row in record["rows"]})
-    console = consoles.Console()
+    console = terminal.console()
     for domain, name in enumerate(settings["domains"]):
         for temperature in settings["temperatures"]:
             table = tables.Table(

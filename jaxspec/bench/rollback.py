@@ -14,12 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich import console as consoles
 from rich import table as tables
 
 from jaxspec import compilation, pretrained, trees
 from jaxspec.bench import timing, traffic
-from jaxspec.cli import options
+from jaxspec.cli import options, terminal
 from jaxspec.core import LanguageModel
 from jaxspec.models import hybrid
 from jaxspec.models.rollback import ROLLBACKS
@@ -201,4 +200,4 @@ def _print_table(record: dict[str, Any]) -> None:
             counted = sum(compiled.values())
             cells += [f"{n / 1e3:.0f}" for n in (reads, writes, counted)]
         table.add_row(*cells)
-    consoles.Console().print(table)
+    terminal.console().print(table)

@@ -27,7 +27,7 @@ from rich import progress
 from rich import table as tables
 
 from jaxspec.bench import published, synthetic, timing
-from jaxspec.cli import options
+from jaxspec.cli import options, terminal
 from jaxspec.models import hybrid
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.rollback import ROLLBACKS
@@ -288,4 +288,4 @@ def _print_table(record: dict[str, Any]) -> None:
             "" if rate is None else f"{rate:.0f}",
             "" if rate is None else f"{100 * row['of_copy']:.0f} %",
         )
-    consoles.Console().print(table)
+    terminal.console().print(table)

@@ -5,7 +5,7 @@ import sys
 
 from jaxspec import compilation
 from jaxspec.bench import command as bench
-from jaxspec.cli import convert, export, generate, info
+from jaxspec.cli import convert, export, generate, info, options
 from jaxspec.train import command as train
 from jaxspec.tune import command as tune
 
@@ -42,11 +42,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; what is wrong with its input becomes one line and status 2."""
+    """Runs a command; errors become one line.
+
+    Returns:
+        The exit status: 2 if something was wrong with the input, 1 if a text ended in
+        logits that are not finite, 130 if interrupted.
+    """
     args = parser().parse_args(arguments)
     compilation.keep_programs()
     try:
+        options.check_integers(args)
         args.run(args)
+    except FloatingPointError as error:
+        print(f"jaxspec {args.command}: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError, OverflowError, ModuleNotFoundError) as error:
         message = " ".join(str(error).split())
         print(f"jaxspec {args.command}: {message}", file=sys.stderr)

@@ -2,12 +2,12 @@
 
 SOURCE is a folder as the Hugging Face Hub keeps it: config.json, the weights in
 safetensors or PyTorch's .bin (one file or several; nothing pickled is executed), and
-tokenizer.json. DEST holds jaxspec's config, the tokenizer and one Orbax checkpoint per
-layer, in the dtypes of the source. Memory holds a layer and the file that is mapped; a
-conversion that was interrupted goes on where it stopped, and DEST appears when it is whole.
-Of a model that sees, the text's part is used and the other tensors are kept, so that
-`jaxspec export` gives all of them back. The head of a model that predicts a token further
-(Qwen3-Next, Qwen3.5) drafts for it.
+tokenizer.json. DEST holds jaxspec's config, the tokenizer with its chat template, and one
+Orbax checkpoint per layer, in the dtypes of the source. Memory holds a layer and the file
+that is mapped; a conversion that was interrupted goes on where it stopped, and DEST appears
+when it is whole. Of a model that sees, the text's part is used and the other tensors are
+kept, so that `jaxspec export` gives all of them back. The head of a model that predicts a
+token further (Qwen3-Next, Qwen3.5) drafts for it.
 
     jaxspec convert mamba2-130m-hf mamba2-130m
     jaxspec convert state-spaces/mamba-130m mamba-130m --tokenizer gpt-neox-20b
@@ -28,6 +28,7 @@ from rich import progress
 
 import checkpoints_conv
 from checkpoints_conv import families, stored
+from jaxspec.cli import terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,11 +72,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _print(dest: pathlib.Path, record: dict[str, Any]) -> None:
     """Says what was converted, and what to do next."""
-    console = consoles.Console(soft_wrap=True)
+    console = terminal.console()
     if record["source_dtype"] == "float16":
         console.print(
             "The weights are float16, which jaxspec does not compute in: they stay so in "
-            f"{dest}, and are loaded as {record['dtype']} or, by --dtype, as bfloat16."
+            f"{dest}, and are loaded as {record['dtype']} or, by --dtype, as bfloat16.",
+            soft_wrap=True,
         )
     kept = f"{record['kept']} tensors kept for export alone, "
     console.print(
@@ -83,18 +85,27 @@ def _print(dest: pathlib.Path, record: dict[str, Any]) -> None:
         f"{kept if record['kept'] else ''}"
         f"{record['bytes'] / 2**30:.2f} GiB in {record['seconds']:.1f} s. Go on with: "
         f"jaxspec generate --model {dest}{' --drafter mtp' * bool(record['mtp'])}",
+        soft_wrap=True,
     )
 
 
 @contextmanager
 def progress_bar(is_quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error, and what moves it: part, done, total."""
+    """Shows a bar on standard error from the first part on, not before a refusal.
+
+    Yields:
+        The function that moves it: part, done, total.
+    """
     console = consoles.Console(stderr=True, quiet=is_quiet)
-    columns = progress.Progress.get_default_columns()
-    with progress.Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
+    bar = progress.Progress(*progress.Progress.get_default_columns(), console=console)
+    task = bar.add_task("", total=None)
 
-        def advance(part: str, done: int, total: int) -> None:
-            bar.update(task, description=part, completed=done, total=total)
+    def advance(part: str, done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, description=part, completed=done, total=total)
 
+    try:
         yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()

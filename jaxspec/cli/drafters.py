@@ -128,8 +128,8 @@ def make(spec: str, tools: Tools) -> Made:
     except shapes.NoShape:
         more = KINDS[name].shapes
         raise ValueError(
-            f"{shape!r} is no shape of {name}; expected a number of nodes, the root "
-            f"included{', or ' + more if more else ''}."
+            f"{shape!r} is no shape of {name}; expected a number of nodes up to "
+            f"{shapes.MOST}, the root included{', or ' + more if more else ''}."
         ) from None
 
 

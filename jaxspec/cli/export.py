@@ -2,9 +2,9 @@
 
 SOURCE is a folder that `jaxspec convert` or `jaxspec train` made, or a shipped name. What
 was converted goes back to the names, shapes, dtypes and config that it had, bit by bit, in
-transformers' form where it came in that of state-spaces/mamba; chat templates and the files
-of processors are not copied. What jaxspec trained is written in the form of a family that
-has such a model, if any.
+transformers' form where it came in that of state-spaces/mamba; its chat template comes
+along, the files of processors do not. What jaxspec trained is written in the form of a
+family that has such a model, if any.
 
     jaxspec export mamba2-130m mamba2-130m-hf
 """
@@ -14,12 +14,10 @@ import json
 import pathlib
 import time
 
-from rich import console as consoles
-
 import checkpoints_conv
 from checkpoints_conv import exporting
 from jaxspec import pretrained
-from jaxspec.cli import convert
+from jaxspec.cli import convert, options, terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
+    options.check_positive(args, "shard_bytes")
     started = time.perf_counter()
     folder = pretrained.find(args.source)
     with convert.progress_bar(args.json) as advance:
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(record))
     else:
         architecture = done.family.architecture
-        consoles.Console().print(
+        terminal.console().print(
             f"{args.dest}: {done.family.name} in {seconds:.1f} s. Go on with: "
             f"transformers.{architecture}.from_pretrained({str(args.dest)!r})",
             soft_wrap=True,

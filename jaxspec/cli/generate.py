@@ -1,61 +1,52 @@
 """Continues a prompt, speculatively.
 
-Text streams to the terminal as it is decoded: what a draft supplied is green, the
-target's own tokens are plain. With `--compare` the same text is decoded autoregressively
-too, and the table says how much faster speculation was and whether the texts agree.
+Text streams to standard output as it is decoded: on a terminal with colours, a draft's
+tokens are green and the target's own plain. Statistics go to standard error. With
+`--compare` the same text is decoded autoregressively too, and the table says how much
+faster speculation was and whether the texts agree. The first run with a model and a drafter
+compiles for some seconds; later ones find the programs in the cache.
 
     jaxspec generate --prompt 'def read_lines(path):' --compare
     jaxspec generate --prompt-file draft.py --temperature 0.8 --seed 3
+    jaxspec generate --prompt 'def add(a, b):' --stop 'def ' --stop 'class '
     echo 'class Stack:' | jaxspec generate --prompt - --drafter model:3,2,1 --json
+    jaxspec generate --model granite --chat --system 'Be brief.' --prompt 'What is a tree?'
+
+`--json` prints one object: `text`, without the stop that ended it; `finish_reason`, which
+is `stop` (a stop string, or the end of text), `length` (the budget) or `error` (logits that
+are not finite; the status is 1 then); `tokens`; and what decoding them took.
 """
 
 import argparse
+import functools
 import json
-import pathlib
-import sys
-import time
 from typing import Any
 
 import jax
-import numpy as np
-from rich import console as consoles
-from rich import table as tables
-from rich import text as texts
+import tokenizers
 
-from jaxspec import decode_state, decoding, files, metrics, pretrained, sampling
-from jaxspec.cli import options
-
-DEMO_PROMPT = '''\
-import os
-
-
-def count_lines(path):
-    """Returns the number of lines in a file."""
-    with open(path) as file:
-        return sum(1 for line in file)
-
-
-def count_words(path):
-    """Returns the number of words in a file."""
-    with open(path) as file:
-'''
-STREAM_STEPS = 4  # steps of the loop between two looks at it
+from jaxspec import decode_state, decoding, pretrained, sampling
+from jaxspec.cli import drafters, following, options, prompting, report, terminal
+from jaxspec.cli.prompting import Prompt
+from jaxspec.decode_state import DecodeState
+from jaxspec.text.continuation import Continuation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--prompt", help="text to continue, or - for standard input (default: a demo)"
-    )
-    source.add_argument(
-        "--prompt-file", type=pathlib.Path, help="file with the text to continue"
-    )
+    prompting.add_arguments(parser)
     parser.add_argument(
         "--max-tokens",
         type=int,
         default=128,
         help="tokens to add at most; the end of text ends sooner (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text, wherever it lies in the tokens; may be repeated",
     )
     parser.add_argument(
         "--temperature",
@@ -92,164 +83,132 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
-    options.check_positive(args, "batch")
-    speculative = args.drafter != "none"
-    drafter = args.drafter if speculative else "ngram"
-    setup = options.load(args, drafter, args.rollback)
-    tokenizer = setup.target.tokenizer
-    ids = tokenizer.encode(_read_prompt(args)).ids
-    prompt, lengths = decode_state.pad_prompts([ids] * args.batch)
-    settings = {
-        "target": setup.target.model,
-        "max_new_tokens": args.max_tokens,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "stops": pretrained.stop_tokens(args.model),
-        "keys": sampling.key(args.seed),
-    }
-
-    def start(drafter):
-        return decode_state.init_state(
-            setup.params, prompt, lengths, drafter=drafter, **settings
-        )
-
-    def decode(state, steps=None):
-        if not speculative:
-            done = decoding.generate(
-                setup.params, state, target=setup.target.model, max_steps=steps
-            )
-            return done, None
-        return setup.generate(
-            setup.params,
-            state,
-            target=setup.target.model,
-            drafter=setup.drafter,
-            verifier=options.VERIFIERS[args.verifier](),
-            max_steps=steps,
-        )
-
-    drafter = setup.drafter if speculative else None
-    if not args.json:
-        _stream(decode, start(drafter), tokenizer)
-    (state, info), seconds = _timed(decode, start(drafter))
-    record = _record(state, info, seconds, tokenizer)
-    if args.compare:
-        (baseline, _), ar_seconds = _timed(
-            lambda state: (
-                decoding.generate(setup.params, state, target=setup.target.model),
-                None,
-            ),
-            start(None),
-        )
-        record |= _compare(setup, state, baseline, record, ar_seconds)
+    _check(args)
+    is_speculative = args.drafter != "none"
+    made = drafters.make(
+        args.drafter if is_speculative else "ngram", options.tools(args)
+    )
+    folder = pretrained.find(args.model)
+    tokenizer = pretrained.load_tokenizer(folder / "tokenizer.json")
+    prompt = prompting.read(args, folder, tokenizer)
+    screen = terminal.Screen(is_quiet=args.json)
+    loop = f"loop with {args.drafter}" if is_speculative else "autoregressive loop"
+    screen.say(f"Compiling {args.model}: the pass over the prompt, then the {loop}.")
+    screen.write(prompt.text, "dim")
+    setup = options.load_target(args, made, args.rollback)
+    state = _start(args, setup, prompt, made.drafter if is_speculative else None)
+    decode = _speculatively(args, setup) if is_speculative else _plainly(setup)
+    found = following.follow(
+        decode,
+        state,
+        _readers(args, tokenizer, prompt),
+        lambda piece, is_draft: screen.write(piece, "green" if is_draft else ""),
+    )
+    screen.write("\n")
+    if is_speculative and screen.has_colours:
+        screen.say("\nGreen is from a draft, the rest the target's own.")
+    record = report.record(found)
+    if args.compare and found.not_finite is None:
+        screen.say("Compiling the autoregressive loop, to compare.")
+        plain = _without_drafter(setup, state) or _start(args, setup, prompt, None)
+        readers = _readers(args, tokenizer, prompt)
+        baseline = following.follow(_plainly(setup), plain, readers)
+        record |= report.compare(setup.target, baseline, found)
     if args.json:
         print(json.dumps(record))
     else:
-        _print_table(record)
+        report.print_table(record)
+    report.check_finite(found)
 
 
-def _read_prompt(args: argparse.Namespace) -> str:
-    if args.prompt_file is not None:
-        return files.read_text(args.prompt_file)
-    if args.prompt == "-":
-        return sys.stdin.read()
-    return DEMO_PROMPT if args.prompt is None else args.prompt
+def _check(args: argparse.Namespace) -> None:
+    """Refuses options that cannot be meant, before anything is printed."""
+    options.check_positive(args, "batch", "max_tokens")
+    options.check_sampling(args)
+    if "" in args.stop:
+        raise ValueError("--stop must not be empty.")
+    if args.system is not None and not args.chat:
+        raise ValueError("--system is a part of a conversation; give --chat too.")
 
 
-def _timed(decode, state) -> tuple[Any, float]:
-    """Decodes once to compile and once against the clock."""
-    jax.block_until_ready(decode(state))
-    started = time.perf_counter()
-    result = jax.block_until_ready(decode(state))
-    return result, time.perf_counter() - started
-
-
-def _stream(decode, state: decode_state.DecodeState, tokenizer) -> None:
-    """Prints row 0 as it grows, a few steps of the loop at a time."""
-    console = consoles.Console()
-    start = int(state.prompt_lengths[0])
-    prompt = tokenizer.decode(state.tokens[0, :start].tolist())
-    console.print(texts.Text(prompt, style="dim"), end="")
-    shown, printed, report = 0, "", None
-    while not bool(state.done.all()):
-        state, info = decode(state, STREAM_STEPS)
-        report = info if report is None else report + info
-        tokens = state.tokens[0, start : int(state.lengths[0])].tolist()
-        drafted = [0] * len(tokens)
-        if report is not None:
-            drafted = report.from_draft[0, start:].tolist()
-        line = texts.Text()
-        for i in range(shown, len(tokens)):
-            text = tokenizer.decode(tokens[: i + 1])
-            if text.endswith("\ufffd") and i + 1 < int(state.limits[0]) - start:
-                continue  # the rest of a character is yet to come
-            line.append(text[len(printed) :], style="green" if drafted[i] else "")
-            printed = text
-        console.print(line, end="", soft_wrap=True)
-        shown = len(tokens)
-    legend = texts.Text("\n\n").append("green", style="green")
-    console.print(legend.append(" from a draft, the rest the target's own\n"))
-
-
-def _record(state, info, seconds: float, tokenizer) -> dict[str, Any]:
-    rows = []
-    for tokens, start, length in zip(
-        np.asarray(state.tokens),
-        np.asarray(state.prompt_lengths),
-        np.asarray(state.lengths),
-        strict=True,
-    ):
-        rows.append(tokens[start:length].tolist())
-    generated = sum(map(len, rows))
-    calls = generated if info is None else int(info.target_calls.sum())
-    record = {
-        "text": tokenizer.decode(rows[0]),
-        "tokens": rows[0],
-        "prompt_tokens": int(state.prompt_lengths[0]),
-        "generated_tokens": generated,
-        "target_calls": calls,
-        "block_efficiency": 1.0 if info is None else metrics.block_efficiency(info),
-        "accepted_per_step": 0.0 if info is None else metrics.accepted_per_step(info),
-        "seconds": seconds,
-        "tokens_per_second": generated / seconds,
-    }
-    if len(rows) > 1:
-        record["texts"] = [tokenizer.decode(row) for row in rows]
-    return record
-
-
-def _compare(setup, state, baseline, record, seconds: float) -> dict[str, Any]:
-    agreements = [
-        metrics.compare(setup.target.model, setup.target.params, baseline, state, row)
-        for row in range(len(state.lengths))
+def _readers(
+    args: argparse.Namespace, tokenizer: tokenizers.Tokenizer, prompt: Prompt
+) -> list[Continuation]:
+    """An empty continuation of the prompt for each row."""
+    return [
+        Continuation(
+            tokenizer,
+            prompt.tokens,
+            stop_tokens=prompt.stop_tokens,
+            stop_strings=args.stop,
+        )
+        for _ in range(args.batch)
     ]
-    generated = int((baseline.lengths - baseline.prompt_lengths).sum())
-    speed = generated / seconds
-    return {
-        "autoregressive": {
-            "tokens_per_second": speed,
-            "identical": all(a.identical for a in agreements),
-            "near_ties": sum(a.near_tie for a in agreements),
-        },
-        "speedup": record["tokens_per_second"] / speed,
-    }
 
 
-def _print_table(record: dict[str, Any]) -> None:
-    table = tables.Table(show_header=False, box=None)
-    table.add_row("tokens", str(record["generated_tokens"]))
-    table.add_row("target calls", str(record["target_calls"]))
-    table.add_row(
-        "block efficiency", f"{record['block_efficiency']:.2f} tokens per call"
+def _start(
+    args: argparse.Namespace,
+    setup: options.Setup,
+    prompt: Prompt,
+    drafter: Any,
+) -> DecodeState:
+    """The state after the prompt."""
+    tokens, lengths = decode_state.pad_prompts([prompt.tokens] * args.batch)
+    return decode_state.init_state(
+        setup.params,
+        tokens,
+        lengths,
+        target=setup.target.model,
+        drafter=drafter,
+        max_new_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        stops=prompt.stop_tokens,
+        keys=sampling.key(args.seed),
     )
-    table.add_row("speed", f"{record['tokens_per_second']:.0f} tokens/s")
-    if "autoregressive" in record:
-        baseline = record["autoregressive"]
-        speed = baseline["tokens_per_second"]
-        table.add_row("autoregressive", f"{speed:.0f} tokens/s")
-        table.add_row("speedup", f"{record['speedup']:.2f} x")
-        ties = baseline["near_ties"]
-        same = "yes" if baseline["identical"] else f"no, {ties} part at a near tie"
-        table.add_row("texts agree", same)
-    consoles.Console().print(table)
+
+
+def _without_drafter(setup: options.Setup, state: DecodeState) -> DecodeState | None:
+    """The state for the autoregressive loop, where it needs no pass over the prompt.
+
+    None where the carry holds a ring or pending tokens, for which a baseline must not pay.
+    """
+    model, (batch, width) = setup.target.model, state.tokens.shape
+    plain = jax.eval_shape(
+        lambda params: model.init_carry(params, batch, width - model.max_path, False),
+        setup.params.target,
+    )
+
+    def shapes(carry):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), carry)
+
+    same = shapes(plain) == shapes(state.carry)
+    return state.replace(drafter=None) if same else None
+
+
+def _plainly(setup: options.Setup) -> following.Decode:
+    """A few steps of the loop without drafts."""
+
+    def decode(state):
+        state = decoding.generate(
+            setup.params,
+            state,
+            target=setup.target.model,
+            max_steps=following.STEPS,
+        )
+        return state, None
+
+    return decode
+
+
+def _speculatively(args: argparse.Namespace, setup: options.Setup) -> following.Decode:
+    """A few steps of the loop with drafts."""
+    return functools.partial(
+        setup.generate,
+        setup.params,
+        target=setup.target.model,
+        drafter=setup.drafter,
+        verifier=options.VERIFIERS[args.verifier](),
+        max_steps=following.STEPS,
+    )

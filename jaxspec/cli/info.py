@@ -14,12 +14,11 @@ import platform
 from typing import Any
 
 import jax
-from rich import console as consoles
 from rich import table as tables
 
 from checkpoints_conv import families
 from jaxspec import compilation, pretrained
-from jaxspec.cli import drafters, options
+from jaxspec.cli import drafters, options, terminal
 from jaxspec.models.rollback import ROLLBACKS, resolve
 from pallas_kernels import (
     PLATFORMS,
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
                 entry = [f"{k}: {v}" for k, v in entry.items()]
             entry = ", ".join(entry) if isinstance(entry, list) else str(entry)
             table.add_row(name if i == 0 else "", key, entry)
-    consoles.Console().print(table)
+    terminal.console().print(table)
 
 
 def gather() -> dict[str, Any]:

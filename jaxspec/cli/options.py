@@ -1,6 +1,7 @@
 """Options that several commands share, and what they stand for."""
 
 import argparse
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ VERIFIERS = {
     "recursive-rejection": recursive_rejection,
     "traversal": traversal,
 }
+WIDE = {"seed": 32, "shard_bytes": 63}  # bits of options that need more than int32 has
 DRAFTER_HELP = (
     "KIND:SHAPE. The shape is a number of nodes, the root included; `jaxspec info` "
     f"lists the shapes that a kind takes besides. Kinds: {', '.join(drafters.KINDS)}"
@@ -119,6 +121,37 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_sampling(args: argparse.Namespace) -> None:
+    """Refuses settings that `add_sampling` and `--temperature` take and no law has.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if not 0 <= args.temperature < math.inf:
+        raise ValueError(
+            f"--temperature must not be negative or infinite, got {args.temperature}."
+        )
+    if args.top_k < 0:
+        raise ValueError(f"--top-k must not be negative, got {args.top_k}.")
+    if not 0 < args.top_p <= 1:
+        raise ValueError(f"--top-p must be in (0, 1], got {args.top_p}.")
+
+
+def check_integers(args: argparse.Namespace) -> None:
+    """Refuses numbers beyond what arrays hold, whatever the option.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name, value in vars(args).items():
+        bits = WIDE.get(name, 31)
+        for number in value if isinstance(value, list) else [value]:
+            is_integer = isinstance(number, int) and not isinstance(number, bool)
+            if is_integer and not -(2**bits) <= number < 2**bits:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must be below 2**{bits}, got {number}.")
+
+
 def check_positive(args: argparse.Namespace, *names: str) -> None:
     """Refuses options below what makes sense, before anything is done.
 
@@ -161,7 +194,13 @@ def tools(args: argparse.Namespace) -> drafters.Tools:
 
 def load(args: argparse.Namespace, drafter: str, rollback: Rollback) -> Setup:
     """Loads the models that `add_models`' options name, and makes the drafter."""
-    made = drafters.make(drafter, tools(args))
+    return load_target(args, drafters.make(drafter, tools(args)), rollback)
+
+
+def load_target(
+    args: argparse.Namespace, made: drafters.Made, rollback: Rollback
+) -> Setup:
+    """Loads the target, for a drafter that is made already."""
     max_path = made.drafter.max_path
     target = pretrained.load(
         args.model, args.dtype, rollback=rollback, max_path=max_path

@@ -1,9 +1,12 @@
 """Shapes of trees as the command line has them: `8`, `chain:4`, `3,2,1`, `3x4`."""
 
 import functools
+import itertools
 import math
+import operator
 
 RANKS = (0.53, 0.11, 0.06, 0.04)  # how often the draw of each rank is kept (tune tree)
+MOST = 1024  # nodes of a tree; sizes beyond that take minutes to plan, and no pass pays
 LONGEST = 8  # drafts on a path; beyond that a small model is hardly ever right
 
 
@@ -25,7 +28,7 @@ def numbers(text: str, separator: str, count: int | None = None) -> tuple[int, .
 def nodes(text: str, least: int = 2) -> int:
     """One number."""
     (count,) = numbers(text, ",", 1)
-    if count < least:
+    if not least <= count <= MOST:
         raise NoShape
     return count
 
@@ -34,9 +37,12 @@ def levels(shape: str) -> tuple[int, ...]:
     """Children of each node, level by level: given, a chain, or of a number of nodes."""
     if shape.startswith("chain:"):
         return (1,) * nodes(shape.removeprefix("chain:"), 1)
-    if "," in shape:
-        return numbers(shape, ",")
-    return branching(nodes(shape))
+    if "," not in shape:
+        return branching(nodes(shape))
+    children = numbers(shape, ",")
+    if 1 + sum(itertools.accumulate(children, operator.mul)) > MOST:
+        raise NoShape
+    return children
 
 
 @functools.cache
@@ -59,7 +65,10 @@ def branching(num_nodes: int) -> tuple[int, ...]:
 def beam(shape: str) -> tuple[int, int]:
     """Width and length: given, or no wider than long."""
     if "x" in shape:
-        return numbers(shape, "x", 2)
+        width, length = numbers(shape, "x", 2)
+        if 1 + width * length > MOST:
+            raise NoShape
+        return width, length
     drafts = nodes(shape) - 1
     length = min(drafts // math.isqrt(drafts), LONGEST)
     return drafts // length, length

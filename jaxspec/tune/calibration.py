@@ -15,6 +15,7 @@ import tokenizers
 from jaxspec import decode_state, decoding, pretrained, sampling
 from jaxspec.bench.prompts import digest
 from jaxspec.cli import options
+from jaxspec.text import encoding
 from jaxspec.tune import prompts as prompt_files
 
 
@@ -99,7 +100,7 @@ class Text(NamedTuple):
         found = prompt_files.read(
             args.prompts, args.seed, held_out, args.stdlib, args.disjoint_from
         )
-        return cls([tokenizer.encode(prompt).ids for prompt in found], held_out)
+        return cls([encoding.encode(tokenizer, prompt) for prompt in found], held_out)
 
     def record(self, args: argparse.Namespace) -> dict[str, Any]:
         """What to write down, so that the same text can be made and checked."""

@@ -20,6 +20,7 @@ from rich import progress
 from jaxspec import files, pretrained
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import timing
+from jaxspec.cli import terminal
 from jaxspec.drafting import datastore
 from jaxspec.train import corpus
 from jaxspec.tune import calibration
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(record))
         return
-    consoles.Console().print(
+    terminal.console().print(
         f"{record['documents']} documents of {record['tokens']} tokens in {args.out}, "
         f"SHA-256 {record['sha256']}; {record['left_out']} left out that hold a prompt to "
         "be evaluated on."

@@ -27,7 +27,7 @@ from rich import table as tables
 
 from jaxspec import pretrained
 from jaxspec.bench import timing
-from jaxspec.cli import drafters, options
+from jaxspec.cli import drafters, options, terminal
 from jaxspec.core import LanguageModel
 from jaxspec.decode_state import Params
 from jaxspec.drafting import sequoia, tree_file
@@ -225,7 +225,7 @@ def _choose(curve, cost: costs.Costs, max_path: int) -> list[dict[str, Any]]:
 
 def _print_tables(record: dict[str, Any], out: pathlib.Path) -> None:
     where, text = record["environment"], record["text"]
-    console = consoles.Console()
+    console = terminal.console()
     shares = [*record["acceptance"], 1.0 - sum(record["acceptance"])]
     console.print(
         f"{record['draft']} for {record['target']}, T = {record['temperature']:g}, "

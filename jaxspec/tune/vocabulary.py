@@ -25,7 +25,7 @@ from rich import table as tables
 
 from jaxspec import pretrained
 from jaxspec.bench import synthetic, timing
-from jaxspec.cli import options
+from jaxspec.cli import options, terminal
 from jaxspec.drafting import vocabulary
 from jaxspec.models import hybrid
 from jaxspec.tune import calibration
@@ -161,7 +161,7 @@ def _print_table(record: dict[str, Any], kept: int, args: argparse.Namespace) ->
             f"{100 * row['held_out_coverage']:.2f} %",
             f"{row['cost_ratio']:.4f}",
         )
-    console = consoles.Console()
+    console = terminal.console()
     console.print(table)
     if kept < args.size:
         console.print(

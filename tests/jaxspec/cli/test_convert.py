@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import checkpoints_conv
 import heads
 import jaxspec
 import published
@@ -148,3 +149,36 @@ def test_a_draft_of_another_tokenizer_is_refused(capsys):
     options = "--model", published.converted("mamba2"), "--drafter", "model:2"
     message = error_of(capsys, "generate", *options, "--prompt", "x", "--json")
     assert "tokenizer is not the target's" in message
+
+
+def test_a_refusal_shows_no_bar(capsys, tmp_path):
+    assert main(["convert", str(tmp_path), str(tmp_path / "model")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("jaxspec convert: ") and err.count("\n") == 1
+    shipped = ["export", "stdlib-8m", str(tmp_path)]
+    assert main(shipped) == 2  # the folder exists
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("jaxspec export: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_shards_have_a_size(capsys, tmp_path, size):
+    back = str(tmp_path / "back")
+    assert main(["export", "stdlib-8m", back, "--shard-bytes", str(size)]) == 2
+    assert f"--shard-bytes must be positive, got {size}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="positive shard_bytes"):
+        checkpoints_conv.export(pretrained.find("stdlib-8m"), back, shard_bytes=size)
+
+
+def test_interrupted_work_with_a_chat_template_is_ours_to_replace(tmp_path):
+    source, dest, back = (tmp_path / name for name in ("source", "model", "back"))
+    shutil.copytree(published.source("llama"), source)
+    (source / "chat_template.jinja").write_text("{{ bos_token }}")
+    for partial in (tmp_path / "model.partial", tmp_path / "back.partial"):
+        partial.mkdir()
+        (partial / "chat_template.jinja").write_text("another")
+    checkpoints_conv.convert(source, dest)
+    checkpoints_conv.export(dest, back)
+    for folder in (dest, back):
+        assert (folder / "chat_template.jinja").read_text() == "{{ bos_token }}"
+        assert not (folder / "tokenizer_config.json").exists()

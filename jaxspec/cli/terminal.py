@@ -1,0 +1,49 @@
+"""Standard output for what was asked for, standard error for everything about it."""
+
+import sys
+
+from rich import color, style
+from rich import console as consoles
+
+_UNLIMITED = 10_000  # columns
+
+
+def console(*, stderr: bool = False) -> consoles.Console:
+    """A console as wide as its terminal; in files and pipes no line is cut."""
+    found = consoles.Console(stderr=stderr)
+    if found.file.isatty():
+        return found
+    return consoles.Console(stderr=stderr, width=_UNLIMITED)
+
+
+class Screen:
+    """Text on standard output, and lines about it on standard error.
+
+    Text is written as it is, without wrapping or a change to its tabs, and in colours only
+    where they show.
+
+    Attributes:
+        has_colours: whether they do.
+    """
+
+    def __init__(self, *, is_quiet: bool = False):
+        """Looks at standard output; a quiet screen prints nothing."""
+        self._is_quiet = is_quiet
+        found = consoles.Console()
+        shows = found.color_system is not None and not found.no_color
+        self.has_colours = shows and not is_quiet
+
+    def write(self, text: str, colour: str = "") -> None:
+        """Prints a piece of text at once."""
+        if self._is_quiet:
+            return
+        if self.has_colours and colour and text:
+            standard = color.ColorSystem.STANDARD
+            text = style.Style.parse(colour).render(text, color_system=standard)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def say(self, line: str) -> None:
+        """Prints a line about the text."""
+        if not self._is_quiet:
+            print(line, file=sys.stderr, flush=True)
