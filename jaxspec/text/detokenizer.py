@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 
 import tokenizers
 
-CONTEXT = (
-    8  # visible tokens that are decoded again, more than a character is spread over
-)
-LONGEST = 4 * CONTEXT  # tokens decoded at once before all but the last are forgotten
+CONTEXT = 8
+"""Visible tokens that are decoded again: more than one character is spread over."""
+LONGEST = 4 * CONTEXT
+"""Tokens that are decoded at once before all but the last are forgotten."""
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # where a vocabulary falls back to bytes
 _INCOMPLETE = "\ufffd"  # stands for bytes that are no character, or none yet
 
