@@ -104,19 +104,20 @@ def _plain() -> tuple[np.ndarray, np.ndarray]:
 def _extreme() -> tuple[np.ndarray, np.ndarray]:
     """Every pair of tokens has one of three drafts that are sure of themselves.
 
-    Of one token alone; of each token as against the next; or of tokens that are as good as
-    impossible, while the others are so in the draft.
+    Of one token, where the others lie about the least number of float32, `exp(-87.3)`; of
+    each token as against the next; or of tokens that are as good as impossible, while the
+    others are so in the draft.
     """
     target, draft = _plain()
     rng = np.random.default_rng(1)
-    style = np.arange(len(target))[:, None] % 3
+    style = np.arange(len(target))[:, None] % 4
     rank = np.argsort(np.argsort(-draft, axis=1), axis=1)
     unlikely = np.argsort(rng.random(target.shape), axis=1) < VOCAB // 2
     depth = rng.choice([6.0, 9.0, 40.0, 110.0], (2, len(target), 1))
-    alone = np.where(rank == 0, draft + 120.0, draft)
+    alone = np.array([0.0, -86.5, -87.5, -88.0])[rank]
     gaps = [alone, draft - 110.0 * rank, draft + unlikely * depth[0]]
-    draft = np.select([style == i for i in range(3)], gaps)
-    target = np.where(style == 2, target - unlikely * depth[1], target)
+    draft = np.select([style < 2, style == 2, style == 3], gaps)
+    target = np.where(style == 3, target - unlikely * depth[1], target)
     return target.astype(np.float32), draft.astype(np.float32)
 
 
