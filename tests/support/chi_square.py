@@ -24,18 +24,18 @@ def of_texts(counts: np.ndarray, law: np.ndarray) -> float:
     counts, expected = counts.ravel(), counts.sum() * law.ravel()
     if counts[expected < NEVER].any():
         return 0.0
-    order = np.argsort(-expected)
-    size = max(np.searchsorted(-expected[order], -RARE, side="right"), 1)
-    cells = np.append(np.arange(size), size) if size < len(order) else np.arange(size)
-    observed, expected = (np.add.reduceat(x[order], cells) for x in (counts, expected))
-    if len(expected) > 1 and expected[-1] < RARE:  # all rare ones are still too few
-        observed, expected = (
-            np.append(x[:-2], x[-2] + x[-1]) for x in (observed, expected)
-        )
-    if len(expected) == 1:
+    order = np.argsort(
+        -expected
+    )  # the rarest last, in one cell with the next if need be
+    common = max(int((expected >= RARE).sum()), 1)
+    if expected[order[common:]].sum() < RARE:
+        common -= 1
+    if common == 0:
         return 1.0
+    cells = np.arange(common + 1)
+    observed, expected = (np.add.reduceat(x[order], cells) for x in (counts, expected))
     square = ((observed - expected) ** 2 / expected).sum()
-    return float(stats.chi2.sf(square, len(expected) - 1))
+    return float(stats.chi2.sf(square, common))
 
 
 def of_tokens(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -44,16 +44,15 @@ def of_tokens(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     for counts, law in pairs:
         for place in range(law.ndim):
             after = tuple(range(place + 1, law.ndim))
-            observed, mass = counts.sum(axis=after), law.sum(axis=after)
-            size = law.shape[0]
-            observed, mass = observed.reshape(-1, size), mass.reshape(-1, size)
-            total = mass.sum(axis=1, keepdims=True)
-            chance = np.where(total > 0.0, mass, 1.0 / size)
-            chance /= chance.sum(axis=1, keepdims=True)
-            times = np.where(total > 0.0, observed.sum(axis=1, keepdims=True), 0.0)
-            beyond += np.where(total > 0.0, observed - times * chance, 0.0).sum(axis=0)
-            each = np.einsum("ni,nj->ij", times * chance, chance)
-            covariance += np.diag((times * chance).sum(axis=0)) - each
+            observed, mass = (
+                x.sum(axis=after).reshape(-1, len(x)) for x in (counts, law)
+            )
+            possible = mass.sum(axis=1) > 0.0
+            observed, mass = observed[possible], mass[possible]
+            chance = mass / mass.sum(axis=1, keepdims=True)
+            expected = observed.sum(axis=1, keepdims=True) * chance
+            beyond += (observed - expected).sum(axis=0)
+            covariance += np.diag(expected.sum(axis=0)) - expected.T @ chance
     own, vectors = np.linalg.eigh(covariance)
     real = own > 1e-6 * own.max()
     square = ((beyond @ vectors[:, real]) ** 2 / own[real]).sum()

@@ -2,7 +2,7 @@
 
 Enumeration looks at a step or two of a row; here are many rows of all kinds, that end at
 different times, so that noise used again in the next step, settings that leak from row to
-row, and rounding at sure drafts would show. Seeds are fixed: a right program passes always.
+row, and rounding at sure drafts would show. Seeds are fixed, so that a verdict stays.
 """
 
 import functools
