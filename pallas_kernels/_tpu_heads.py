@@ -11,7 +11,6 @@ the weight `w`. `steps` are `dt` of Mamba-2, with `g = dt A` and `w = dt`, where
 heads of a block and `u` those of a tile.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,13 +19,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import _tpu_lanes
+from pallas_kernels import _tpu_decays, _tpu_lanes
 from pallas_kernels._tpu_lanes import LANES, NT, TN, dot, lanes
 
 HEADS_AXIS = 1  # of the grid
 QUERY_ROWS = 64  # scores of more rows than this do not fit the registers
-
-_UNDERFLOW = -300.0  # 2^-300 is zero in float32: a stronger decay changes nothing
 
 
 class BlockShape(NamedTuple):
@@ -191,21 +188,6 @@ def fold_kernel(shape: BlockShape, state, inputs, rates, *rest) -> None:
     _fold_block(shape, state, writes, keys, out)
 
 
-def log_decays(steps: jax.Array, rates: Any) -> jax.Array:
-    """`log2` of the decay of every token, `[T, H]`, never above 0."""
-    scale = math.log2(math.e)
-    for rate in rates:
-        scale = rate[...] * scale
-    return jnp.clip(steps * scale, _UNDERFLOW, 0.0)
-
-
-def path_sums(shape: BlockShape, operands: Operands) -> jax.Array:
-    """The path sums `L_i` of all nodes, `[N, H]`."""
-    steps = _tpu_lanes.pad_rows(operands.steps[...], shape.padded)
-    decays = log_decays(steps, operands.rates)
-    return _tpu_lanes.mask_sums(operands.mask[...], decays)
-
-
 def store_sources(shape: BlockShape, x: jax.Array, out: Any) -> None:
     """Stores `[N, H]` as rows of the tiles, `[tiles, u / v, v N]`.
 
@@ -259,7 +241,7 @@ def store_weights(length: Any, steps: Any, rates: Any, columns: Any) -> None:
     after = after.astype(jnp.float32).astype(jnp.bfloat16)
     live = jax.lax.broadcasted_iota(jnp.int32, steps.shape, 0) < length
     steps = jnp.where(live, steps, 0.0)
-    decays = log_decays(steps, rates)
+    decays = _tpu_decays.log_decays(steps, rates)
     total = jnp.exp2(jnp.sum(decays, axis=0, keepdims=True))
     weights = jnp.exp2(_tpu_lanes.mask_sums(after, decays))
     weights = weights * steps if rates else jnp.where(live, weights, 0.0)
@@ -302,8 +284,3 @@ def read_past(shape: BlockShape, t: Any, operands: Operands, ring: Any) -> jax.A
         past *= ring.writes[:1, here]
         past += _tpu_lanes.dot_parts(scores, writes.astype(scores.dtype), query.dtype)
     return past
-
-
-def decays(path: jax.Array, above: jax.Array) -> jax.Array:
-    """`exp(L_i - L_j)` on paths; off them something finite, at most 1."""
-    return jnp.exp2(jnp.minimum(path - above, 0.0))

@@ -59,10 +59,10 @@ def parts(x: jax.Array, count: int) -> list[jax.Array]:
     return [*cut, x]
 
 
-def mask_sums(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """`mask @ x` for a 0/1 mask in bfloat16, exact to float32."""
-    products = [dot(mask, part.astype(mask.dtype)) for part in parts(x, 3)]
-    return products[2] + products[1] + products[0]
+def mask_sums(mask: jax.Array, x: jax.Array, count: int = 3) -> jax.Array:
+    """`mask @ x` for a 0/1 mask in bfloat16, exact to so many parts: three are float32."""
+    products = [dot(mask, part.astype(mask.dtype)) for part in parts(x, count)]
+    return sum(reversed(products[:-1]), products[-1])
 
 
 def store_columns(x: jax.Array, out: Any) -> None:

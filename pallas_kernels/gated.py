@@ -11,9 +11,11 @@ over the ancestors `M` of node `i`, and no state per node,
 
 A ring is a chain of ancestors above the root: every node sees all of it. Off the path
 `G_i - G_j` may be large and positive: it is masked before `exp`. All products are in full
-float32, the path sums too, which are products with a 0/1 matrix. Their differences round
-by `|G|` times 6e-8: relative to the largest output 4e-6 on a chain of 64 with every `g` in
-[-16, 0], 3e-5 in [-60, 0].
+float32, the path sums too, which are products with a 0/1 matrix.
+
+One float32 sum would round by `|G|` times 6e-8, and so would the differences, however small
+they are: after a few strong decays nothing is left of weak ones. A sum is therefore kept in
+two parts (`cut`), the first of which is exact, and the parts are subtracted apart.
 """
 
 import functools
@@ -27,6 +29,8 @@ from pallas_kernels.inputs import Ring
 from pallas_kernels.topology import Topology
 
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+LEAST = -150.0  # exp and exp2 of it are zero in float32: a lower one changes nothing
 
 
 class Writes(NamedTuple):
@@ -43,6 +47,35 @@ class Writes(NamedTuple):
     k: jax.Array
     g: jax.Array
     w: jax.Array
+
+
+class PathSums(NamedTuple):
+    """Sums of log decays over paths, `[B, H, N]`, in two parts.
+
+    Attributes:
+        coarse: sums of the coarse parts, exact.
+        fine: sums of what those leave over, small.
+    """
+
+    coarse: jax.Array
+    fine: jax.Array
+
+    @property
+    def total(self) -> jax.Array:
+        return self.coarse + self.fine
+
+
+def cut(g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cuts float32 log decays, of base e or 2, into a multiple of 2^-8 and the rest.
+
+    They are bounded where `exp` is zero: sums of 256 coarse parts stay below 2^16, and are
+    exact in any order. Cut by the bits: a compiler simplifies `(g + large) - large` to `g`.
+    """
+    g = jnp.maximum(g, LEAST)
+    shifted = g - (256.0 + 2.0**-9)  # whose last bit is 2^-15; rounds to the nearest
+    bits = jax.lax.bitcast_convert_type(shifted, jnp.uint32) & jnp.uint32(0xFFFFFF80)
+    coarse = jax.lax.bitcast_convert_type(bits, jnp.float32) + 256.0
+    return coarse, g - coarse
 
 
 def ring_of(ring: Ring | None, layer: jax.Array) -> Ring | None:
@@ -81,16 +114,17 @@ def fold(state: jax.Array, writes: Writes) -> jax.Array:
     return jnp.exp(total)[:, :, None, None] * state + update.reshape(state.shape)
 
 
-def path_sums(tree: Topology, g: jax.Array) -> jax.Array:
-    """Sums of g `[B, N, H]` over each node's ancestors and itself, `[B, H, N]`."""
-    return einsum("bij,bjh->bhi", tree.ancestors.astype(g.dtype), g)
+def path_sums(tree: Topology, g: jax.Array) -> PathSums:
+    """Sums g `[B, N, H]` over each node's ancestors and itself."""
+    ancestors = tree.ancestors.astype(g.dtype)
+    return PathSums(*(einsum("bij,bjh->bhi", ancestors, part) for part in cut(g)))
 
 
-def decays(tree: Topology, sums: jax.Array, queries: int) -> jax.Array:
+def decays(tree: Topology, sums: PathSums, queries: int) -> jax.Array:
     """Decay from every node to each of the last, 0 off its path: `[B, H, n, N]`."""
     on_path = tree.ancestors[:, None, -queries:]
-    differences = sums[:, :, -queries:, None] - sums[:, :, None]
-    return jnp.exp(jnp.where(on_path, differences, -jnp.inf))
+    coarse, fine = (part[:, :, -queries:, None] - part[:, :, None] for part in sums)
+    return jnp.exp(jnp.where(on_path, coarse + fine, -jnp.inf))
 
 
 def scores(q: jax.Array, k: jax.Array) -> jax.Array:

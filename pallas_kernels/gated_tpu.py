@@ -9,7 +9,8 @@ is not formed to be read: it is read in its two terms, and the checkpoint `S_0` 
 a row does at its own nodes is the op's (`_tpu_heads.Op`).
 
 Numbers: `M (q . k)` is masked before it meets a decay, and exponents, which are above 0
-only where a pair is not on a path, are cut to 0. With float32 activations every product is
+only where a pair is not on a path, are cut to 0. Sums of decays have the digits of the
+activations (`_tpu_decays`). With float32 activations every product is
 in full float32. With bfloat16 activations a state is read, and what is folded into it
 written, in two bfloat16 parts: to 2^-16.
 """

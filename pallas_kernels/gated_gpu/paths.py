@@ -1,7 +1,6 @@
 """The decays along a tree's paths, and what its nodes read of the states of a block.
 
-`G` sums `g` over paths. Its terms are cut at a multiple of 2^-8; sums of the coarse parts
-are exact, and sums of the fine parts are small. They are subtracted apart, so that what
+`G` sums `g` over paths, in two parts (`gated.cut`). They are subtracted apart, so that what
 two long paths have in common costs no precision.
 """
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import gated
 from pallas_kernels._mma import split
 from pallas_kernels.gated_gpu.block import (
     ALONG_COLUMNS,
@@ -23,8 +23,6 @@ from pallas_kernels.gated_gpu.block import (
     round_up,
 )
 from pallas_kernels.topology import Topology
-
-CUT = 1.5 * 2.0**15  # what is added to this is rounded to a multiple of 2^-8
 
 
 class Sums(NamedTuple):
@@ -79,8 +77,7 @@ class Paths(NamedTuple):
                 here = pl.ds(row, TILE), self.nodes.tile(tile)
                 on_path = group.load_from(sees.at[here]) != 0
                 term = group.load_from(g.at[here[1]], ALONG_COLUMNS)
-                coarse = (term + CUT) - CUT
-                for i, part in enumerate((coarse, term - coarse)):
+                for i, part in enumerate(gated.cut(term)):
                     part = jnp.where(on_path, group.spread(part, shape, 1), 0.0)
                     part = jnp.sum(part, axis=1)
                     found[i] = part if tile == 0 else found[i] + part

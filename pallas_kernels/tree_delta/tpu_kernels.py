@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import _tpu_heads, _tpu_lanes
+from pallas_kernels import _tpu_decays, _tpu_heads, _tpu_lanes
 from pallas_kernels._tpu_lanes import LANES, dot, lanes
 
 SOLVED_ROWS = 16  # by substitution, between two products
@@ -23,8 +23,9 @@ class Scratch(NamedTuple):
     `s` is all heads of the block, or some where rows are long.
 
     Attributes:
-        columns: `[blocks, m, 3 h]`, path sums of the new nodes, then their `beta`.
-        sources: `[blocks * h, 1, N]`, path sums of all nodes.
+        columns: `[blocks, (c + 1) n, 3 h]`, path sums of the new nodes in `c` parts, then
+            their `beta`.
+        sources: `[c, blocks * h, 1, N]`, path sums of all nodes.
         scores: `[g, m, N]`, `M' (k . k)` and `M (q . k)`.
         system: `[s, n, N]` float32, `A`.
         weighed: `[s, n, N]`, `M (q . k) exp(G_i - G_j)`.
@@ -43,10 +44,12 @@ class Scratch(NamedTuple):
 
 def _row(shape, operands, scratch):
     (beta,) = operands.own
-    paths = _tpu_heads.path_sums(shape, operands)
-    factors = jnp.concatenate([paths[shape.first : shape.nodes], beta[...]], axis=0)
+    paths = _tpu_decays.path_sums(shape, operands)
+    new = [part[shape.first : shape.nodes] for part in paths]
+    factors = jnp.concatenate([*new, beta[...]], axis=0)
     _tpu_lanes.store_columns(factors, scratch.columns)
-    _tpu_heads.store_sources(shape, paths, scratch.sources)
+    for i, part in enumerate(paths):
+        _tpu_heads.store_sources(shape, part, scratch.sources.at[i])
 
 
 def _group(shape, operands, scratch):
@@ -64,13 +67,15 @@ def _weigh(shape, t, slot, columns, source, scratch, y):
     scores, n = scratch.scores.at[shape.group_of(t)], shape.queries
     copies = max(shape.dim, min(shape.padded, LANES))
     factors = _tpu_lanes.spread(columns, t, 1, copies)
-    scratch.right[slot] = factors[n:, : shape.dim]
-    y[:, lanes(t, shape.dim)] = jnp.exp2(factors[:n, : shape.dim])
+    *path, beta = (factors[i : i + n] for i in range(0, factors.shape[0], n))
+    scratch.right[slot] = beta[:, : shape.dim]
+    y[:, lanes(t, shape.dim)] = jnp.exp2(sum(path)[:, : shape.dim])
     for rows, reach in shape.query_tiles():
         below = slice(n + rows.start, n + rows.stop)
-        path, beta = (_repeat(factors[i], reach) for i in (rows, below))
-        decay = _tpu_heads.decays(path, source[:, :reach])
-        scratch.system[slot, rows, :reach] = scores[rows, :reach] * decay * beta
+        here = [_repeat(part[rows], reach) for part in path]
+        decay = _tpu_decays.decays(here, source[:, :, :reach])
+        scaled = decay * _repeat(beta[rows], reach)
+        scratch.system[slot, rows, :reach] = scores[rows, :reach] * scaled
         weights = scores[below, :reach] * decay
         scratch.weighed[slot, rows, :reach] = weights.astype(scratch.weighed.dtype)
 
@@ -143,7 +148,7 @@ def _block(shape, operands, scratch, outputs, ring, block):
     def heads(i, _=None):
         slots = [(i * abreast + slot, slot) for slot in range(abreast)]
         for t, slot in slots:
-            _weigh(shape, t, slot, columns, scratch.sources[first + t], scratch, y)
+            _weigh(shape, t, slot, columns, scratch.sources[:, first + t], scratch, y)
         for t, slot in slots:
             _read(shape, t, slot, operands, scratch, y, ring)
         _solve(shape, scratch)

@@ -94,7 +94,7 @@ def _read(tree, inputs, beta, q, state, ring):
     # The state is read once, for the keys and the queries of the new nodes.
     kq = jnp.concatenate([writes.k[:, before:], q], axis=1)
     past = None if ring is None else _writes(ring.live(), state)
-    twice = jnp.tile(sums[:, :, before:], (1, 1, 2))
+    twice = jnp.tile(sums.total[:, :, before:], (1, 1, 2))
     from_past = gated.read_past(kq, twice, state, past)
     scores = gated.scores(kq, writes.k)
 

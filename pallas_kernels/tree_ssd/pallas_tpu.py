@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import gated_tpu
+from pallas_kernels._tpu_decays import sum_parts
 from pallas_kernels._tpu_lanes import LANES
 from pallas_kernels.inputs import Inputs
 from pallas_kernels.topology import Topology
@@ -41,10 +42,11 @@ def _verify(tree, inputs, A, C, D, state, ring, fold, layer, interpret):
     slots = ring.inputs.x.shape[2] if ring is not None else 0
     score_lanes = shape.score_heads * shape.padded
     source_rows = shape.tile_heads // shape.score_heads
-    sources = 2, shape.blocks * shape.tiles, source_rows, score_lanes
+    parts = sum_parts(inputs.B.dtype)
+    sources = parts + 1, shape.blocks * shape.tiles, source_rows, score_lanes
     weighed = pltpu.VMEM((shape.tiles, queries, score_lanes), C.dtype)
     scratch = tpu_kernels.Scratch(
-        pltpu.VMEM((shape.blocks, queries, 3 * shape.heads), jnp.bfloat16),
+        pltpu.VMEM((shape.blocks, parts * queries, 3 * shape.heads), jnp.bfloat16),
         pltpu.VMEM(sources, jnp.float32),
         pltpu.VMEM((shape.groups, queries, score_lanes), jnp.float32),
         weighed if shape.short else (),

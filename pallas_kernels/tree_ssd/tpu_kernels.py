@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import _tpu_heads, _tpu_lanes
+from pallas_kernels import _tpu_decays, _tpu_heads, _tpu_lanes
 from pallas_kernels._tpu_lanes import LANES, dot, lanes
 
 
@@ -17,9 +17,9 @@ class Scratch(NamedTuple):
     """What the heads of a row share, and weights of nodes under way.
 
     Attributes:
-        columns: `[blocks, n, 3 h]`, path sums `L_i` of the queries.
-        sources: `[2, blocks * tiles, u / v, v N]`, `L_j` and `dt_j` of the nodes, with
-            `v` the heads that share a row of scores.
+        columns: `[blocks, c n, 3 h]`, path sums `L_i` of the queries in `c` parts.
+        sources: `[c + 1, blocks * tiles, u / v, v N]`, `L_j` and `dt_j` of the nodes,
+            with `v` the heads that share a row of scores.
         scores: `[g, n, v N]`, `M (C . B)`.
         weighed: `[tiles, n, v N]`; `()` where rows are long.
     """
@@ -31,10 +31,11 @@ class Scratch(NamedTuple):
 
 
 def _row(shape, operands, scratch):
-    paths = _tpu_heads.path_sums(shape, operands)
+    paths = _tpu_decays.path_sums(shape, operands)
     dt = _tpu_lanes.pad_rows(operands.steps[...], shape.padded)
-    _tpu_lanes.store_columns(paths[shape.first : shape.nodes], scratch.columns)
-    for i, rows in enumerate((paths, dt)):
+    queried = [part[shape.first : shape.nodes] for part in paths]
+    _tpu_lanes.store_columns(jnp.concatenate(queried, axis=0), scratch.columns)
+    for i, rows in enumerate((*paths, dt)):
         _tpu_heads.store_sources(shape, rows, scratch.sources.at[i])
 
 
@@ -47,25 +48,24 @@ def _group(shape, operands, scratch):
 def _weigh(shape, path, source, scores, out_dtype, rows, reach):
     """Weights `M_ij (C_i . B_j) exp(L_i - L_j) dt_j` of a tile of heads.
 
-    path `[i, u c]`, `c` copies a head; source `L_j` and `dt_j`, `[u / v, v N]`; scores
-    `[n, v N]`. Returns `[i, u N]`, or heads below each other, `[u i, reach]`, where the
-    rows are long.
+    path: parts `[i, u c]`, `c` copies a head; source: parts of `L_j`, and `dt_j`,
+    `[u / v, v N]`; scores `[n, v N]`. Returns `[i, u N]`, or heads below each other,
+    `[u i, reach]`, where the rows are long.
     """
 
     def weigh(path, head, lanes):
-        above, dt = (a[head : head + 1, :lanes] for a in source)
-        decay = _tpu_heads.decays(path, above)
+        *above, dt = (a[head : head + 1, :lanes] for a in source)
+        decay = _tpu_decays.decays(path, above)
         return (scores[rows, :lanes] * (decay * dt)).astype(out_dtype)
 
     if shape.short:
-        return weigh(path, 0, path.shape[1])
-    copies = path.shape[1] // shape.tile_heads
+        return weigh(path, 0, path[0].shape[1])
+    copies = path[0].shape[1] // shape.tile_heads
     weighed = []
     for h in range(shape.tile_heads):
-        own = path[:, h * copies : (h + 1) * copies]
-        weighed.append(
-            weigh(jnp.concatenate([own] * (reach // copies), axis=1), h, reach)
-        )
+        own = [part[:, h * copies : (h + 1) * copies] for part in path]
+        own = [jnp.concatenate([part] * (reach // copies), axis=1) for part in own]
+        weighed.append(weigh(own, h, reach))
     return jnp.concatenate(weighed, axis=0)
 
 
@@ -86,15 +86,22 @@ def _sum_values(shape, weighed, values):
 
 def _weigh_tile(shape, t, columns, source, scores, y, dtype):
     """Weights of the nodes for the heads of tile `t`; leaves `exp(L_i)` in `y`."""
-    head = t * shape.tile_heads
-    tiles = []
+    head, tiles = t * shape.tile_heads, []
+
+    def spread(rows, copies):
+        """The parts of the queries' path sums on the lanes of the tile's heads."""
+        starts = range(rows.start, columns.shape[0], shape.queries)
+        parts = [columns[i : i + rows.stop - rows.start] for i in starts]
+        heads = shape.tile_heads
+        return [_tpu_lanes.spread(part, head, heads, copies) for part in parts]
+
     for rows, reach in shape.query_tiles():
         copies = min(reach, LANES)
-        path = _tpu_lanes.spread(columns[rows], head, shape.tile_heads, copies)
+        path = spread(rows, copies)
         tiles.append(_weigh(shape, path, source, scores, dtype, rows, reach))
         if copies != shape.dim:
-            path = _tpu_lanes.spread(columns[rows], head, shape.tile_heads, shape.dim)
-        y[rows, lanes(t, shape.tile)] = jnp.exp2(path)
+            path = spread(rows, shape.dim)
+        y[rows, lanes(t, shape.tile)] = jnp.exp2(sum(path))
     return tiles
 
 
@@ -115,7 +122,7 @@ def _block(shape, operands, scratch, outputs, ring, block):
     columns, first_tile = scratch.columns[block], block * shape.tiles
 
     def weigh(t):
-        source = scratch.sources[0, first_tile + t], scratch.sources[1, first_tile + t]
+        source = scratch.sources[:, first_tile + t]
         scores, dtype = scratch.scores.at[shape.group_of(t)], operands.values.dtype
         return _weigh_tile(shape, t, columns, source, scores, y, dtype)
 

@@ -64,6 +64,6 @@ def _read(tree, inputs, A, C, D, state, ring):
     decay = decay * jnp.swapaxes(writes.w, 1, 2)[:, :, None]
     past = None if ring is None else _writes(ring.live(), A, state)
     y = gated.mix(gated.weigh(decay, gated.scores(C, writes.k)), writes.v)
-    y = y + gated.read_past(C, sums[:, :, -queries:], state, past)
+    y = y + gated.read_past(C, sums.total[:, :, -queries:], state, past)
     x = inputs.x[:, -queries:].astype(state.dtype)
     return y.reshape(batch, queries, -1) + D[None, None] * x
