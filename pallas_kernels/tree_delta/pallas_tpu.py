@@ -13,8 +13,8 @@ is read for keys and queries at once, and products of keys serve all heads of a 
 Numbers: an error in `u` would stay in the state. Whatever the activations, the system is
 built and solved in full float32, by substitution, and its right side is exact to 2^-16 at
 least. In `y` the weights are rounded to the keys' dtype. Only sums of strong decays round
-more beside bfloat16 keys (`_tpu_decays`): `u` by 5e-4 of the largest, where erasing tokens
-come before 128 others.
+more beside bfloat16 keys (`_tpu_decays`): `u` by 5e-4 of the largest, where 128 tokens
+that erase the state come before 128 others.
 """
 
 import math

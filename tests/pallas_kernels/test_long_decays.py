@@ -135,7 +135,7 @@ class Case(NamedTuple):
     """Arguments of an op, and the truth.
 
     Attributes:
-        nodes: the tree's tokens.
+        nodes: tokens of the tree.
         ring: those before it.
         tree: its topology.
         state: `[B, H, P, S]`.
@@ -208,7 +208,7 @@ def over(*cases):
 @over(
     *((op, XLA, shape, 256) for op in OPS for shape in ("chain", "trees")),
     *((op, TPU, shape, 64) for op in OPS for shape in ("chain", "trees")),
-    *((op, GPU, "chain", 64) for op in OPS),
+    *((op, GPU, "chain", 40) for op in OPS),
     *((op, TPU, shape, 256, thorough) for op in OPS for shape in ("chain", "trees")),
     *((op, GPU, "trees", 64, thorough) for op in OPS),
     *(("ssd", GPU, shape, 256, thorough) for shape in ("chain", "trees")),
@@ -224,7 +224,7 @@ def test_a_path_keeps_its_digits(op, name, shape, length):
 
 @over(
     ("ssd", TPU, "chain", 256),
-    ("ssd", GPU, "chain", 64),
+    ("ssd", GPU, "chain", 40),
     ("delta", TPU, "chain", 256, thorough),
     ("delta", GPU, "chain", 64, thorough),
 )
@@ -257,8 +257,7 @@ def test_the_last_nodes_keep_their_digits(op, name, shape, length):
     found = read(case.tree, inputs, *arguments, case.state, ring)
     found = found if op is tree_delta else (found,)
     for output, expected in zip(found, case.outputs, strict=True):
-        largest = np.abs(expected).max(axis=(1, 2), keepdims=True)
-        assert_exact(output / largest, expected[:, -new:] / largest)
+        assert_exact(output, expected[:, -new:])
 
 
 @over(
