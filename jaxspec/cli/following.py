@@ -103,7 +103,7 @@ def _read(
     for place in range(start + len(text.tokens), int(seen.lengths[row])):
         if text.finish_reason is not None:
             return None
-        if math.isnan(seen.logprobs[row, place]):  # so were the logits
+        if not math.isfinite(seen.logprobs[row, place]):  # nor were the logits
             _tell(show, text.finish("error"), False)
             return None if text.finish_reason == "stop" else place
         piece = text.extend(int(seen.tokens[row, place]))
