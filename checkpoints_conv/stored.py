@@ -92,12 +92,12 @@ def flatten(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_part(folder: pathlib.Path, name: str) -> bool:
-    """Whether there is a part; what has its name was written whole."""
+    """Tells whether a part is there; a folder of its name was written whole."""
     return (folder / PARAMS / name).is_dir()
 
 
 def is_sound(folder: pathlib.Path, name: str) -> bool:
-    """Whether a part is there, and as it was written."""
+    """Tells whether a part is there, unchanged since it was written."""
     return has_part(folder, name) and digests.problem(folder / PARAMS / name) is None
 
 

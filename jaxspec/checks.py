@@ -37,7 +37,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def is_known(*arrays: Any) -> bool:
-    """Whether the values are here: not being traced, nor held by other processes too."""
+    """Tells whether the values are here: neither traced nor shared with other processes."""
     arrays = [array for array in arrays if isinstance(array, jax.Array)]
     return not any(
         isinstance(array, jax.core.Tracer) or not array.is_fully_addressable

@@ -54,7 +54,7 @@ def problem(
     names: Sequence[str] | None = None,
     share: slice = slice(None),
 ) -> str | None:
-    """What is wrong with a folder's files, in one line, or None.
+    """Describes the first fault of a folder's files in one line; None if there is none.
 
     Args:
         folder: of the table.

@@ -181,7 +181,7 @@ def from_json(text: str) -> ModelConfig:
 
 
 def _fits(value: Any, declared: Any) -> bool:
-    """Whether a value is of a field's type; numbers are of a size that arrays can have."""
+    """Tells whether a value has a field's type, and a size that arrays can have."""
     if isinstance(value, bool):
         return declared is bool
     if typing.get_origin(declared) is tuple:

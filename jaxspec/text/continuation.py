@@ -12,7 +12,7 @@ FinishReason = Literal["stop", "length", "error"]
 
 
 class Continuation:
-    """What a model adds to a prompt.
+    """The text that a model adds to a prompt.
 
     Stop strings are no concern of the device's: the loop decodes a few steps, tokens are
     read here, and a row that has ended is marked as done.

@@ -89,7 +89,7 @@ class Detokenizer:
             self._shown = len(self._tokenizer.decode(self._window)) - held
 
     def _is_visible(self, token: int) -> bool:
-        """Whether decoding does not skip the token."""
+        """Tells whether decoding shows the token."""
         is_known = self._tokenizer.id_to_token(token) is not None
         return is_known and token not in self._special
 
