@@ -292,6 +292,7 @@ def provenance(todo: Conversion) -> dict[str, Any]:
         "form": todo.form,
         "published": published,
         "stop_tokens": stops,
+        "parts": sorted(part.name for part in todo.parts),
         "files": todo.source.fingerprint(),
     }
 

@@ -57,6 +57,7 @@ def plan(folder: pathlib.Path) -> Export:
     if stored.is_converted(folder):
         source = stored.read_source(folder)
         family = _family(folder, source)
+        stored.check_parts(folder, source)
 
         def read(part):
             return stored.flatten(stored.read_part(folder, part.name))

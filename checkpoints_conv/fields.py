@@ -85,7 +85,7 @@ class Fields:
     def numbers(self, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
         """As many numbers as there are by default; some may be infinite.
 
-        Infinity has many spellings, as JSON has none: `Infinity` (Python's), `1e999`,
+        Infinity has many spellings, as JSON has none: `Infinity` (Python's),
         `"Infinity"` or `"inf"`, `{"__float__": "Infinity"}` (transformers 5's), and null
         (JavaScript's), which here stands for the default.
         """
@@ -94,7 +94,13 @@ class Fields:
             raise ValueError(
                 f"{self._file}: {name} must be {len(default)} numbers, got {brief(values)}."
             )
-        return tuple(_plain(x, name, d) for x, d in zip(values, default, strict=True))
+        found = tuple(_plain(x, d) for x, d in zip(values, default, strict=True))
+        for value, number in zip(values, found, strict=True):
+            if math.isnan(number):
+                raise ValueError(
+                    f"{self._file}: {name} must be numbers, got {brief(value)} in it."
+                )
+        return found
 
     def items(self, name: str, default: Any = REQUIRED) -> Any:
         """A list."""
@@ -150,17 +156,14 @@ class Fields:
         return value
 
 
-def _plain(value: Any, name: str, default: float) -> float:
-    """A number of any spelling."""
+def _plain(value: Any, default: float) -> float:
+    """A number of any spelling; NaN for what is none."""
     if value is None:
         return default
     found = value.get("__float__") if isinstance(value, dict) else value
     try:
-        number = math.nan if isinstance(found, bool) else float(found)
+        return math.nan if isinstance(found, bool) else float(found)
     except (TypeError, ValueError):
-        number = math.nan
+        return math.nan
     except OverflowError:  # a whole number beyond float64
-        number = math.inf
-    if math.isnan(number):
-        raise ValueError(f"config.json: {name} must be numbers, got {value!r} in it.")
-    return number
+        return math.inf

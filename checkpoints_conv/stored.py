@@ -8,7 +8,7 @@
     params/embed  params/layers.0  ...  params/final_norm  params/lm_head
     params/mtp.pair  params/mtp.layers.0  ...  params/mtp.final_norm, where config.mtp is
     params/kept   what jaxspec has no use for, and `export` writes back
-    SHA256SUMS    of the three files above; every part has its own
+    SHA256SUMS    of the files beside it; every part has its own
 
 A part is written under another name, with the digests of its files, and renamed when it is
 whole, so what has its name is whole, and a model is read and written with one part in
@@ -108,9 +108,24 @@ def check(folder: pathlib.Path) -> None:
         ValueError: naming a file that is missing or damaged.
     """
     names = ["config.json", "tokenizer.json"]
-    names += [name for name in CHAT if (folder / name).is_file()]
-    own = SOURCE if is_converted(folder) else WEIGHTS
-    digests.check(folder, [*names, own])
+    names.append(SOURCE if is_converted(folder) else WEIGHTS)
+    digests.check(
+        folder, [*names, *(name for name in CHAT if digests.has(folder, name))]
+    )
+
+
+def check_parts(folder: pathlib.Path, source: dict[str, Any]) -> None:
+    """Refuses a folder that has lost a part of those that its `source.json` lists.
+
+    Raises:
+        ValueError: naming the part.
+    """
+    parts = source["parts"]
+    if not isinstance(parts, list) or not {*map(type, parts)} <= {str}:
+        raise ValueError(f"{folder / SOURCE} is damaged: parts must be names.")
+    for name in parts:
+        if not has_part(folder, name):
+            raise ValueError(f"{folder} has lost {PARAMS}/{name}; convert again.")
 
 
 def is_converted(folder: pathlib.Path) -> bool:
@@ -131,7 +146,7 @@ def read_source(folder: pathlib.Path) -> dict[str, Any]:
                 f"its format is {record.get('format')}, expected {FORMAT}; convert again"
             )
         digests.check(folder, [SOURCE])
-        if missing := {"family", "published", "stop_tokens"} - record.keys():
+        if missing := {"family", "parts", "published", "stop_tokens"} - record.keys():
             raise ValueError(f"it lacks {', '.join(sorted(missing))}; convert again")
         return record
     except (OSError, ValueError) as error:

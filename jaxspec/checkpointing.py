@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from jaxspec import digests, files
+from jaxspec import checks, digests, files
 
 
 class _Handler(ocp.StandardCheckpointHandler):
@@ -50,11 +50,8 @@ def save(
     Raises:
         ValueError: if the directory holds this step or a later one; nothing is written.
     """
-    if step < 0 or (keep is not None and keep < 1):
-        raise ValueError(
-            f"Expected a step from 0 and one checkpoint to keep at least, got step {step} "
-            f"and keep {keep}."
-        )
+    step = checks.integer("step", step, least=0)
+    keep = None if keep is None else checks.integer("keep", keep, least=1)
     found = steps(directory)
     if found and step <= found[-1]:
         raise ValueError(
@@ -132,13 +129,14 @@ def _difference(saved: Any, like: Any) -> str | None:
     for path in sorted({*saved, *like}):
         there, wanted = (_shape(tree.get(path)) for tree in (saved, like))
         if there != wanted:
-            return f"{'.'.join(path)} is {there}, expected {wanted}"
+            name = ".".join(path)
+            return f"{name} is {there or 'missing'}, expected {wanted or 'none'}"
     return None
 
 
-def _shape(leaf: Any) -> str:
+def _shape(leaf: Any) -> str | None:
     if leaf is None:
-        return "not there"
+        return None
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return str(tuple(leaf.shape))

@@ -81,7 +81,7 @@ def integer(name: str, value: Any, least: int) -> int:
         ValueError: if it is none, or smaller.
     """
     try:
-        number = operator.index(value)
+        number = operator.index(None if isinstance(value, bool) else value)
     except TypeError:
         raise ValueError(f"Expected an integer {name}, got {value!r}.") from None
     words = "positive" if least == 1 else f"at least {least}"

@@ -124,7 +124,7 @@ def init_state(
     prompt = checks.prompt(prompt)
     batch, size = prompt.shape
     checks.tokens(prompt, lengths, target.vocab_size)
-    stops = _pad_stops(checks.stops(stops, batch, target.vocab_size), batch)
+    stops = pad_stops(checks.stops(stops, batch, target.vocab_size), batch)
     budget = checks.setting("max_new_tokens", max_new_tokens, batch, jnp.int32)
     temperature = checks.setting("temperature", temperature, batch, jnp.float32)
     top_k = checks.setting("top_k", top_k, batch, jnp.int32)
@@ -247,7 +247,7 @@ def _max_length(max_length, size, lengths, budget) -> int:
     return max_length
 
 
-def _pad_stops(stops: Any, batch: int) -> Array:
+def pad_stops(stops: Any, batch: int) -> Array:
     """`[B, K]` int32, -1 padded to a multiple of columns."""
     numpy = np if checks.is_known(stops) else jnp
     stops = numpy.atleast_2d(numpy.asarray(stops)).astype(jnp.int32)

@@ -88,7 +88,7 @@ def generate(
     loop_checks.records(target=target)
     return _generate(
         params,
-        loop_checks.one_per_row(state),
+        loop_checks.one_per_row(state, target),
         loop_checks.steps(max_steps),
         target=target,
         check_every=checks.integer("check_every", check_every, least=1),
@@ -145,7 +145,7 @@ def speculative_step(
         ValueError: if the state was made with another target or drafter.
     """
     loop_checks.records(target=target, drafter=drafter, verifier=verifier)
-    state = loop_checks.one_per_row(state)
+    state = loop_checks.one_per_row(state, target)
     loop_checks.fits(params, state, target, drafter)
     return _step(params, state, target=target, drafter=drafter, verifier=verifier)
 
@@ -245,7 +245,7 @@ def speculative_generate(
     loop_checks.records(target=target, drafter=drafter, verifier=verifier)
     return _speculate(
         params,
-        loop_checks.one_per_row(state),
+        loop_checks.one_per_row(state, target),
         loop_checks.steps(max_steps),
         target=target,
         drafter=drafter,

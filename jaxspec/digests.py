@@ -49,6 +49,12 @@ def check(folder: pathlib.Path, names: Sequence[str] | None = None) -> None:
         raise ValueError(found)
 
 
+def has(folder: pathlib.Path, name: str) -> bool:
+    """Tells whether the table of a folder names a file; users may add others."""
+    table = folder / TABLE
+    return table.is_file() and f"  {name}\n" in files.read_text(table)
+
+
 def problem(
     folder: pathlib.Path,
     names: Sequence[str] | None = None,

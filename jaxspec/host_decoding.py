@@ -84,7 +84,10 @@ def generate_from_host(
     loop_checks.records(target=target, drafter=drafter, verifier=verifier)
     if isinstance(host, type):
         raise TypeError(f"Expected a host, got its type; call it: {host.__name__}().")
-    state, most = loop_checks.one_per_row(state), int(loop_checks.steps(max_steps))
+    state, most = (
+        loop_checks.one_per_row(state, target),
+        int(loop_checks.steps(max_steps)),
+    )
     loop_checks.drafts(state)
     if not isinstance(state.drafter, TokenTree):
         raise ValueError(

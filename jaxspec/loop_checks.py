@@ -5,20 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxspec import checks
+from jaxspec import checks, sampling
 from jaxspec.core import Draft, Drafter, LanguageModel, Verifier
-from jaxspec.decode_state import DecodeState, Params, check_machinery
+from jaxspec.decode_state import DecodeState, Params, check_machinery, pad_stops
 
 Array = jax.Array
 
-_SETTINGS = {
-    "limits": jnp.int32,
-    "done": jnp.bool_,
-    "temperature": jnp.float32,
-    "top_k": jnp.int32,
-    "top_p": jnp.float32,
-}
+_SETTINGS = {"temperature": jnp.float32, "top_k": jnp.int32, "top_p": jnp.float32}
+_ROWS = {"limits": jnp.int32, "done": jnp.bool_}
 _RECORDS = {"target": LanguageModel, "drafter": Drafter, "verifier": Verifier}
 _ENDLESS = 2**31 - 1
 
@@ -33,19 +29,39 @@ def records(**found: Any) -> None:
         checks.record(name, value, _RECORDS[name])
 
 
-def one_per_row(state: DecodeState) -> DecodeState:
-    """The state with settings `[B]`, also where `replace` has put in one for all.
+def one_per_row(state: DecodeState, target: LanguageModel) -> DecodeState:
+    """Makes all settings of a state `[B]`, also where `replace` has put in one for all.
+
+    Values are looked at where they are not JAX's: those may still be computed.
 
     Raises:
         TypeError: if it is no `DecodeState`.
-        ValueError: on a setting of another shape.
+        ValueError: on a setting of another shape or out of range.
     """
     checks.record("state", state, DecodeState)
-    batch = state.tokens.shape[0]
-    each = {
-        name: checks.per_row(name, getattr(state, name), batch, dtype)
-        for name, dtype in _SETTINGS.items()
-    }
+    batch, width = state.tokens.shape
+    each = {}
+    for name, dtype in (_SETTINGS | _ROWS).items():
+        value = getattr(state, name)
+        is_new = name in _SETTINGS and not isinstance(value, jax.Array)
+        normal = checks.setting if is_new else checks.per_row
+        each[name] = normal(name, value, batch, dtype)
+    if not isinstance(state.limits, jax.Array):
+        most, room = int(np.max(state.limits)), width - target.max_path
+        checks.require(
+            most <= room,
+            f"limits of {most} tokens are beyond the state's room of {room}; give "
+            "init_state a larger max_length.",
+        )
+    if not isinstance(state.stops, jax.Array):
+        found = checks.stops(state.stops, batch, target.vocab_size)
+        each["stops"] = pad_stops(found, batch)
+    sampling.check_keys(checks.array("keys", state.keys))
+    for name in ("keys", "lengths", "prompt_lengths"):
+        shape = np.shape(getattr(state, name))
+        checks.require(
+            shape == (batch,), f"Expected {name} of shape [{batch}], got {list(shape)}."
+        )
     return state.replace(**each)
 
 
@@ -161,9 +177,9 @@ def _drafting(
     def begin(params, carry, tokens, lengths):
         _, hidden = target.step(params.target, carry, tokens[:, 0])
         hidden = jnp.repeat(hidden[:, None], size, axis=1)
-        text = tokens, lengths, width - target.max_path, hidden
+        room = width - target.max_path
         with checks.drafter_errors(params.drafter):
-            return drafter.init(params.drafter, *text)
+            return drafter.init(params.drafter, tokens, lengths, room, hidden)
 
     tokens = jax.ShapeDtypeStruct((batch, size), jnp.int32)
     lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)

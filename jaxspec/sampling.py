@@ -76,16 +76,19 @@ def check_keys(keys: Array) -> None:
     """Refuses keys whose noise is not each row's own.
 
     Raises:
-        ValueError: if they are of another implementation than threefry.
+        ValueError: if they are not typed keys of threefry.
     """
-    if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-        found = jax.random.key_impl(keys)
-        if found != KEY_IMPL:
-            raise ValueError(
-                f"Expected keys of {KEY_IMPL}, got {found}, which gives every row of a "
-                f"batch the noise of its first; make them by jax.random.key(seed, "
-                f"impl={KEY_IMPL!r})."
-            )
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"Expected typed keys (jax.random.key), got {keys.dtype} of shape {keys.shape}."
+        )
+    found = jax.random.key_impl(keys)
+    if found != KEY_IMPL:
+        raise ValueError(
+            f"Expected keys of {KEY_IMPL}, got {found}, which gives every row of a batch "
+            f"the noise of its first; make them by jax.random.key(seed, "
+            f"impl={KEY_IMPL!r})."
+        )
 
 
 def noise_key(key: Array, role: Role, position: Array) -> Array:

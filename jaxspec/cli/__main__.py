@@ -1,7 +1,10 @@
 """The command line: `jaxspec generate | bench | tune | train | convert | export | info`."""
 
 import argparse
+import os
 import sys
+
+import jax
 
 from jaxspec import compilation
 from jaxspec.bench import command as bench
@@ -56,9 +59,21 @@ def main(arguments: list[str] | None = None) -> int:
     except FloatingPointError as error:
         print(f"jaxspec {args.command}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, OverflowError, ModuleNotFoundError) as error:
         message = " ".join(str(error).split())
         print(f"jaxspec {args.command}: {message}", file=sys.stderr)
+        return 2
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        print(
+            f"jaxspec {args.command}: out of memory; lower the batch or the number of "
+            f"tokens. {str(error).splitlines()[0]}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         return 130

@@ -18,7 +18,7 @@ LARGEST = 2.0**60
 
 
 def holds(a: jax.Array) -> jax.Array:
-    """Which numbers are finite."""
+    """Tells finite numbers from others."""
     return jnp.abs(a) < LARGEST
 
 

@@ -200,6 +200,24 @@ def test_what_blocks_share_may_be_there_again_but_not_otherwise(tmp_path):
         checkpoints_conv.convert(path, tmp_path / "other")
 
 
+def test_a_part_that_was_lost_is_missed(tmp_path):
+    """Also one that loading has no use for."""
+    path = tmp_path / "model"
+    shutil.copytree(published.converted(NAME), path)
+    shutil.rmtree(path / "params/layers.1")
+    with pytest.raises(ValueError, match="has lost params/layers.1; convert again"):
+        checkpoints_conv.export(path, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_file_put_beside_a_model_is_no_damage(tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(published.converted(NAME), path)
+    for name in stored.CHAT:
+        (path / name).write_text("{}")
+    jaxspec.load(path)
+
+
 def provenance(**fields):
     return lambda path: record(path, stored.SOURCE, **fields)
 

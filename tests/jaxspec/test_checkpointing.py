@@ -171,7 +171,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path):
 
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     checkpointing.save(tmp_path, 1, {"x": jnp.zeros(3)})
-    with pytest.raises(ValueError, match=r"x is \(3,\), expected not there"):
+    with pytest.raises(ValueError, match=r"x is \(3,\), expected none"):
         checkpointing.restore(tmp_path, {"y": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"x is \(3,\), expected \(4,\)"):
         checkpointing.restore(tmp_path, {"x": jnp.zeros(4)})
@@ -252,12 +252,12 @@ def test_a_step_that_is_not_later_than_all_is_refused(tmp_path, step):
     """Rather than dropped: what is reported as saved is what is restored."""
     checkpointing.save(tmp_path, 32, {"x": jnp.array([1])})
     checkpointing.save(tmp_path, 64, {"x": jnp.array([2])})
-    with pytest.raises(ValueError, match=f"got step {step}"):
+    with pytest.raises(ValueError, match=f"got (step )?{step}"):
         checkpointing.save(tmp_path, step, {"x": jnp.array([3])})
     restored = checkpointing.restore(tmp_path, {"x": jnp.array([0])})
     assert restored["x"].tolist() == [2] and checkpointing.steps(tmp_path) == [32, 64]
 
 
 def test_as_many_are_kept_as_is_asked_for(tmp_path):
-    with pytest.raises(ValueError, match="one checkpoint to keep at least, .* keep 0"):
+    with pytest.raises(ValueError, match="keep must be positive, got 0"):
         checkpointing.save(tmp_path, 1, {"x": jnp.zeros(3)}, keep=0)

@@ -42,6 +42,16 @@ def test_they_are_refused_in_a_state_too(impl):
         jaxspec.generate(params, state.replace(keys=keys), target=target())
 
 
+def test_raw_keys_are_refused_wherever_they_come_in():
+    """Their implementation would be the one that JAX makes by default."""
+    params, state = start(**HOT)
+    raw = jax.random.key_data(state.keys)
+    with pytest.raises(ValueError, match="Expected typed keys"):
+        jaxspec.generate(params, state.replace(keys=raw), target=target())
+    with pytest.raises(ValueError, match="Expected typed keys"):
+        sampling.noise_key(raw[0], sampling.Role.EMIT, jnp.int32(0))
+
+
 @others
 def test_because_a_batch_would_share_its_noise(impl):
     """If this fails, JAX has changed, and the refusal may go."""

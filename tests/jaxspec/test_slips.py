@@ -256,6 +256,35 @@ def test_one_setting_may_be_put_in_for_all_rows():
     np.testing.assert_array_equal(found.temperature, [1.5, 1.5, 1.5])
 
 
+REPLACED = {
+    "limits": (1000, "beyond the state's room"),
+    "temperature": (-1.0, "temperature must not be negative"),
+    "top_p": (0.0, "top_p must be in (0, 1]"),
+    "top_k": (-3, "top_k must not be negative"),
+    "stops": ([999], "Expected stops from 0 to"),
+    "keys": (jax.random.key(1), "keys of shape [3], got []"),
+    "lengths": (5, "lengths of shape [3], got []"),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_what_is_put_in_is_checked(name):
+    params, state = start()
+    value, words = REPLACED[name]
+    with pytest.raises(ValueError) as error:
+        jaxspec.generate(params, state.replace(**{name: value}), target=target())
+    one_line(error, ValueError, words)
+
+
+def test_stops_may_be_put_in_as_a_list():
+    params, state = start()
+    text = np.asarray(baseline("greedy").tokens)[0]
+    stop = int(text[int(state.prompt_lengths[0]) + 2])
+    found = jaxspec.generate(params, state.replace(stops=[stop]), target=target())
+    _, wanted = start(stops=[stop])
+    check_same(found, jaxspec.generate(params, wanted, target=target()))
+
+
 def test_a_step_leaves_one_setting_per_row():
     run, machinery = LOOPS["speculative_step"]
     step = functools.partial(run, target=target(), **machinery)
