@@ -66,11 +66,15 @@ class PathSums(NamedTuple):
 
 
 def cut(g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cuts float32 log decays, of base e or 2, into a multiple of 2^-8 and the rest.
+    """Cuts log decays, of base e or 2, into a multiple of 2^-8 and the rest, in float32.
+
+    float64 has digits enough for one sum, and is left whole.
 
     They are bounded where `exp` is zero: sums of 256 coarse parts stay below 2^16, and are
     exact in any order. Cut by the bits: a compiler simplifies `(g + large) - large` to `g`.
     """
+    if g.dtype != jnp.float32:
+        return g, jnp.zeros_like(g)
     g = jnp.maximum(g, LEAST)
     shifted = g - (256.0 + 2.0**-9)  # whose last bit is 2^-15; rounds to the nearest
     bits = jax.lax.bitcast_convert_type(shifted, jnp.uint32) & jnp.uint32(0xFFFFFF80)

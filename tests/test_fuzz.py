@@ -66,7 +66,7 @@ def load(path):
 def plan_of_export(path):
     todo = exporting.plan(path)
     parts = [leaves(todo.read(part)) for part in todo.family.parts(todo.config)]
-    return todo.config, todo.record, todo.generation, parts
+    return todo.config, todo.texts, parts
 
 
 def plan_of_conversion(path):

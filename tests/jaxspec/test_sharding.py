@@ -76,10 +76,13 @@ def test_looking_less_often_changes_nothing():
 
     expected, report = run(start)
     state, same = run(start, check_every=7)
+    jax.tree.map(np.testing.assert_array_equal, same, report)
+    one, other = (meshes.texts(each).replace(keys=None) for each in (state, expected))
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-5)
     jax.tree.map(
         np.testing.assert_array_equal,
-        (meshes.texts(state).replace(keys=None), same),
-        (meshes.texts(expected).replace(keys=None), report),
+        one.replace(logprobs=None),  # another program, which may round otherwise
+        other.replace(logprobs=None),
     )
     steps = report.target_calls.max()
     state, part = run(start, check_every=7, max_steps=steps - 1)

@@ -260,7 +260,10 @@ def test_a_prompt_has_one_bos(generate, chatty):
 
 def test_an_interrupt_during_the_imports_is_silent():
     slow = """
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where jobs ignore it
 
 class Slow:
     def find_spec(self, name, path=None, target=None):

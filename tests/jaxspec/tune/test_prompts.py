@@ -1,5 +1,7 @@
 """Prompts begin definitions of the library, by the seed, and nothing that is judged."""
 
+import json
+
 import pytest
 
 from jaxspec.bench import prompts as evaluated
@@ -82,7 +84,7 @@ def test_what_is_evaluated_on_is_refused(library, tmp_path, inside):
     other = one[5:-5] if inside else f"Please go on:\n{one}\n    x"
     path = tmp_path / "evaluation.jsonl"
     lines = [{"prompt": "def unlike(anything): pass  # else"}, {"question": other}]
-    path.write_text("\n".join(map(evaluated.json.dumps, lines)))
+    path.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(ValueError, match="Prompt 2 of .*evaluation.jsonl"):
         prompts.read(5, stdlib=library, disjoint_from=[path])
     assert prompts.read(2, stdlib=library, disjoint_from=[path])
