@@ -68,7 +68,11 @@ def from_step(
 
     def logits_of(params, hidden):
         found = logits(params, hidden)
-        checks.logits(found, hidden.shape[:-1], vocab_size)
+        rows = hidden.shape[:-1]  # as wide as a trimmed head; loops check the target's
+        checks.require(
+            found.shape[:-1] == rows,
+            f"Expected logits of shape {(*rows, vocab_size)}, got {found.shape}.",
+        )
         return found.astype(jnp.float32)
 
     def scan(params, carry, tokens, lengths):
