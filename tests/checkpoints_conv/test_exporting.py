@@ -105,7 +105,7 @@ def without_a_config(path):
 @pytest.mark.parametrize(
     "harm, message",
     [
-        (without_a_layer, "has no params/layers.1"),
+        (without_a_layer, "has lost params/layers.1"),
         (without_a_config, "expected a model of jaxspec"),
     ],
 )
