@@ -122,7 +122,7 @@ def drafters():
             like, js.stochastic_beam(2, 2), retrieval, keep=9, order=order
         )
         found[f"rasd, {order}"] = drafter, Pair(near, store), False
-    found["suffix"] = js.given(6, 4), None, False
+    found["suffix"] = js.silent(4), None, False
     return found
 
 
@@ -151,12 +151,12 @@ def texts_of(name: str, verifier: str, rollback: str) -> dict[str, str]:
         stops=[3],
         keys=key(7),
     )
-    loop = js.speculative_generate
+    loop = functools.partial(js.speculative_generate, drafter=drafter)
     if name == "suffix":
-        loop = functools.partial(js.generate_from_host, host=js.SuffixDecoder())
-    state, _ = loop(
-        params, state, target=target, drafter=drafter, verifier=VERIFIERS[verifier]
-    )
+        loop = functools.partial(
+            js.generate_from_host, host=js.SuffixDecoder(), num_nodes=6, max_path=4
+        )
+    state, _ = loop(params, state, target=target, verifier=VERIFIERS[verifier])
     written, ends = np.asarray(state.tokens), np.asarray(state.lengths)
     rows = [written[r, :n].astype("<i4").tobytes() for r, n in enumerate(ends)]
     halves = {"0": rows[:ROWS], "0.8": rows[ROWS:]}
