@@ -71,17 +71,31 @@ def init_past(
     checks.machinery(params, target, drafter)
     batch_size = checks.integer("batch_size", batch_size, least=1)
     max_length = checks.integer("max_length", max_length, least=1)
-    speculative = speculative or drafter is not None
-    room = _room(max_length, target)
+    return _init_past(
+        params,
+        batch_size=batch_size,
+        max_length=_room(max_length, target),
+        target=target,
+        drafter=drafter,
+        speculative=speculative or drafter is not None,
+    )
+
+
+@functools.partial(
+    compilation.jit,
+    static_argnames=("batch_size", "max_length", "target", "drafter", "speculative"),
+)
+def _init_past(params, *, batch_size, max_length, target, drafter, speculative):
+    """`init_past` as a program, whose results share no buffer."""
     state = None
     if drafter is not None:
         with checks.drafter_errors(params.drafter):
-            state = drafter.init(params.drafter, batch_size, room)
+            state = drafter.init(params.drafter, batch_size, max_length)
     return Past(
-        carry=target.init_carry(params.target, batch_size, room, speculative),
+        carry=target.init_carry(params.target, batch_size, max_length, speculative),
         drafter=state,
         lengths=jnp.zeros((batch_size,), jnp.int32),
-        max_length=room,
+        max_length=max_length,
     )
 
 
@@ -335,10 +349,10 @@ def _read(
 )
 def _prefill(params, tokens, lengths, *, target, drafter, speculative, max_length):
     """The past of the first tokens `[B, T]`, `lengths` `[B]` of them."""
-    past = init_past(
+    past = _init_past(
         params,
-        len(tokens),
-        max_length,
+        batch_size=len(tokens),
+        max_length=max_length,
         target=target,
         drafter=drafter,
         speculative=speculative,
@@ -373,9 +387,8 @@ def _check_past(
         f"The past has room for texts of {past.max_length} tokens, and max_length is "
         f"{max_length}; give init_past a larger max_length.",
     )
-    wanted = jax.eval_shape(
-        lambda params: init_past(params, batch, **machinery), params
-    )
+    begin = functools.partial(_init_past, batch_size=batch, **machinery)
+    wanted = jax.eval_shape(begin, params)
     other = checks.difference(past, wanted)
     checks.require(
         other is None,
