@@ -110,7 +110,8 @@ def absorb(
 ) -> Past:
     """Absorbs the tokens that come next: a prompt, or a piece of one.
 
-    A prompt's last token is not absorbed: it is the first root.
+    A prompt's last token is not absorbed: it is the first root. It is compiled, as the
+    loops are; within a `jit` of one's own the past may be donated.
 
     Args:
         params: of the target and the drafter.
@@ -121,12 +122,23 @@ def absorb(
         target: the model.
         drafter: the drafter, if the past has one.
     """
+    return _absorb(params, past, tokens, lengths, target=target, drafter=drafter)
+
+
+def _more(params, past, tokens, lengths, *, target, drafter):
+    """`absorb` as a program."""
     carry, hidden = target.scan(params.target, past.carry, tokens, lengths)
     state = past.drafter
     if drafter is not None:
         with checks.drafter_errors(params.drafter):
             state = drafter.absorb(params.drafter, state, tokens, hidden, lengths)
     return past.replace(carry=carry, drafter=state, lengths=past.lengths + lengths)
+
+
+_absorb = compilation.jit(_more, static_argnames=("target", "drafter"))
+_absorb_into = compilation.jit(
+    _more, static_argnames=("target", "drafter"), donate_argnames=("past",)
+)
 
 
 def init_state(
@@ -185,6 +197,8 @@ def init_state(
     """
     checks.machinery(params, target, drafter)
     checks.arrays("params", params)
+    if past is not None:
+        checks.record("past", past, Past)
     chunk_size = checks.integer("chunk_size", chunk_size, least=1)
     prompt = checks.prompt(prompt)
     batch, size = prompt.shape
@@ -212,6 +226,7 @@ def init_state(
     if past is not None:
         machinery["max_length"] = past.max_length
         _check_past(params, past, batch, max_length, machinery)
+        _check_absorbed(past, size if lengths is None else lengths)
     prompt = jnp.asarray(prompt)[:, : machinery["max_length"]]
     lengths = prompt.shape[1] if lengths is None else lengths
     lengths = checks.per_row("lengths", lengths, batch, jnp.int32)
@@ -328,56 +343,33 @@ def _read(
     machinery: dict[str, Any],
 ) -> Past:
     """Absorbs what is left of the first `lengths` `[B]` tokens `[B, T]`, in pieces."""
+    records = {name: machinery[name] for name in ("target", "drafter")}
     size = tokens.shape[1]
-    width, absorbed = min(chunk_size, size), 0
+    width = min(chunk_size, size)
     if past is None:
-        first = jnp.minimum(lengths, width)
-        past = _prefill(params, tokens[:, :width], first, **machinery)
-        absorbed = width
+        past, absorbed = _init_past(params, batch_size=len(tokens), **machinery), 0
     else:
-        past = jax.tree.map(jnp.copy, past)  # the pieces write into what they are given
-        absorbed = 0 if not checks.is_known(past.lengths) else np.asarray(past.lengths)
+        past = jax.tree.map(jnp.copy, past)  # the pieces are written into it
+        absorbed = np.asarray(past.lengths) if checks.is_known(past.lengths) else 0
     most = np.asarray(lengths) if checks.is_known(lengths) else np.array(size - 1)
-    del machinery["max_length"], machinery["speculative"]
     for _ in range(0, int(np.max(most - absorbed, initial=0)), width):
-        past = _next(params, past, tokens, lengths, width=width, **machinery)
+        piece, count = _piece(tokens, past.lengths, lengths, width=width)
+        past = _absorb_into(params, past, piece, count, **records)
     return past
 
 
-@functools.partial(
-    compilation.jit, static_argnames=("target", "drafter", "speculative", "max_length")
-)
-def _prefill(params, tokens, lengths, *, target, drafter, speculative, max_length):
-    """The past of the first tokens `[B, T]`, `lengths` `[B]` of them."""
-    past = _init_past(
-        params,
-        batch_size=len(tokens),
-        max_length=max_length,
-        target=target,
-        drafter=drafter,
-        speculative=speculative,
-    )
-    return absorb(params, past, tokens, lengths, target=target, drafter=drafter)
-
-
-@functools.partial(
-    compilation.jit,
-    static_argnames=("target", "drafter", "width"),
-    donate_argnames=("past",),
-)
-def _next(params, past, tokens, lengths, *, target, drafter, width):
-    """Absorbs `width` tokens more of each row, or what is left; the past is overwritten."""
-    index = past.lengths[:, None] + jnp.arange(width)[None]
+@functools.partial(compilation.jit, static_argnames=("width",))
+def _piece(tokens, absorbed, lengths, *, width):
+    """The tokens `[B, width]` that come next, and how many they are."""
+    index = absorbed[:, None] + jnp.arange(width)[None]
     piece = rows.take(tokens, jnp.minimum(index, tokens.shape[1] - 1))
-    count = jnp.clip(lengths - past.lengths, 0, width)
-    return absorb(params, past, piece, count, target=target, drafter=drafter)
+    return piece, jnp.clip(lengths - absorbed, 0, width)
 
 
 def _check_past(
     params: Params, past: Past, batch: int, max_length: int, machinery: dict[str, Any]
 ) -> None:
     """Refuses a past of another batch, target or drafter, or of too little room."""
-    checks.record("past", past, Past)
     checks.require(
         past.lengths.shape == (batch,),
         f"The past is of {past.lengths.shape[0]} texts, and there are {batch} prompts.",
@@ -394,6 +386,18 @@ def _check_past(
         other is None,
         f"The past was made with another target or drafter: {other}. Give init_past and "
         "init_state the same.",
+    )
+
+
+def _check_absorbed(past: Past, lengths: Any) -> None:
+    """Refuses a past that has absorbed a prompt's last token, which is the first root."""
+    if not checks.is_known(past.lengths, lengths):
+        return
+    absorbed, known = np.asarray(past.lengths), np.asarray(lengths)
+    checks.require(
+        bool((absorbed < known).all()),
+        f"The past has absorbed {absorbed} tokens, and the prompts have {known}; the last "
+        "token of a prompt is not absorbed.",
     )
 
 
