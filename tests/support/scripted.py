@@ -1,4 +1,4 @@
-"""Drafters that propose what they are told: as much of a text as a script says, or a tree."""
+"""Drafters that propose what they are told: some of a known text, or a tree."""
 
 import functools
 from typing import NamedTuple

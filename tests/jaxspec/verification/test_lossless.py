@@ -9,11 +9,11 @@ import documented
 import enumeration
 import lossless
 import markov
+import scripted
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.best_first import best_first
 from jaxspec.drafting.dyspec import dyspec
 from jaxspec.drafting.fusion import Pair
-from jaxspec.drafting.given import given
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.rasd import ORDERS, rasd
 from jaxspec.drafting.static import static_tree
@@ -79,9 +79,9 @@ RETRIEVED = TokenTree(
 def fused(builder, order, monkeypatch, beam=None):
     """The law of a builder's tree with the retrieved one: 0 and 2, and 1 after 0."""
     model = markov.language_model(lossless.VOCAB)
-    drafter = rasd(model, builder, given(4, 3), keep=2, order=order)
-    state = Pair(lossless.past(), RETRIEVED)
-    params = Pair(lossless.tables()[1], None)
+    drafter = rasd(model, builder, scripted.fixed(3), keep=2, order=order)
+    state = Pair(lossless.past(), ())
+    params = Pair(lossless.tables()[1], RETRIEVED)
     return lossless.drafts_of(drafter, params, state, monkeypatch, beam)
 
 
@@ -115,5 +115,5 @@ def test_the_law_of_a_fused_beam(order, monkeypatch):
 
 def test_the_law_of_a_tree_that_is_given(monkeypatch):
     """Whatever is looked up, recycled, or comes from the host."""
-    drafts = lossless.drafts_of(given(4, 3), None, RETRIEVED, monkeypatch)
+    drafts = lossless.drafts_of(scripted.fixed(3), RETRIEVED, (), monkeypatch)
     check("looked up", *drafts, monkeypatch)
