@@ -11,7 +11,7 @@ shared memory, where the ring is folded into them, and back in the rows that are
 folded. It solves for its own channels (`gpu_tree`): two blocks of a head 128 wide make the
 same `A`. All products are those of tensor cores, with channels as rows.
 
-What is written, `u` and the folded state, keeps float32's precision (`_mma`); with
+What is written, `u` and the folded state, keeps float32's precision (`gpu_mma`); with
 bfloat16 keys what is read keeps 16 bits of the state, of `u` and of `Q`. Forward only.
 
 It takes trees of at most 64 nodes, whose system fits beside the state. Nodes in multiples
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import _mosaic_gpu, stacked
-from pallas_kernels.gated_gpu import kernels
-from pallas_kernels.gated_gpu.block import TILE, Block, Tokens
-from pallas_kernels.gated_gpu.kernels import CHAIN_TILE, Chains
+from pallas_kernels.gated import gpu_call
+from pallas_kernels.gated.gpu_block import TILE, Block, Tokens
+from pallas_kernels.gated.gpu_call import CHAIN_TILE, Chains
 from pallas_kernels.tree_delta import gpu_tree
 
 
@@ -48,7 +48,7 @@ def fold(state, inputs, *, interpret=False):
     u, g, k = inputs
     chain = Chains(tokens, tokens.records(g, jnp.ones_like(g), u, k))
     name = "tree_delta_fold"
-    return kernels.fold(block, chain, state, name=name, interpret=interpret)
+    return gpu_call.fold(block, chain, state, name=name, interpret=interpret)
 
 
 def refuses_read(tree, inputs, beta, q, state, ring, layer):
@@ -56,9 +56,9 @@ def refuses_read(tree, inputs, beta, q, state, ring, layer):
     if num_nodes > TILE:
         return f"{num_nodes} nodes; it takes {TILE}"
     length = num_nodes if ring is None else ring.inputs.u.shape[2]
-    reason = kernels.refuses(state, inputs.k, length)
-    return reason or kernels.refuses_memory(
-        kernels.memory(*_plan(inputs, q, state, ring))
+    reason = gpu_call.refuses(state, inputs.k, length)
+    return reason or gpu_call.refuses_memory(
+        gpu_call.memory(*_plan(inputs, q, state, ring))
     )
 
 
@@ -67,9 +67,9 @@ def refuses_verify(tree, inputs, beta, q, state, ring, fold, layer):
 
 
 def refuses_fold(state, inputs):
-    reason = kernels.refuses(state, inputs.k, inputs.u.shape[2])
-    return reason or kernels.refuses_memory(
-        kernels.fold_memory(*_plan_fold(state, inputs))
+    reason = gpu_call.refuses(state, inputs.k, inputs.u.shape[2])
+    return reason or gpu_call.refuses_memory(
+        gpu_call.fold_memory(*_plan_fold(state, inputs))
     )
 
 
@@ -89,7 +89,7 @@ def _read(tree, inputs, beta, q, state, ring, fold, layer, *, interpret):
         live = jnp.broadcast_to(live, g.shape).astype(g.dtype)
         records = slots.records(g, live, ring.inputs.u, ring.inputs.k)
         chain = Chains(slots, records)
-    u, y = kernels.walk(
+    u, y = gpu_call.walk(
         reader,
         trees,
         chain,

@@ -7,13 +7,13 @@ With path sums `G_i` of `g` over the ancestors `M` of node `i`, strict ones `M'`
 
     y_i = exp(G_i) hw(q_i) + sum_j M_ij exp(G_i - G_j) (q_i . k_j) u_j
 
-The kernels are those of `gated_tpu.py`: a ring of `u` is one of Mamba-2's `dt x`. The state
-is read for keys and queries at once, and products of keys serve all heads of a group.
+The kernels are those of `gated/tpu_call.py`: a ring of `u` is one of Mamba-2's `dt x`. The
+state is read for keys and queries at once, and products of keys serve all heads of a group.
 
 Numbers: an error in `u` would stay in the state. Whatever the activations, the system is
 built and solved in full float32, by substitution, and its right side is exact to 2^-16 at
 least. In `y` the weights are rounded to the keys' dtype. Only sums of strong decays round
-more beside bfloat16 keys (`_tpu_decays`): `u` by 5e-4 of the largest, where 128 tokens
+more beside bfloat16 keys (`tpu_decays`): `u` by 5e-4 of the largest, where 128 tokens
 that erase the state come before 128 others.
 """
 
@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import gated_tpu
-from pallas_kernels._tpu_decays import sum_parts
-from pallas_kernels._tpu_heads import QUERY_ROWS
-from pallas_kernels._tpu_lanes import LANES
+from pallas_kernels.gated import tpu_call
+from pallas_kernels.gated.tpu_decays import sum_parts
+from pallas_kernels.gated.tpu_lanes import LANES
+from pallas_kernels.gated.tpu_step import QUERY_ROWS
 from pallas_kernels.inputs import DeltaInputs, Ring
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_delta import tpu_kernels
@@ -39,7 +39,7 @@ _LONG_HEADS = 2  # whose systems are solved at once where rows are long
 def _block_shape(inputs, state, queries):
     """A head a tile; fewer heads where scores are large, for the sake of memory."""
     size = 2**19 if inputs.u.shape[-2] <= QUERY_ROWS else 2**18
-    return gated_tpu.block_shape(inputs, state, queries, abreast=1, most_bytes=size)
+    return tpu_call.block_shape(inputs, state, queries, abreast=1, most_bytes=size)
 
 
 def _verify(tree, inputs, beta, q, state, ring, fold, layer, interpret):
@@ -61,11 +61,11 @@ def _verify(tree, inputs, beta, q, state, ring, fold, layer, interpret):
         pltpu.VMEM((abreast, queries, dim), jnp.float32),
         pltpu.VMEM((abreast, padded, dim), jnp.float32),
     )
-    call = gated_tpu.Call(
+    call = tpu_call.Call(
         op=tpu_kernels.OP,
         name=_NAME,
         rates=(),
-        own=((beta, gated_tpu.Specs(shape).of_row(queries, heads)),),
+        own=((beta, tpu_call.Specs(shape).of_row(queries, heads)),),
         scratch=scratch,
         scores_dtype=jnp.float32,
         outputs=2,
@@ -73,7 +73,7 @@ def _verify(tree, inputs, beta, q, state, ring, fold, layer, interpret):
         transcendentals=batch * queries * (heads * num_nodes + inner),
     )
     args = tree, inputs, kq, state, ring, fold, layer
-    return gated_tpu.verify(call, shape, *args, interpret)
+    return tpu_call.verify(call, shape, *args, interpret)
 
 
 def read(
@@ -154,7 +154,7 @@ def fold(state: jax.Array, inputs: DeltaInputs, *, interpret: Any = False) -> ja
         `[L, B, H, P, S]` states after the last token.
     """
     shape = _block_shape(inputs, state, 0)
-    return gated_tpu.fold(_NAME, shape, state, inputs, (), interpret)
+    return tpu_call.fold(_NAME, shape, state, inputs, (), interpret)
 
 
 def refuses_read(tree, inputs, beta, q, state, ring, layer) -> str | None:

@@ -6,7 +6,7 @@ sums `G_i` of `g`, and with the strict ancestors `M'` of a node,
     (I + A) U = beta (v - exp(G) hw(k))       A_ij = M'_ij beta_i exp(G_i - G_j) k_i . k_j
 
 is unit triangular, because parents come before children. Once `U` is known the rest is
-`gated.py`. Nodes whose `u` is known are moved to the right side.
+`gated/xla.py`. Nodes whose `u` is known are moved to the right side.
 
 The inverse is built by doubling the blocks of the diagonal that are inverted already. It
 is as exact as substitution, 4e-7 of the largest `u` at 64 nodes; a Neumann series, however
@@ -16,8 +16,9 @@ they cancel, and on a chain of 32 repeated tokens nothing is left of float32.
 
 import jax.numpy as jnp
 
-from pallas_kernels import gated, stacked
-from pallas_kernels.gated import Writes
+from pallas_kernels import stacked
+from pallas_kernels.gated import xla as gated
+from pallas_kernels.gated.xla import Writes
 
 
 def inverse(A):

@@ -13,7 +13,7 @@ make small products; `D x` is left to XLA, which fuses it with what comes next.
 
 With bfloat16 activations the products with the state keep 16 bits of it and `W` is
 rounded to bfloat16. Products of float32 activations, and what is added to the state, keep
-float32's precision (`_mma`). Forward only.
+float32's precision (`gpu_mma`). Forward only.
 
 Nodes in multiples of 8 (beyond 64, of 64) and slots of a ring in multiples of 8 (beyond
 32, of 32) are taken as they are; others are padded first, the ring's in all layers.
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import _mosaic_gpu, stacked
-from pallas_kernels.gated_gpu import kernels
-from pallas_kernels.gated_gpu.block import STEP, Block, Tokens
-from pallas_kernels.gated_gpu.kernels import Chains
+from pallas_kernels.gated import gpu_call
+from pallas_kernels.gated.gpu_block import STEP, Block, Tokens
+from pallas_kernels.gated.gpu_call import Chains
 from pallas_kernels.tree_ssd import gpu_tree
 
 
@@ -47,16 +47,16 @@ def fold(state, A, inputs, *, interpret=False):
     block, tokens = _plan_fold(state, inputs, interpret)
     chain = Chains(tokens, _records(tokens, inputs.dt, A[:, None, None], inputs))
     name = "tree_ssd_fold"
-    return kernels.fold(block, chain, state, name=name, interpret=interpret)
+    return gpu_call.fold(block, chain, state, name=name, interpret=interpret)
 
 
 def refuses_read(tree, inputs, A, C, D, state, ring, layer):
     lengths = [inputs.x.shape[1]]
     if ring is not None:
         lengths.append(ring.inputs.x.shape[2])
-    reason = kernels.refuses(state, inputs.B, max(lengths))
-    return reason or kernels.refuses_memory(
-        kernels.memory(*_plan(inputs, C, state, ring))
+    reason = gpu_call.refuses(state, inputs.B, max(lengths))
+    return reason or gpu_call.refuses_memory(
+        gpu_call.memory(*_plan(inputs, C, state, ring))
     )
 
 
@@ -65,9 +65,9 @@ def refuses_verify(tree, inputs, A, C, D, state, ring, fold, layer):
 
 
 def refuses_fold(state, A, inputs):
-    reason = kernels.refuses(state, inputs.B, inputs.x.shape[2])
-    return reason or kernels.refuses_memory(
-        kernels.fold_memory(*_plan_fold(state, inputs))
+    reason = gpu_call.refuses(state, inputs.B, inputs.x.shape[2])
+    return reason or gpu_call.refuses_memory(
+        gpu_call.fold_memory(*_plan_fold(state, inputs))
     )
 
 
@@ -85,7 +85,7 @@ def _read(tree, inputs, A, C, D, state, ring, fold, layer, *, interpret):
         dt = jnp.where(live[..., None], dt, 0)
         chain = Chains(slots, _records(slots, dt, A[None, None], ring.inputs))
     channels = inputs.x.shape[2]
-    y = kernels.walk(
+    y = gpu_call.walk(
         reader,
         trees,
         chain,
@@ -111,7 +111,7 @@ def _records(tokens, dt, A, inputs):
 def _plan_fold(state, inputs, interpret=False):
     """A block, and how tokens are cut into tiles."""
     block = Block.of(state, inputs.x, inputs.B, interpret)
-    return block, Tokens.of(inputs.x.shape[2], kernels.CHAIN_TILE)
+    return block, Tokens.of(inputs.x.shape[2], gpu_call.CHAIN_TILE)
 
 
 def _plan(inputs, C, state, ring, interpret=False):
@@ -120,11 +120,11 @@ def _plan(inputs, C, state, ring, interpret=False):
     num_nodes, num_queries = inputs.x.shape[1], C.shape[1]
     slots = None
     if ring is not None:
-        slots = Tokens.of(ring.inputs.x.shape[2], kernels.CHAIN_TILE)
+        slots = Tokens.of(ring.inputs.x.shape[2], gpu_call.CHAIN_TILE)
     for size in (block.tile, block.tile // 2, STEP):
         tiles = Tokens.of(num_nodes, size), Tokens.of(num_queries, block.tile)
         reader = gpu_tree.Reader(block, *tiles, num_nodes - num_queries)
-        if kernels.refuses_memory(kernels.memory(reader, slots)) is None:
+        if gpu_call.refuses_memory(gpu_call.memory(reader, slots)) is None:
             break
     return reader, slots
 

@@ -8,7 +8,7 @@ With path sums `L_i` of `dt A` over the ancestors `M` of node `i`, and a ring wh
 
     S   = exp(R) S_0 + sum_k exp(R_k) dt_k x_k B_k^T          (the fold, where asked for)
 
-The kernels are those of `gated_tpu.py`. Scores and a ring's writes are rounded to the
+The kernels are those of `gated/tpu_call.py`. Scores and a ring's writes are rounded to the
 activations' dtype where they are read, as flash attention rounds its probabilities.
 """
 
@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import gated_tpu
-from pallas_kernels._tpu_decays import sum_parts
-from pallas_kernels._tpu_lanes import LANES
+from pallas_kernels.gated import tpu_call
+from pallas_kernels.gated.tpu_decays import sum_parts
+from pallas_kernels.gated.tpu_lanes import LANES
 from pallas_kernels.inputs import Inputs
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_ssd import tpu_kernels
@@ -32,7 +32,7 @@ _NAME = "tree_ssd"
 def _block_shape(inputs, state, queries):
     """Two heads abreast, or as many as fill the lanes."""
     abreast = max(2, LANES // state.shape[3])
-    return gated_tpu.block_shape(inputs, state, queries, abreast)
+    return tpu_call.block_shape(inputs, state, queries, abreast)
 
 
 def _verify(tree, inputs, A, C, D, state, ring, fold, layer, interpret):
@@ -53,7 +53,7 @@ def _verify(tree, inputs, A, C, D, state, ring, fold, layer, interpret):
     )
     lanes = shape.heads * shape.dim
     skip = pl.BlockSpec((1, lanes), lambda row, block, *_: (0, block))
-    call = gated_tpu.Call(
+    call = tpu_call.Call(
         op=tpu_kernels.OP,
         name=_NAME,
         rates=(A[None],),
@@ -65,7 +65,7 @@ def _verify(tree, inputs, A, C, D, state, ring, fold, layer, interpret):
         transcendentals=batch * queries * (heads * num_nodes + inner),
     )
     args = tree, inputs, C, state, ring, fold, layer
-    return gated_tpu.verify(call, shape, *args, interpret)
+    return tpu_call.verify(call, shape, *args, interpret)
 
 
 def read(
@@ -152,7 +152,7 @@ def fold(
         `[L, B, H, P, S]` states after the last token.
     """
     shape = _block_shape(inputs, state, 0)
-    return gated_tpu.fold(_NAME, shape, state, inputs, (A,), interpret)
+    return tpu_call.fold(_NAME, shape, state, inputs, (A,), interpret)
 
 
 def refuses_read(tree, inputs, A, C, D, state, ring, layer) -> str | None:

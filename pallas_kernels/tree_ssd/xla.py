@@ -1,13 +1,14 @@
 """The Mamba-2 ops in matrix form: no state per node.
 
 A token decays the state by `g = dt A` and writes `x` with the weight `dt`; the rest is
-`gated.py`.
+`gated/xla.py`.
 """
 
 import jax.numpy as jnp
 
-from pallas_kernels import gated, stacked
-from pallas_kernels.gated import Writes
+from pallas_kernels import stacked
+from pallas_kernels.gated import xla as gated
+from pallas_kernels.gated.xla import Writes
 
 
 def _writes(inputs, A, state):

@@ -16,11 +16,11 @@ from pallas_kernels import (
     DeltaInputs,
     Inputs,
     Ring,
-    gated,
     topology,
     tree_delta,
     tree_ssd,
 )
+from pallas_kernels.gated import xla as gated
 from tests.pallas_kernels import trees
 from tests.pallas_kernels.records import normal, unit
 from tests.pallas_kernels.trees import jitted

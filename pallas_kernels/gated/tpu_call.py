@@ -1,4 +1,4 @@
-"""Calls of the TPU kernels for states with one decay a token (`gated.py`).
+"""Calls of the TPU kernels for states with one decay a token (`gated/xla.py`).
 
 One grid step serves a block of heads of one row. A ring's tokens `k` are ancestors of every
 node: with `R_k` the sum of `g` over the tokens after `k`, and `R` over all,
@@ -6,11 +6,11 @@ node: with `R_k` the sum of `g` over the tokens after `k`, and `R` over all,
     S   = exp(R) S_0 + sum_k exp(R_k) w_k v_k k_k^T            (the fold, where asked for)
 
 is not formed to be read: it is read in its two terms, and the checkpoint `S_0` once. What
-a row does at its own nodes is the op's (`_tpu_heads.Op`).
+a row does at its own nodes is the op's (`tpu_step.Op`).
 
 Numbers: `M (q . k)` is masked before it meets a decay, and exponents, which are above 0
 only where a pair is not on a path, are cut to 0. Sums of decays have the digits of the
-activations (`_tpu_decays`). With float32 activations every product is
+activations (`tpu_decays`). With float32 activations every product is
 in full float32. With bfloat16 activations a state is read, and what is folded into it
 written, in two bfloat16 parts: to 2^-16.
 """
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import _tpu_heads
-from pallas_kernels._tpu_heads import QUERY_ROWS, BlockShape
-from pallas_kernels._tpu_lanes import LANES
+from pallas_kernels.gated import tpu_step
+from pallas_kernels.gated.tpu_lanes import LANES
+from pallas_kernels.gated.tpu_step import QUERY_ROWS, BlockShape
 from pallas_kernels.inputs import Ring
 from pallas_kernels.topology import Topology
 
@@ -132,7 +132,7 @@ class Call(NamedTuple):
         transcendentals: as `flops`.
     """
 
-    op: _tpu_heads.Op
+    op: tpu_step.Op
     name: str
     rates: tuple[jax.Array, ...]
     own: tuple[tuple[jax.Array, pl.BlockSpec], ...]
@@ -180,8 +180,8 @@ def verify(
     mask = jnp.pad(tree.ancestors.astype(jnp.bfloat16), ((0, 0), tail, tail))
     flat = state.reshape(layers, batch, inner, width)
     own, own_specs = zip(*call.own, strict=True)
-    operands = _tpu_heads.Operands(flat, mask, *inputs, queries, call.rates, own, ())
-    in_specs = _tpu_heads.Operands(
+    operands = tpu_step.Operands(flat, mask, *inputs, queries, call.rates, own, ())
+    in_specs = tpu_step.Operands(
         specs.of_state(of_layer=True),
         specs.of_row(shape.padded, shape.padded),
         *specs.of_inputs(num_nodes, heads),
@@ -190,8 +190,8 @@ def verify(
         own_specs,
         (),
     )
-    scalars = _tpu_heads.Scalars(jnp.reshape(layer, (1,)).astype(jnp.int32), (), ())
-    scratch = _tpu_heads.Scratch(call.scratch, (), ())
+    scalars = tpu_step.Scalars(jnp.reshape(layer, (1,)).astype(jnp.int32), (), ())
+    scratch = tpu_step.Scratch(call.scratch, (), ())
     slots, read_once = 0, [*jax.tree.leaves(operands)[1:]]
     if ring is not None:
         slots = ring.inputs[0].shape[2]
@@ -199,7 +199,7 @@ def verify(
         operands = operands._replace(ring=tuple(ring.inputs))
         in_specs = in_specs._replace(ring=specs.of_inputs(slots, heads, True))
         scratch = scratch._replace(
-            ring=_tpu_heads.RingScratch(
+            ring=tpu_step.RingScratch(
                 _weights(shape, slots),
                 pltpu.VMEM((shape.groups, rows, slots), call.scores_dtype),
                 pltpu.VMEM((8 + slots, lanes), jnp.float32),
@@ -219,7 +219,7 @@ def verify(
         scratch = scratch._replace(folded=folded)
 
     *outputs, last = pl.pallas_call(
-        functools.partial(_tpu_heads.verify_kernel, call.op, shape),
+        functools.partial(tpu_step.verify_kernel, call.op, shape),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(batch, shape.blocks),
@@ -272,7 +272,7 @@ def fold(
     )
     flat = state.reshape(rows, inner, width)
     out = pl.pallas_call(
-        functools.partial(_tpu_heads.fold_kernel, shape),
+        functools.partial(tpu_step.fold_kernel, shape),
         grid=(rows, shape.blocks),
         in_specs=[
             specs.of_state(),
@@ -303,7 +303,7 @@ def fold(
 
 
 def _weights(shape, tokens):
-    """Scratch memory for `_tpu_heads.store_weights`."""
+    """Scratch memory for `tpu_step.store_weights`."""
     return pltpu.VMEM((shape.blocks, 8 + tokens, 3 * shape.heads), jnp.bfloat16)
 
 

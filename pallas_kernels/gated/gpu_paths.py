@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import gated
-from pallas_kernels._mma import split
-from pallas_kernels.gated_gpu.block import (
+from pallas_kernels.gated import xla as gated
+from pallas_kernels.gated.gpu_block import (
     ALONG_COLUMNS,
     ALONG_ROWS,
     TILE,
@@ -22,6 +21,7 @@ from pallas_kernels.gated_gpu.block import (
     pad,
     round_up,
 )
+from pallas_kernels.gated.gpu_mma import split
 from pallas_kernels.topology import Topology
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels._mma import ROWS, Warpgroup
+from pallas_kernels.gated.gpu_mma import ROWS, Warpgroup
 
 TILE = 64  # rows of one warpgroup's products
 STEP = 16  # the depth of a product is a multiple of it

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import _tpu_lanes, gated
+from pallas_kernels.gated import tpu_lanes
+from pallas_kernels.gated import xla as gated
 
 
 def log_decays(steps: jax.Array, rates: Any) -> jax.Array:
@@ -32,14 +33,14 @@ def path_sums(shape: Any, operands: Any) -> list[jax.Array]:
     """Sums `L_i` over the paths to all nodes, `[N, H]`, in one part or two.
 
     Args:
-        shape: `_tpu_heads.BlockShape`.
-        operands: `_tpu_heads.Operands`.
+        shape: `tpu_step.BlockShape`.
+        operands: `tpu_step.Operands`.
     """
-    steps = _tpu_lanes.pad_rows(operands.steps[...], shape.padded)
+    steps = tpu_lanes.pad_rows(operands.steps[...], shape.padded)
     cut = gated.cut(log_decays(steps, operands.rates))
     count = sum_parts(operands.keys.dtype)
     coarse, fine = (
-        _tpu_lanes.mask_sums(operands.mask[...], part, digits)
+        tpu_lanes.mask_sums(operands.mask[...], part, digits)
         for part, digits in zip(cut, (2, count), strict=True)
     )
     return [coarse, fine] if count == 2 else [coarse + fine]
