@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels._mosaic_gpu import split
 from pallas_kernels.gated.gpu_block import (
     ALONG_COLUMNS,
     PARTS,
@@ -20,7 +21,6 @@ from pallas_kernels.gated.gpu_block import (
     Tokens,
     repeat,
 )
-from pallas_kernels.gated.gpu_mma import split
 
 
 class Memory(NamedTuple):

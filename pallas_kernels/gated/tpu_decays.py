@@ -1,6 +1,6 @@
 """Log decays of base 2 in TPU kernels, and their sums over the paths of a tree.
 
-A path sum has two parts (`gated.cut`) where activations are float32: digits that two long
+A path sum has two parts (`digits`) where activations are float32: digits that two long
 paths have in common cancel exactly. Beside bfloat16 activations it has one, rounded once to
 float32: its error, 2^-24 of a sum above -2^16, stays below that of weights in bfloat16, and
 a second part would cost a tenth more instructions.
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.gated import tpu_lanes
-from pallas_kernels.gated import xla as gated
+from pallas_kernels.gated.digits import LEAST, cut
 
 
 def log_decays(steps: jax.Array, rates: Any) -> jax.Array:
@@ -21,7 +21,7 @@ def log_decays(steps: jax.Array, rates: Any) -> jax.Array:
     scale = math.log2(math.e)
     for rate in rates:
         scale = rate[...] * scale
-    return jnp.clip(steps * scale, gated.LEAST, 0.0)
+    return jnp.clip(steps * scale, LEAST, 0.0)
 
 
 def sum_parts(dtype: Any) -> int:
@@ -37,11 +37,11 @@ def path_sums(shape: Any, operands: Any) -> list[jax.Array]:
         operands: `tpu_step.Operands`.
     """
     steps = tpu_lanes.pad_rows(operands.steps[...], shape.padded)
-    cut = gated.cut(log_decays(steps, operands.rates))
+    found = cut(log_decays(steps, operands.rates))
     count = sum_parts(operands.keys.dtype)
     coarse, fine = (
         tpu_lanes.mask_sums(operands.mask[...], part, digits)
-        for part, digits in zip(cut, (2, count), strict=True)
+        for part, digits in zip(found, (2, count), strict=True)
     )
     return [coarse, fine] if count == 2 else [coarse + fine]
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import stacked
-from pallas_kernels.tree_ssd.reference import advance, per_head
+from pallas_kernels.gated.reference import advance, per_head
 
 
 def _solve(state, v, g, k, beta):

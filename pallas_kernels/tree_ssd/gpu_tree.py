@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels._mosaic_gpu import split
 from pallas_kernels.gated.gpu_block import (
     ALONG_COLUMNS,
     TILE,
@@ -19,7 +20,6 @@ from pallas_kernels.gated.gpu_block import (
     Tokens,
     repeat,
 )
-from pallas_kernels.gated.gpu_mma import split
 from pallas_kernels.gated.gpu_paths import Paths, Sums
 
 

@@ -20,7 +20,7 @@ from pallas_kernels import (
     tree_delta,
     tree_ssd,
 )
-from pallas_kernels.gated import xla as gated
+from pallas_kernels.gated import digits
 from tests.pallas_kernels import trees
 from tests.pallas_kernels.records import normal, unit
 from tests.pallas_kernels.trees import jitted
@@ -278,10 +278,10 @@ def test_coarse_sums_are_exact():
     rng = np.random.default_rng(1)
     g = np.concatenate([rng.choice(MIXTURE, 64), -150 * rng.random(64), [-1e5] * 128])
     g = g.astype(np.float32)
-    coarse, fine = jax.device_get(jax.jit(gated.cut)(g))
+    coarse, fine = jax.device_get(jax.jit(digits.cut)(g))
     np.testing.assert_array_equal(coarse * 2**8, np.round(coarse * 2**8))
     np.testing.assert_allclose(coarse.astype(np.float64) + fine, np.maximum(g, -150))
     assert np.abs(fine).max() <= 1.01 * 2**-9
     for order in (slice(None), slice(None, None, -1), rng.permutation(256)):
         assert np.cumsum(coarse[order])[-1] == coarse.astype(np.float64).sum()
-    assert np.exp(np.float32(gated.LEAST)) == np.exp2(np.float32(gated.LEAST)) == 0
+    assert np.exp(np.float32(digits.LEAST)) == np.exp2(np.float32(digits.LEAST)) == 0
