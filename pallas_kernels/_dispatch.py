@@ -240,5 +240,6 @@ def _specs(axes: set[str], layouts: Any, arg: Any = ()) -> Any:
         return None
     if isinstance(layouts, Layout):
         return PartitionSpec(*(name if name in axes else None for name in layouts))
-    parts = tuple(_specs(axes, layout) for layout in layouts)
+    args = arg or [()] * len(layouts)
+    parts = tuple(_specs(axes, *pair) for pair in zip(layouts, args, strict=True))
     return type(layouts)(*parts) if hasattr(layouts, "_fields") else parts

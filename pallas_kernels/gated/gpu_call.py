@@ -15,6 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import _mosaic_gpu
 from pallas_kernels.gated import gpu_chain
 from pallas_kernels.gated.gpu_block import TILE, Block, Records, Tokens
+from pallas_kernels.past import Past
 
 CHAIN_TILE = 32  # tokens that are folded together, at most
 MAX_TOKENS = 256  # of whose numbers the engine copies one each at once
@@ -60,9 +61,7 @@ def walk(
     reader: Reader,
     operands: Any,
     chain: Chains | None,
-    fold: jax.Array | None,
-    state: Any,
-    layer: jax.Array,
+    past: Past,
     out_type: Any,
     **static: Any,
 ) -> Any:
@@ -72,9 +71,7 @@ def walk(
         reader: of one block's part of a tree.
         operands: what the reader reads.
         chain: rings, if there are any; `v` and `k` of all layers, `g` and `w` of one.
-        fold: `[B]` the rows whose states are written, if there may be any.
-        state: `[L, B, H, P, S]`, a reference if it may be written.
-        layer: the one that is meant.
+        past: whose state `[L, B, H, P, S]` is a reference if it may be written.
         out_type: what the reader writes.
         **static: of `_mosaic_gpu.launch`.
     """
@@ -109,9 +106,9 @@ def walk(
 
     return _mosaic_gpu.launch(
         body,
-        (layer[None], operands, records, fold, state),
+        (past.layer[None], operands, records, past.fold, past.state),
         out_type,
-        grid=block.grid(state.shape[1]),
+        grid=block.grid(past.state.shape[1]),
         scratch=memory(reader, slots),
         **static,
         **PARAMS,

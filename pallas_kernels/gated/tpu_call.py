@@ -27,7 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.gated import tpu_step
 from pallas_kernels.gated.tpu_lanes import LANES
 from pallas_kernels.gated.tpu_step import QUERY_ROWS, BlockShape
-from pallas_kernels.inputs import Ring
+from pallas_kernels.past import Past
 from pallas_kernels.topology import Topology
 
 _SEMANTICS = ("parallel", "arbitrary")  # a row's first block computes for the others
@@ -149,13 +149,10 @@ def verify(
     tree: Topology,
     inputs: Any,
     queries: jax.Array,
-    state: jax.Array,
-    ring: Ring | None,
-    fold: jax.Array | None,
-    layer: jax.Array,
+    past: Past,
     interpret: Any,
 ) -> tuple[jax.Array, ...]:
-    """Reads a state, in place, and folds the ring into it in the rows of `fold`.
+    """Reads a state, in place, and folds the ring into it in the rows of `past.fold`.
 
     Args:
         call: what is the op's.
@@ -163,16 +160,15 @@ def verify(
         tree: topology of the `N` nodes.
         inputs: their records.
         queries: `[B, m, G S]`, of what came before the root.
-        state: `[L, B, H, P, S]` checkpoints.
-        ring: of every layer's tokens, or None.
-        fold: `[B]` bool, or None: nothing is folded, and no state returned.
-        layer: int32.
+        past: checkpoints `[L, B, H, P, S]` and rings; without `fold` nothing is folded,
+            and no state returned.
         interpret: whether to interpret the kernel, or how.
 
     Returns:
         The op's outputs, float32, and the states.
     """
     batch, num_nodes, inner = inputs[0].shape
+    state, ring, fold, layer = past
     layers, _, heads, _, width = state.shape
     specs, rows = Specs(shape), queries.shape[1]
     lanes = shape.heads * shape.dim

@@ -22,7 +22,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import stacked
 from pallas_kernels.gated.digits import cut
 from pallas_kernels.inputs import Ring
 from pallas_kernels.topology import Topology
@@ -60,13 +59,6 @@ class PathSums(NamedTuple):
     @property
     def total(self) -> jax.Array:
         return self.coarse + self.fine
-
-
-def ring_of(ring: Ring | None, layer: jax.Array) -> Ring | None:
-    """One layer of a ring whose records are stacked."""
-    if ring is None:
-        return None
-    return ring._replace(inputs=stacked.take(ring.inputs, layer))
 
 
 def choose(

@@ -15,12 +15,13 @@ built and solved in full float32, by substitution, and its right side is exact t
 least. In `y` the weights are rounded to the keys' dtype. Only sums of strong decays round
 more beside bfloat16 keys (`tpu_decays`): `u` by 5e-4 of the largest, where 128 tokens
 that erase the state come before 128 others.
+
+The contract of `read`, `verify` and `fold` is in `tree_delta`; states and rings are of all
+layers (`past`).
 """
 
 import math
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
@@ -28,8 +29,6 @@ from pallas_kernels.gated import tpu_call
 from pallas_kernels.gated.tpu_decays import sum_parts
 from pallas_kernels.gated.tpu_lanes import LANES
 from pallas_kernels.gated.tpu_step import QUERY_ROWS
-from pallas_kernels.inputs import DeltaInputs, Ring
-from pallas_kernels.topology import Topology
 from pallas_kernels.tree_delta import tpu_kernels
 
 _NAME = "tree_delta"
@@ -42,13 +41,12 @@ def _block_shape(inputs, state, queries):
     return tpu_call.block_shape(inputs, state, queries, abreast=1, most_bytes=size)
 
 
-def _verify(tree, inputs, beta, q, state, ring, fold, layer, interpret):
+def _verify(tree, inputs, beta, q, past, interpret):
     batch, num_nodes, inner = inputs.u.shape
-    heads, dim, width = state.shape[2:]
+    heads, dim, width = past.state.shape[2:]
     queries = q.shape[1]
-    shape = _block_shape(inputs, state, queries)
+    shape = _block_shape(inputs, past.state, queries)
     kq = jnp.concatenate([inputs.k[:, shape.first :], q], axis=1)
-    slots = ring.inputs.u.shape[2] if ring is not None else 0
     abreast = shape.tiles if shape.short else math.gcd(shape.tiles, _LONG_HEADS)
     padded, parts = shape.padded, sum_parts(q.dtype)
     rows = (parts + 1) * queries
@@ -69,106 +67,35 @@ def _verify(tree, inputs, beta, q, state, ring, fold, layer, interpret):
         scratch=scratch,
         scores_dtype=jnp.float32,
         outputs=2,
-        flops=4 * batch * inner * queries * (width + num_nodes + slots),
+        flops=4 * batch * inner * queries * (width + num_nodes + past.num_slots),
         transcendentals=batch * queries * (heads * num_nodes + inner),
     )
-    args = tree, inputs, kq, state, ring, fold, layer
-    return tpu_call.verify(call, shape, *args, interpret)
+    return tpu_call.verify(call, shape, tree, inputs, kq, past, interpret)
 
 
-def read(
-    tree: Topology,
-    inputs: DeltaInputs,
-    beta: jax.Array,
-    q: jax.Array,
-    state: jax.Array,
-    ring: Ring | None,
-    layer: jax.Array,
-    *,
-    interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Solves for what the last `n` nodes write and reads the state at them.
-
-    Args:
-        tree: topology of the `N` nodes.
-        inputs: records of the `N` nodes; those of the last `n` hold `v` in place of `u`.
-        beta: `[B, n, H]` float32.
-        q: `[B, n, G * S]` queries of the last `n` nodes.
-        state: `[L, B, H, P, S]` float32 checkpoints, before the ring and the root.
-        ring: of every layer's tokens between `state` and the root, or `None`.
-        layer: int32, the layer to read.
-        interpret: whether to interpret the kernel, or how.
-
-    Returns:
-        `u` and the outputs, `[B, n, H * P]` float32.
-    """
-    args = tree, inputs, beta, q, state, ring, None, layer
-    return _verify(*args, interpret)
+def read(tree, inputs, beta, q, past, *, interpret=False):
+    return _verify(tree, inputs, beta, q, past, interpret)
 
 
-def verify(
-    tree: Topology,
-    inputs: DeltaInputs,
-    beta: jax.Array,
-    q: jax.Array,
-    state: jax.Array,
-    ring: Ring,
-    fold: jax.Array,
-    layer: jax.Array,
-    *,
-    interpret: Any = False,
-) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Solves and reads all nodes, and folds the ring into the state in some rows.
-
-    The states of the other rows, and of other layers, are not written: `state` stays
-    where it is, so donate it or carry it through a loop.
-
-    Args:
-        tree: as in `read`.
-        inputs: as in `read`.
-        beta: as in `read`, of all nodes.
-        q: as in `read`, of all nodes.
-        state: as in `read`.
-        ring: as in `read`, not `None`.
-        fold: `[B]` bool, the rows whose state takes up the ring.
-        layer: as in `read`.
-        interpret: as in `read`.
-
-    Returns:
-        What `read` returns, the same whether a row folds or not, and the states.
-    """
-    args = tree, inputs, beta, q, state, ring, fold, layer
-    u, y, states = _verify(*args, interpret)
+def verify(tree, inputs, beta, q, past, *, interpret=False):
+    u, y, states = _verify(tree, inputs, beta, q, past, interpret)
     return (u, y), states
 
 
-def fold(state: jax.Array, inputs: DeltaInputs, *, interpret: Any = False) -> jax.Array:
-    """Advances the states of all layers over a chain of tokens, in place.
-
-    Args:
-        state: `[L, B, H, P, S]` float32.
-        inputs: complete records `[L, B, T, ...]`, oldest first.
-        interpret: whether to interpret the kernel, or how.
-
-    Returns:
-        `[L, B, H, P, S]` states after the last token.
-    """
+def fold(state, inputs, *, interpret=False):
     shape = _block_shape(inputs, state, 0)
     return tpu_call.fold(_NAME, shape, state, inputs, (), interpret)
 
 
-def refuses_read(tree, inputs, beta, q, state, ring, layer) -> str | None:
-    """Why the kernel cannot take these arguments on a TPU, if it cannot."""
-    return _refuses(inputs, state)
+def refuses_read(tree, inputs, beta, q, past):
+    return _refuses(inputs, past.state)
 
 
-def refuses_verify(tree, inputs, beta, q, state, ring, fold, layer) -> str | None:
-    """As `refuses_read`."""
-    return _refuses(inputs, state)
+def refuses_verify(tree, inputs, beta, q, past):
+    return _refuses(inputs, past.state)
 
 
-def refuses_fold(state, inputs) -> str | None:
-    """As `refuses_read`."""
+def refuses_fold(state, inputs):
     return _refuses(inputs, state)
 
 

@@ -11,6 +11,9 @@ barriers, and every step loads what the next one needs. States of nodes never le
 chip.
 
 States, decays and sums are float32, with the hardware's `exp2` (2 ulp). Forward only.
+
+The contract of `read`, `verify` and `fold` is in `tree_scan`; states and rings are of all
+layers (`past`).
 """
 
 import dataclasses
@@ -42,59 +45,13 @@ PER_STATE = STATES.reduce(1)
 PARAMS = {"approx_math": True, "unsafe_no_auto_barriers": True}
 
 
-def read(tree, inputs, A, C, D, state, ring, layer, max_depth, *, interpret=False):
-    args = (tree, inputs, A, C, D, state, ring, None, layer, max_depth)
-    return _walk(*args, interpret=interpret)
-
-
-@_mosaic_gpu.pure
-def verify(
-    tree, inputs, A, C, D, state, ring, fold, layer, max_depth, *, interpret=False
-):
-    state, fold = _mosaic_gpu.in_place(state), fold.astype(jnp.int32)
-    args = (tree, inputs, A, C, D, state, ring, fold, layer, max_depth)
-    return _walk(*args, interpret=interpret), state[...]
-
-
-@_mosaic_gpu.pure
-def fold(state, A, inputs, *, interpret=False):
-    layers, batch, width, channels = state.shape
-    length = inputs.x.shape[2]
-    columns = _Columns(channels, interpret)
-    updates = state.size * length
-
-    def body(A, inputs, state):
-        layer, b = jax.lax.axis_index("layer"), jax.lax.axis_index("batch")
-        A, h = LOG2_E * columns.load(A.at[layer]), columns.load(state.at[layer, b])
-        chain = Inputs(*(ref.at[layer, b] for ref in inputs))
-        columns.store(columns.follow(h, A, chain, length), state.at[layer, b])
-
-    folded = _mosaic_gpu.in_place(state)
-    _mosaic_gpu.launch(
-        body,
-        (A, inputs, folded),
-        grid={"layer": layers, "batch": batch, "block": columns.blocks},
-        name="tree_scan_fold",
-        cost=pl.CostEstimate(
-            flops=6 * updates,
-            bytes_accessed=_mosaic_gpu.num_bytes(A, inputs, state, state),
-            transcendentals=updates,
-        ),
-        interpret=interpret,
-        **PARAMS,
-    )
-    return folded[...]
-
-
-def _walk(
-    tree, inputs, A, C, D, state, ring, fold, layer, max_depth, *, interpret
-) -> jax.Array:
-    """Reads the tree and, in the rows of `fold`, writes the state after the ring."""
+def read(tree, inputs, A, C, D, past, *, max_depth, interpret=False):
+    """Reads the tree; in the rows of `past.fold`, writes the state after the ring."""
     (batch, num_nodes, channels), (queries, width) = inputs.x.shape, C.shape[1:]
     columns = _Columns(channels, interpret)
-    tokens = num_nodes + (0 if ring is None else ring.inputs.x.shape[2])
-    updates = batch * tokens * channels * width
+    updates = batch * (num_nodes + past.num_slots) * channels * width
     order = tree.preorder, tree.depth
+    state, ring, fold, layer = past
     carried = state if ring is None else (state, ring.inputs)
 
     def body(tree, inputs, A, C, D, state, ring, fold, layer, y, stack):
@@ -130,6 +87,44 @@ def _walk(
         interpret=interpret,
         **PARAMS,
     )
+
+
+@_mosaic_gpu.pure
+def verify(tree, inputs, A, C, D, past, *, max_depth, interpret=False):
+    state = _mosaic_gpu.in_place(past.state)
+    past = past._replace(state=state, fold=past.fold.astype(jnp.int32))
+    y = read(tree, inputs, A, C, D, past, max_depth=max_depth, interpret=interpret)
+    return y, state[...]
+
+
+@_mosaic_gpu.pure
+def fold(state, A, inputs, *, interpret=False):
+    layers, batch, width, channels = state.shape
+    length = inputs.x.shape[2]
+    columns = _Columns(channels, interpret)
+    updates = state.size * length
+
+    def body(A, inputs, state):
+        layer, b = jax.lax.axis_index("layer"), jax.lax.axis_index("batch")
+        A, h = LOG2_E * columns.load(A.at[layer]), columns.load(state.at[layer, b])
+        chain = Inputs(*(ref.at[layer, b] for ref in inputs))
+        columns.store(columns.follow(h, A, chain, length), state.at[layer, b])
+
+    folded = _mosaic_gpu.in_place(state)
+    _mosaic_gpu.launch(
+        body,
+        (A, inputs, folded),
+        grid={"layer": layers, "batch": batch, "block": columns.blocks},
+        name="tree_scan_fold",
+        cost=pl.CostEstimate(
+            flops=6 * updates,
+            bytes_accessed=_mosaic_gpu.num_bytes(A, inputs, state, state),
+            transcendentals=updates,
+        ),
+        interpret=interpret,
+        **PARAMS,
+    )
+    return folded[...]
 
 
 def _stack(num_nodes, A, max_depth):
@@ -253,7 +248,7 @@ class _Columns:
         jax.lax.fori_loop(0, num_nodes, step, look_up(0))
 
 
-def refuses_read(tree, inputs, A, C, D, state, ring, layer, max_depth):
+def refuses_read(tree, inputs, A, C, D, past, *, max_depth):
     stack = _stack(inputs.x.shape[1], A, max_depth)
     levels = stack.shape[0]
     size = 4 * math.prod(stack.shape)
@@ -265,8 +260,8 @@ def refuses_read(tree, inputs, A, C, D, state, ring, layer, max_depth):
     return _refuses(A)
 
 
-def refuses_verify(tree, inputs, A, C, D, state, ring, fold, layer, max_depth):
-    return refuses_read(tree, inputs, A, C, D, state, ring, layer, max_depth)
+def refuses_verify(tree, inputs, A, C, D, past, *, max_depth):
+    return refuses_read(tree, inputs, A, C, D, past, max_depth=max_depth)
 
 
 def refuses_fold(state, A, inputs):

@@ -13,6 +13,9 @@ The ring is a chain that ends in level 0. One grid step serves a block of channe
 row: it reads the checkpoint once, and writes it only where the ring is folded.
 
 Computes in float32 whatever the activations.
+
+The contract of `read`, `verify` and `fold` is in `tree_scan`; states and rings are of all
+layers (`past`).
 """
 
 import functools
@@ -24,8 +27,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.inputs import Inputs, Ring
-from pallas_kernels.topology import Topology
+from pallas_kernels.inputs import Inputs
 from pallas_kernels.tree_scan import tpu_memory, tpu_tokens
 from pallas_kernels.tree_scan.tpu_tokens import LANES, SUBLANES
 
@@ -150,24 +152,23 @@ def _chain_kernel(
     tpu_tokens.advance_chain(num_tokens, scratch.tokens, scratch.rate, states, tiles)
 
 
-def _walk_scratch(tree, C, ring, max_depth):
+def _walk_scratch(tree, C, past, max_depth):
     nodes, (queries, width) = tree.parents.shape[1], C.shape[1:]
-    slots = 0 if ring is None else ring.inputs.x.shape[2]
     levels = 1 + (nodes if max_depth is None else min(max_depth, nodes))
     return functools.partial(
         tpu_memory.walk_scratch,
         width=width,
-        slots=slots,
+        slots=past.num_slots,
         nodes=nodes,
         queries=queries,
         levels=levels,
     )
 
 
-def _walk_block(tree, inputs, C, state, ring, max_depth) -> int | None:
+def _walk_block(tree, inputs, C, past, max_depth) -> int | None:
     def copied(block):
         queries, width = C.shape[1:]
-        records = [inputs] if ring is None else [inputs, ring.inputs]
+        records = [inputs] if past.ring is None else [inputs, past.ring.inputs]
         rows = width, width, 1, queries  # A, state, D, outputs
         return (
             [tpu_memory.blocks_of_tokens(each, block) for each in records],
@@ -175,8 +176,8 @@ def _walk_block(tree, inputs, C, state, ring, max_depth) -> int | None:
             jax.ShapeDtypeStruct((queries, width), C.dtype),
         )
 
-    scratch = _walk_scratch(tree, C, ring, max_depth)
-    return tpu_memory.widest_block(state.shape[-1], copied, scratch)
+    scratch = _walk_scratch(tree, C, past, max_depth)
+    return tpu_memory.widest_block(past.state.shape[-1], copied, scratch)
 
 
 def _chain_scratch(state, inputs):
@@ -208,14 +209,15 @@ def _one_layer(stacked: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked)
 
 
-def _walk(tree, inputs, A, C, D, state, ring, fold, layer, max_depth, interpret):
-    """`read`, and `verify` if `fold` is not None: outputs and the aliased state."""
+def _walk(tree, inputs, A, C, D, past, *, max_depth, interpret):
+    """`read`, and `verify` if some rows may be folded: outputs and the aliased state."""
     batch, num_nodes = tree.parents.shape
     num_queries, (width, channels) = C.shape[1], A.shape
-    slots = 0 if ring is None else ring.inputs.x.shape[2]
-    ring = ring if slots else None
-    block = _walk_block(tree, inputs, C, state, ring, max_depth)
-    scratch = _walk_scratch(tree, C, ring, max_depth)(block)
+    slots = past.num_slots
+    past = past if slots else past._replace(ring=None)
+    state, ring, fold, layer = past
+    block = _walk_block(tree, inputs, C, past, max_depth)
+    scratch = _walk_scratch(tree, C, past, max_depth)(block)
 
     def of_all(rows):
         return pl.BlockSpec((rows, block), lambda b, e, *_: (0, e))
@@ -279,44 +281,17 @@ def _walk(tree, inputs, A, C, D, state, ring, fold, layer, max_depth, interpret)
     )(*scalars, *arrays)
 
 
-def read(
-    tree: Topology,
-    inputs: Inputs,
-    A: jax.Array,
-    C: jax.Array,
-    D: jax.Array,
-    state: jax.Array,
-    ring: Ring | None,
-    layer: jax.Array,
-    max_depth: int | None = None,
-    *,
-    interpret: Any = False,
-) -> jax.Array:
-    return _walk(tree, inputs, A, C, D, state, ring, None, layer, max_depth, interpret)[
+def read(tree, inputs, A, C, D, past, *, max_depth=None, interpret=False):
+    return _walk(tree, inputs, A, C, D, past, max_depth=max_depth, interpret=interpret)[
         0
     ]
 
 
-def verify(
-    tree: Topology,
-    inputs: Inputs,
-    A: jax.Array,
-    C: jax.Array,
-    D: jax.Array,
-    state: jax.Array,
-    ring: Ring,
-    fold: jax.Array,
-    layer: jax.Array,
-    max_depth: int | None = None,
-    *,
-    interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
-    return _walk(tree, inputs, A, C, D, state, ring, fold, layer, max_depth, interpret)
+def verify(tree, inputs, A, C, D, past, *, max_depth=None, interpret=False):
+    return _walk(tree, inputs, A, C, D, past, max_depth=max_depth, interpret=interpret)
 
 
-def fold(
-    state: jax.Array, A: jax.Array, inputs: Inputs, *, interpret: Any = False
-) -> jax.Array:
+def fold(state, A, inputs, *, interpret=False):
     layers, batch, width, channels = state.shape
     length = inputs.x.shape[2]
     block = _chain_block(state, inputs)
@@ -344,27 +319,24 @@ def fold(
     )(inputs, A, state)
 
 
-def refuses_read(
-    tree, inputs, A, C, D, state, ring, layer, max_depth=None
-) -> str | None:
+def refuses_read(tree, inputs, A, C, D, past, *, max_depth=None):
     if 8 * tree.parents.size > _SMEM_BYTES:
         batch, num_nodes = tree.parents.shape
         return f"{batch} trees of {num_nodes} nodes exceed the scalar memory."
-    if _walk_block(tree, inputs, C, state, ring, max_depth) is None:
+    if _walk_block(tree, inputs, C, past, max_depth) is None:
         nodes, levels = tree.parents.shape[1], max_depth or tree.parents.shape[1]
-        return _exceeds(f"{nodes} nodes on {levels} levels", state)
+        return _exceeds(f"{nodes} nodes on {levels} levels", past.state)
     return None
 
 
-def refuses_verify(
-    tree, inputs, A, C, D, state, ring, fold, layer, max_depth=None
-) -> str | None:
-    if state.shape[-1] % LANES:
-        return f"{state.shape[-1]} channels are not a multiple of {LANES}."
-    return refuses_read(tree, inputs, A, C, D, state, ring, layer, max_depth)
+def refuses_verify(tree, inputs, A, C, D, past, *, max_depth=None):
+    channels = past.state.shape[-1]
+    if channels % LANES:
+        return f"{channels} channels are not a multiple of {LANES}."
+    return refuses_read(tree, inputs, A, C, D, past, max_depth=max_depth)
 
 
-def refuses_fold(state, A, inputs) -> str | None:
+def refuses_fold(state, A, inputs):
     if _chain_block(state, inputs) is None:
         return _exceeds(f"{inputs.x.shape[2]} tokens", state)
     return None

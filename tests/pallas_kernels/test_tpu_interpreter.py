@@ -12,6 +12,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import stacked, tree_attention, tree_conv, tree_delta
+from pallas_kernels.past import Past
 from pallas_kernels.tree_attention import pallas_tpu as attention
 from pallas_kernels.tree_conv import pallas_tpu as conv
 from pallas_kernels.tree_delta import pallas_tpu as delta
@@ -47,11 +48,9 @@ def kernels_of(case):
 def test_verify_is_in_order_and_in_bounds(strict, name):
     case = RECURRENCES[name]
     *args, state, ring = case.make_args(PARENTS)
-    layer, states, rings = stacked.make(None, jnp.array(state), ring)
+    past = Past.of(jnp.array(state), ring, layer=None, fold=FOLD)
     depth = {} if case.groups else {"max_depth": 3}
-    y, states = kernels_of(case).verify(
-        *args, states, rings, FOLD, layer, interpret=strict, **depth
-    )
+    y, states = kernels_of(case).verify(*args, past, interpret=strict, **depth)
     expected, folded = trees.jitted(case.op.verify, "xla")(*args, state, ring, FOLD)
     real = trees.real(PARENTS)
     trees.assert_close(np.asarray(y)[real], expected[real])
@@ -70,8 +69,8 @@ def test_fold_is_in_order_and_in_bounds(strict, name):
 
 def test_the_solve_is_in_order_and_in_bounds(strict):
     *args, state, ring = test_tree_delta.make_args(PARENTS)
-    layer, states, rings = stacked.make(None, jnp.array(state), ring)
-    found = delta.verify(*args, states, rings, FOLD, layer, interpret=strict)
+    past = Past.of(jnp.array(state), ring, layer=None, fold=FOLD)
+    found = delta.verify(*args, past, interpret=strict)
     (u, y), states = trees.jitted(tree_delta.verify, "xla")(*args, state, ring, FOLD)
     real = trees.real(PARENTS)
     for a, b in zip(found[0], (u, y), strict=True):
