@@ -71,7 +71,7 @@ class Tokens(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Numbers that there is one of per token, in shared memory."""
+        """Shared-memory length of a per-token scalar."""
         return round_up(self.padded, COPY)
 
     def tile(self, i: Any) -> Any:

@@ -33,7 +33,7 @@ def path_sums(shape: Any, operands: Any) -> list[jax.Array]:
     """Sums `L_i` over the paths to all nodes, `[N, H]`, in one part or two.
 
     Args:
-        shape: `tpu_step.BlockShape`.
+        shape: `tpu_blocks.BlockShape`.
         operands: `tpu_step.Operands`.
     """
     steps = tpu_lanes.pad_rows(operands.steps[...], shape.padded)

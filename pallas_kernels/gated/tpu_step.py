@@ -11,7 +11,7 @@ the weight `w`. `steps` are `dt` of Mamba-2, with `g = dt A` and `w = dt`, where
 heads of a block and `u` those of a tile.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,67 +20,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.gated import tpu_decays, tpu_lanes
-from pallas_kernels.gated.tpu_lanes import LANES, NT, TN, dot, lanes
+from pallas_kernels.gated.tpu_blocks import BlockShape
+from pallas_kernels.gated.tpu_lanes import NT, TN, dot, lanes
 
 HEADS_AXIS = 1  # of the grid
-QUERY_ROWS = 64  # scores of more rows than this do not fit the registers
-
-
-class BlockShape(NamedTuple):
-    """Static sizes of a grid step."""
-
-    blocks: int  # of heads in a row
-    heads: int  # of the block
-    dim: int
-    width: int
-    groups: int  # of the block
-    blocks_per_group: int  # 1 if a block has whole groups
-    tile_heads: int  # heads of one group, side by side on the lanes
-    nodes: int
-    padded: int  # nodes that the scores have columns for
-    queries: int
-
-    @property
-    def tile(self) -> int:
-        return self.tile_heads * self.dim
-
-    @property
-    def tiles(self) -> int:
-        return self.heads // self.tile_heads
-
-    @property
-    def score_heads(self) -> int:
-        """Heads that share a row of scores: those of a tile where they are short."""
-        return self.tile_heads if self.short else 1
-
-    @property
-    def short(self) -> bool:
-        """Whether one tile of scores holds all nodes."""
-        return self.padded <= QUERY_ROWS
-
-    @property
-    def first(self) -> int:
-        """The first node that is queried."""
-        return self.nodes - self.queries
-
-    def group_of(self, tile: Any) -> Any:
-        """The group of a tile, whose index is static or not."""
-        if isinstance(tile, int):
-            return tile * self.groups // self.tiles
-        return jax.lax.div(tile * self.groups, self.tiles)
-
-    def query_tiles(self) -> Iterator[tuple[slice, int]]:
-        """Rows of queries, and how many nodes they may descend from."""
-        for begin in range(0, self.queries, QUERY_ROWS):
-            end = min(begin + QUERY_ROWS, self.queries)
-            # Parents come first: no path leads beyond the tile's own nodes.
-            last = self.first + end
-            reach = self.padded if self.padded <= LANES else -(-last // LANES) * LANES
-            yield slice(begin, end), reach
 
 
 class Scalars(NamedTuple):
-    """Known before a step begins; `()` is what there is not."""
+    """Known before a step begins; absent entries are `()`."""
 
     layer: Any  # [1]
     length: Any  # [B] of the ring
@@ -88,7 +35,7 @@ class Scalars(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """The blocks that a step reads; `()` is what there is not."""
+    """The blocks that a step reads; absent entries are `()`."""
 
     state: Any  # [h P, S]
     mask: Any  # [N, N] ancestors, 0/1 in bfloat16
@@ -110,7 +57,7 @@ class RingScratch(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Fast memory that is kept from step to step; `()` is what there is not."""
+    """Fast memory that is kept from step to step; absent entries are `()`."""
 
     own: Any  # the op's
     ring: Any
@@ -229,7 +176,7 @@ def _store_ring_scores(shape, length, keys, queries, scores):
 
 
 def store_weights(length: Any, steps: Any, rates: Any, columns: Any) -> None:
-    """What is left at a chain's end of the state before it, and of every write.
+    """Decay from the initial state, and from each write, to the end of the chain.
 
     columns `[blocks, 8 + W, 3 h]`: eight rows `exp(R)`, then one `exp(R_k) w_k` a token.
     """

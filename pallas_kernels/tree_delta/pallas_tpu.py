@@ -25,10 +25,9 @@ import math
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.gated import tpu_call
+from pallas_kernels.gated import tpu_blocks, tpu_call
 from pallas_kernels.gated.tpu_decays import sum_parts
 from pallas_kernels.gated.tpu_lanes import LANES
-from pallas_kernels.gated.tpu_step import QUERY_ROWS
 from pallas_kernels.tree_delta import tpu_kernels
 
 _NAME = "tree_delta"
@@ -37,8 +36,8 @@ _LONG_HEADS = 2  # whose systems are solved at once where rows are long
 
 def _block_shape(inputs, state, queries):
     """A head a tile; fewer heads where scores are large, for the sake of memory."""
-    size = 2**19 if inputs.u.shape[-2] <= QUERY_ROWS else 2**18
-    return tpu_call.block_shape(inputs, state, queries, abreast=1, most_bytes=size)
+    size = 2**19 if inputs.u.shape[-2] <= tpu_blocks.QUERY_ROWS else 2**18
+    return tpu_blocks.block_shape(inputs, state, queries, abreast=1, most_bytes=size)
 
 
 def _verify(tree, inputs, beta, q, past, interpret):
@@ -63,7 +62,7 @@ def _verify(tree, inputs, beta, q, past, interpret):
         op=tpu_kernels.OP,
         name=_NAME,
         rates=(),
-        own=((beta, tpu_call.Specs(shape).of_row(queries, heads)),),
+        own=((beta, tpu_blocks.Specs(shape).of_row(queries, heads)),),
         scratch=scratch,
         scores_dtype=jnp.float32,
         outputs=2,

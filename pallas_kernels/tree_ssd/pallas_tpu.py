@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.gated import tpu_call
+from pallas_kernels.gated import tpu_blocks, tpu_call
 from pallas_kernels.gated.tpu_decays import sum_parts
 from pallas_kernels.gated.tpu_lanes import LANES
 from pallas_kernels.tree_ssd import tpu_kernels
@@ -30,7 +30,7 @@ _NAME = "tree_ssd"
 def _block_shape(inputs, state, queries):
     """Two heads abreast, or as many as fill the lanes."""
     abreast = max(2, LANES // state.shape[3])
-    return tpu_call.block_shape(inputs, state, queries, abreast)
+    return tpu_blocks.block_shape(inputs, state, queries, abreast)
 
 
 def _verify(tree, inputs, A, C, D, past, interpret):
