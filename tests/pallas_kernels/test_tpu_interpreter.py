@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import stacked, tree_attention, tree_conv, tree_delta
 from pallas_kernels.past import Past
 from pallas_kernels.tree_attention import pallas_tpu as attention
+from pallas_kernels.tree_attention.cache import Cache
 from pallas_kernels.tree_conv import pallas_tpu as conv
 from pallas_kernels.tree_delta import pallas_tpu as delta
 from tests.pallas_kernels import (
@@ -90,10 +91,9 @@ def test_convolve_is_in_bounds(strict):
 def test_attend_is_in_order_and_in_bounds(strict, window):
     *args, keys, values, length = test_tree_attention.make_args(PARENTS)
     settings = dict(window=window, **test_tree_attention.SETTINGS)
-    layer, *caches = stacked.make(None, jnp.array(keys), jnp.array(values))
-    found = attention.attend(
-        *args, *caches, length, layer, interpret=strict, **settings
-    )
+    layer, *cache = stacked.make(None, jnp.array(keys), jnp.array(values))
+    cache = Cache(*cache, length, layer)
+    found = attention.attend(*args, cache, interpret=strict, **settings)
     op = trees.jitted(tree_attention.attend, "xla", **settings)
     real = trees.real(PARENTS)
     expected = op(*args, keys, values, length)
