@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import kernel_trees
+from kernel_records import normal, unit
+from kernel_trees import jitted
 from pallas_kernels import (
     DeltaInputs,
     Inputs,
@@ -21,9 +24,6 @@ from pallas_kernels import (
     tree_ssd,
 )
 from pallas_kernels.gated import digits
-from tests.pallas_kernels import trees
-from tests.pallas_kernels.records import normal, unit
-from tests.pallas_kernels.trees import jitted
 
 HEADS, DIM, STATE, RING = 2, 8, 16, 12
 MIXTURE = -np.array([0, 1e-6, 1e-2, 1, 10, 100, 1e3, 1e4, 1e5])
@@ -165,7 +165,7 @@ def make_case(op, shape, length, dtype=np.float32):
     y = np.einsum("nbhps,bnhs->bnhp", states, nodes.q.astype(np.float64))
     outputs = (writes, y) if op is tree_delta else (y,)
     outputs = tuple(a.reshape(ROWS, length, -1) for a in outputs)
-    tree = trees.derive(parents.astype(np.int32))
+    tree = kernel_trees.derive(parents.astype(np.int32))
     return Case(nodes, ring, tree, state, folded, outputs)
 
 
@@ -184,7 +184,7 @@ def errors(found, expected):
     return dict(zip(DECAYS, errors, strict=True))
 
 
-def assert_exact(found, expected, tolerance=trees.TOLERANCE):
+def assert_exact(found, expected, tolerance=kernel_trees.TOLERANCE):
     """Asserts it row by row."""
     wrong = {k: e for k, e in errors(found, expected).items() if not e < tolerance}
     assert not wrong
