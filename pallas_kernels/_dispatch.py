@@ -56,7 +56,7 @@ class Op(NamedTuple):
 
 
 class Layout(tuple):
-    """What each axis of an array means, None for nothing that matters here."""
+    """The role of each axis of an array (`ROWS`, `HEADS`, `LAYERS`), or None."""
 
     def __new__(cls, *axes: str | None):
         """Makes a layout of its axes."""
