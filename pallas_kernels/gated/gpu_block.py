@@ -120,11 +120,16 @@ class Block:
     def of(cls, state: Any, v: Any, k: Any, interpret: Any = False) -> "Block":
         """Takes the sizes from states `[L, B, H, P, S]`, values and keys."""
         heads, dim, width = state.shape[2:]
-        groups = k.shape[-1] // width
-        rows = dim if dim % TILE else TILE
-        warpgroup = Warpgroup(bool(interpret))
-        sizes = heads, groups, dim, rows, width
-        return cls(*sizes, k.dtype, v.dtype, warpgroup)
+        return cls(
+            heads=heads,
+            groups=k.shape[-1] // width,
+            dim=dim,
+            rows=dim if dim % TILE else TILE,
+            width=width,
+            dtype=k.dtype,
+            values=v.dtype,
+            warpgroup=Warpgroup(bool(interpret)),
+        )
 
     def grid(self, batch: int) -> dict[str, int]:
         """All blocks."""

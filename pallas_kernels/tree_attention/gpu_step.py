@@ -80,9 +80,7 @@ class Step:
     scale: float
     interpret: Any
 
-    def attend(
-        self, parts, rows, nodes, cache, length, layer, top, total, y, *memory
-    ) -> None:
+    def attend(self, parts, rows, nodes, cache, top, total, y, *memory) -> None:
         """What a block does: the tree, if its part is the first, and some of the cache."""
         *buffers, copied = memory
         b, h = jax.lax.axis_index("batch"), jax.lax.axis_index("head")
@@ -100,7 +98,8 @@ class Step:
         )
         sums = self._nothing(rows.q.dtype)
         sums = self._see_tree(block, sums, part, Tokens(*(x.at[b] for x in nodes)))
-        cache = Tokens(*(x.at[layer[0], b] for x in cache))
+        keys, values, length, layer = cache
+        cache = Tokens(keys.at[layer[0], b], values.at[layer[0], b])
         sums = self._see_cache(block, sums, part, parts, cache, length[b])
         top[b, h, part, tile], total[b, h, part, tile] = sums.top, sums.total
         for c, output in zip(self._columns(rows.q.dtype), sums.y, strict=True):

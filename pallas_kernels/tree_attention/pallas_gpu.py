@@ -87,8 +87,8 @@ def _pad(x, axis, multiple):
 
 def _sums(step, rows, nodes, cache) -> Sums:
     """Sums of all rows, over the parts of what they see."""
-    length, layer = cache.length, cache.layer.reshape(1)
-    cache = Tokens(cache.keys, cache.values)
+    cache = cache._replace(layer=cache.layer.reshape(1))
+    tokens = Tokens(cache.keys, cache.values)
     batch, kv_heads, num_rows, _ = rows.q.shape
     layers, _, capacity, _ = cache.keys.shape
     tiles = num_rows // ROWS
@@ -99,18 +99,18 @@ def _sums(step, rows, nodes, cache) -> Sums:
     y = jax.ShapeDtypeStruct((*scalars.shape, step.head_dim), jnp.float32)
     sums = _mosaic_gpu.launch(
         functools.partial(step.attend, parts),
-        (rows, nodes, cache, length, layer),
+        (rows, nodes, cache),
         (scalars, scalars, y),
         grid={"batch": batch, "head": kv_heads, "tile": tiles, "part": parts},
         scratch=(
-            *(step.buffer(x.dtype) for x in cache),
-            plgpu.Barrier(num_arrivals=len(cache), num_barriers=BUFFERS),
+            *(step.buffer(x.dtype) for x in tokens),
+            plgpu.Barrier(num_arrivals=len(tokens), num_barriers=BUFFERS),
         ),
         name="tree_attention",
         cost=pl.CostEstimate(
             flops=4 * step.head_dim * scores,
             bytes_accessed=_mosaic_gpu.num_bytes(rows, nodes, y)
-            + _mosaic_gpu.num_bytes(cache) // layers,
+            + _mosaic_gpu.num_bytes(tokens) // layers,
             transcendentals=scores,
         ),
         interpret=step.interpret,

@@ -120,10 +120,9 @@ def fold(
         `[B, H, P, S]` float32 state after the last token.
     """
     _check_inputs(inputs, state, inputs.u.shape[:2])
-    _, *args = stacked.make(None, state, inputs)
-    op = _op("fold", inputs, args[0])
-    parts = _parts(inputs, state)
-    return _dispatch.dispatch(op, implementation, parts, *args)[0]
+    _, states, records = stacked.make(None, state, inputs)
+    op, parts = _op("fold", inputs, states), _parts(inputs, state)
+    return _dispatch.dispatch(op, implementation, parts, states, records)[0]
 
 
 def node_states(

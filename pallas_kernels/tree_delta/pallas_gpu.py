@@ -111,8 +111,13 @@ def _plan(inputs, q, past, interpret=False):
     """Who reads a tree, and how a ring's slots are cut into tiles."""
     block = Block.of(past.state, inputs.u, inputs.k, interpret)
     num_nodes, num_queries = inputs.u.shape[1], q.shape[1]
-    tiles = Tokens.of(num_nodes, TILE), Tokens.of(num_queries, TILE)
-    reader = gpu_tree.Reader(block, *tiles, num_nodes, num_nodes - num_queries)
+    reader = gpu_tree.Reader(
+        block,
+        nodes=Tokens.of(num_nodes, TILE),
+        queries=Tokens.of(num_queries, TILE),
+        num_nodes=num_nodes,
+        first=num_nodes - num_queries,
+    )
     if past.ring is None:
         return reader, None
     return reader, Tokens.of(past.num_slots, CHAIN_TILE)

@@ -161,8 +161,9 @@ def fold(
         `[B, S, E]` float32 state after the last token.
     """
     _check_inputs(inputs, A, state, inputs.x.shape[:2])
-    _, *args = stacked.make(None, state, A, inputs)
-    return _dispatch.dispatch(_OPS["fold"], implementation, A.shape[1], *args)[0]
+    _, states, rates, records = stacked.make(None, state, A, inputs)
+    op, channels = _OPS["fold"], A.shape[1]
+    return _dispatch.dispatch(op, implementation, channels, states, rates, records)[0]
 
 
 def node_states(

@@ -51,10 +51,11 @@ def read(tree, inputs, A, C, D, past, *, max_depth, interpret=False):
     columns = _Columns(channels, interpret)
     updates = batch * (num_nodes + past.num_slots) * channels * width
     order = tree.preorder, tree.depth
-    state, ring, fold, layer = past
+    state, ring, fold = past.state, past.ring, past.fold
     carried = state if ring is None else (state, ring.inputs)
 
-    def body(tree, inputs, A, C, D, state, ring, fold, layer, y, stack):
+    def body(tree, inputs, A, C, D, past, y, stack):
+        state, ring, fold, layer = past
         b, layer = jax.lax.axis_index("batch"), layer[0]
         A, h = LOG2_E * columns.load(A), columns.load(state.at[layer, b])
         if ring is not None:
@@ -72,7 +73,7 @@ def read(tree, inputs, A, C, D, past, *, max_depth, interpret=False):
 
     return _mosaic_gpu.launch(
         body,
-        (order, inputs, A, C, D, state, ring, fold, layer.reshape(1)),
+        (order, inputs, A, C, D, past._replace(layer=past.layer.reshape(1))),
         jax.ShapeDtypeStruct((batch, queries, channels), jnp.float32),
         grid={"batch": batch, "block": columns.blocks},
         scratch=(_stack(num_nodes, A, max_depth),),

@@ -123,10 +123,9 @@ def fold(
         `[B, H, P, S]` float32 state after the last token.
     """
     _check_inputs(inputs, A, state, inputs.x.shape[:2])
-    _, *args = stacked.make(None, state, A, inputs)
-    op = _op("fold", inputs, args[0])
-    parts = _parts(inputs, state)
-    return _dispatch.dispatch(op, implementation, parts, *args)[0]
+    _, states, rates, records = stacked.make(None, state, A, inputs)
+    op, parts = _op("fold", inputs, states), _parts(inputs, state)
+    return _dispatch.dispatch(op, implementation, parts, states, rates, records)[0]
 
 
 def node_states(

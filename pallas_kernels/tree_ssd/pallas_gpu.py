@@ -114,8 +114,12 @@ def _plan(inputs, C, past, interpret=False):
     if past.ring is not None:
         slots = Tokens.of(past.num_slots, gpu_call.CHAIN_TILE)
     for size in (block.tile, block.tile // 2, STEP):
-        tiles = Tokens.of(num_nodes, size), Tokens.of(num_queries, block.tile)
-        reader = gpu_tree.Reader(block, *tiles, num_nodes - num_queries)
+        reader = gpu_tree.Reader(
+            block,
+            nodes=Tokens.of(num_nodes, size),
+            queries=Tokens.of(num_queries, block.tile),
+            first=num_nodes - num_queries,
+        )
         if gpu_call.refuses_memory(gpu_call.memory(reader, slots)) is None:
             break
     return reader, slots

@@ -36,8 +36,8 @@ def node_states(parents, inputs, A, state, known):
     decay = jnp.exp(writes.g)
 
     def advance(i, above):
-        write = writes.w[:, i], writes.v[:, i], k[:, i]
-        update = gated.einsum("bh,bhp,bhs->bhps", *write)
+        w, v = writes.w[:, i], writes.v[:, i]
+        update = gated.einsum("bh,bhp,bhs->bhps", w, v, k[:, i])
         return decay[:, i, :, None, None] * above + update
 
     return gated.visit(parents, state, known, advance)
