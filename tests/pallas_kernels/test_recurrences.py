@@ -293,6 +293,13 @@ def test_a_mesh_is_cut_over_by_itself(case, name):
 
 
 @pytest.mark.parametrize("case", RECURRENCES.values(), ids=RECURRENCES)
+def test_a_mesh_cuts_a_tree_that_no_ring_precedes(case):
+    parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
+    args = case.make_args(parents, ring=False)
+    kernel_trees.assert_a_mesh_changes_nothing(case.op.read, args, "xla")
+
+
+@pytest.mark.parametrize("case", RECURRENCES.values(), ids=RECURRENCES)
 def test_unknown_implementations_are_refused(case):
     tree, inputs, A, C, D, state, ring = case.make_args(TREES["star"])
     op, known = case.op, re.escape(str(sorted(case.op.implementations())))
