@@ -97,6 +97,21 @@ def test_kernels_import_jax_only():
             assert tops <= {"jax", "pallas_kernels", *sys.stdlib_module_names}, name
 
 
+def test_ops_of_kernels_know_the_wing_and_not_each_other():
+    """An op's folder imports itself, what ops share at the top, and `gated`."""
+    folders = sorted(p.parent.name for p in ROOT.glob("pallas_kernels/*/__init__.py"))
+    ops = {f"pallas_kernels.{name}" for name in folders}
+    wing = "pallas_kernels.gated"
+    assert wing in ops and len(ops) > 5
+    for name, path in modules():
+        home = ".".join(name.split(".")[:2])
+        if home in ops:
+            others = [m for m in imported(path) if within(m, ops - {home, wing})]
+            assert not others, f"{name} imports {others}"
+        elif name.startswith("pallas_kernels."):
+            assert not any(within(m, ops) for m in imported(path)), name
+
+
 def test_there_are_no_cycles():
     names = dict(modules())
     graph = {

@@ -13,9 +13,7 @@ A ring is a chain of ancestors above the root: every node sees all of it. Off th
 `G_i - G_j` may be large and positive: it is masked before `exp`. All products are in full
 float32, the path sums too, which are products with a 0/1 matrix.
 
-One float32 sum would round by `|G|` times 6e-8, and so would the differences, however small
-they are: after a few strong decays nothing is left of weak ones. A sum is therefore kept in
-two parts (`cut`), the first of which is exact, and the parts are subtracted apart.
+Sums of log decays are kept in two parts (`digits`).
 """
 
 import functools
@@ -24,13 +22,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import stacked
+from pallas_kernels.gated.digits import cut
 from pallas_kernels.inputs import Ring
 from pallas_kernels.topology import Topology
 
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-
-LEAST = -150.0  # exp and exp2 of it are zero in float32: a lower one changes nothing
 
 
 class Writes(NamedTuple):
@@ -63,30 +59,6 @@ class PathSums(NamedTuple):
     @property
     def total(self) -> jax.Array:
         return self.coarse + self.fine
-
-
-def cut(g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cuts log decays, of base e or 2, into a multiple of 2^-8 and the rest, in float32.
-
-    float64 has digits enough for one sum, and is left whole.
-
-    They are bounded where `exp` is zero: sums of 256 coarse parts stay below 2^16, and are
-    exact in any order. Cut by the bits: a compiler simplifies `(g + large) - large` to `g`.
-    """
-    if g.dtype != jnp.float32:
-        return g, jnp.zeros_like(g)
-    g = jnp.maximum(g, LEAST)
-    shifted = g - (256.0 + 2.0**-9)  # whose last bit is 2^-15; rounds to the nearest
-    bits = jax.lax.bitcast_convert_type(shifted, jnp.uint32) & jnp.uint32(0xFFFFFF80)
-    coarse = jax.lax.bitcast_convert_type(bits, jnp.float32) + 256.0
-    return coarse, g - coarse
-
-
-def ring_of(ring: Ring | None, layer: jax.Array) -> Ring | None:
-    """One layer of a ring whose records are stacked."""
-    if ring is None:
-        return None
-    return ring._replace(inputs=stacked.take(ring.inputs, layer))
 
 
 def choose(

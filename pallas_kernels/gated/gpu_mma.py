@@ -30,17 +30,6 @@ COLUMNS = plgpu.Layout.TILED(  # of right operands: every warp has all of them
 )
 
 
-def split(value: jax.Array, parts: int) -> list[jax.Array]:
-    """Bfloat16 parts of a float32 array, the largest first; their sum is the array."""
-    if value.dtype != jnp.float32:
-        return [value]
-    out = []
-    for _ in range(parts):
-        out.append(value.astype(jnp.bfloat16))
-        value = value - out[-1].astype(value.dtype)
-    return out
-
-
 @dataclasses.dataclass(frozen=True)
 class Warpgroup:
     """What a warpgroup does with matrices; in interpret mode, plain `jax.numpy`."""

@@ -13,8 +13,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import _mosaic_gpu
-from pallas_kernels.gated_gpu import chain as chains
-from pallas_kernels.gated_gpu.block import TILE, Block, Records, Tokens
+from pallas_kernels.gated import gpu_chain
+from pallas_kernels.gated.gpu_block import TILE, Block, Records, Tokens
+from pallas_kernels.past import Past
 
 CHAIN_TILE = 32  # tokens that are folded together, at most
 MAX_TOKENS = 256  # of whose numbers the engine copies one each at once
@@ -52,7 +53,7 @@ class Chains(NamedTuple):
 def memory(reader: Reader, slots: Tokens | None) -> tuple:
     """Shared memory of `walk`, `slots` those of a ring."""
     block = reader.block
-    ring = None if slots is None else chains.memory(block, slots)
+    ring = None if slots is None else gpu_chain.memory(block, slots)
     return block.state_memory(), reader.memory(), ring, plgpu.Barrier()
 
 
@@ -60,9 +61,7 @@ def walk(
     reader: Reader,
     operands: Any,
     chain: Chains | None,
-    fold: jax.Array | None,
-    state: Any,
-    layer: jax.Array,
+    past: Past,
     out_type: Any,
     **static: Any,
 ) -> Any:
@@ -72,9 +71,7 @@ def walk(
         reader: of one block's part of a tree.
         operands: what the reader reads.
         chain: rings, if there are any; `v` and `k` of all layers, `g` and `w` of one.
-        fold: `[B]` the rows whose states are written, if there may be any.
-        state: `[L, B, H, P, S]`, a reference if it may be written.
-        layer: the one that is meant.
+        past: whose state `[L, B, H, P, S]` is a reference if it may be written.
         out_type: what the reader writes.
         **static: of `_mosaic_gpu.launch`.
     """
@@ -91,12 +88,12 @@ def walk(
         if records is not None:
             v, k = records.v.at[layer], records.k.at[layer]
             ring = records._replace(v=v, k=k).of_row(b, h)
-            chains.start(block, slots, ring, chain_s)
+            gpu_chain.start(block, slots, ring, chain_s)
 
         def prepare_state():
             plgpu.barrier_wait(loaded)
             if records is not None:
-                chains.fold(block, slots, ring, state_s, chain_s)
+                gpu_chain.fold(block, slots, ring, state_s, chain_s)
             if fold is not None:
 
                 @pl.when(fold[b])
@@ -109,9 +106,9 @@ def walk(
 
     return _mosaic_gpu.launch(
         body,
-        (layer[None], operands, records, fold, state),
+        (past.layer[None], operands, records, past.fold, past.state),
         out_type,
-        grid=block.grid(state.shape[1]),
+        grid=block.grid(past.state.shape[1]),
         scratch=memory(reader, slots),
         **static,
         **PARAMS,
@@ -120,7 +117,7 @@ def walk(
 
 def fold_memory(block: Block, tokens: Tokens) -> tuple:
     """Shared memory of `fold`."""
-    return block.state_memory(), chains.memory(block, tokens), plgpu.Barrier()
+    return block.state_memory(), gpu_chain.memory(block, tokens), plgpu.Barrier()
 
 
 def fold(block: Block, chain: Chains, state: jax.Array, **static: Any) -> jax.Array:
@@ -132,9 +129,9 @@ def fold(block: Block, chain: Chains, state: jax.Array, **static: Any) -> jax.Ar
         here = block.states(states, layer)
         chain = Records(*(ref.at[layer] for ref in records)).of_row(b, h)
         plgpu.copy_gmem_to_smem(here, state_s, loaded)
-        chains.start(block, tokens, chain, chain_s)
+        gpu_chain.start(block, tokens, chain, chain_s)
         plgpu.barrier_wait(loaded)
-        chains.fold(block, tokens, chain, state_s, chain_s)
+        gpu_chain.fold(block, tokens, chain, state_s, chain_s)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(state_s, here)
         plgpu.wait_smem_to_gmem(0)

@@ -5,13 +5,13 @@ The parts that differ between heads lie side by side on the lanes: a tile of val
 64, or a whole block. What the heads of a row share is computed at the row's first block
 and kept in scratch memory, already in the form in which the blocks take it.
 
-Notation is that of `gated.py`: a token decays the state by `exp(g)` and writes `v` with
+Notation is that of `gated/xla.py`: a token decays the state by `exp(g)` and writes `v` with
 the weight `w`. `steps` are `dt` of Mamba-2, with `g = dt A` and `w = dt`, where there are
 `rates` `A`, and else `g` itself, with `w = 1`. `[T, H]` is a value of all heads, `h` the
 heads of a block and `u` those of a tile.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,68 +19,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import _tpu_decays, _tpu_lanes
-from pallas_kernels._tpu_lanes import LANES, NT, TN, dot, lanes
+from pallas_kernels.gated import tpu_decays, tpu_lanes
+from pallas_kernels.gated.tpu_blocks import BlockShape
+from pallas_kernels.gated.tpu_lanes import NT, TN, dot, lanes
 
 HEADS_AXIS = 1  # of the grid
-QUERY_ROWS = 64  # scores of more rows than this do not fit the registers
-
-
-class BlockShape(NamedTuple):
-    """Static sizes of a grid step."""
-
-    blocks: int  # of heads in a row
-    heads: int  # of the block
-    dim: int
-    width: int
-    groups: int  # of the block
-    blocks_per_group: int  # 1 if a block has whole groups
-    tile_heads: int  # heads of one group, side by side on the lanes
-    nodes: int
-    padded: int  # nodes that the scores have columns for
-    queries: int
-
-    @property
-    def tile(self) -> int:
-        return self.tile_heads * self.dim
-
-    @property
-    def tiles(self) -> int:
-        return self.heads // self.tile_heads
-
-    @property
-    def score_heads(self) -> int:
-        """Heads that share a row of scores: those of a tile where they are short."""
-        return self.tile_heads if self.short else 1
-
-    @property
-    def short(self) -> bool:
-        """Whether one tile of scores holds all nodes."""
-        return self.padded <= QUERY_ROWS
-
-    @property
-    def first(self) -> int:
-        """The first node that is queried."""
-        return self.nodes - self.queries
-
-    def group_of(self, tile: Any) -> Any:
-        """The group of a tile, whose index is static or not."""
-        if isinstance(tile, int):
-            return tile * self.groups // self.tiles
-        return jax.lax.div(tile * self.groups, self.tiles)
-
-    def query_tiles(self) -> Iterator[tuple[slice, int]]:
-        """Rows of queries, and how many nodes they may descend from."""
-        for begin in range(0, self.queries, QUERY_ROWS):
-            end = min(begin + QUERY_ROWS, self.queries)
-            # Parents come first: no path leads beyond the tile's own nodes.
-            last = self.first + end
-            reach = self.padded if self.padded <= LANES else -(-last // LANES) * LANES
-            yield slice(begin, end), reach
 
 
 class Scalars(NamedTuple):
-    """Known before a step begins; `()` is what there is not."""
+    """Known before a step begins; absent entries are `()`."""
 
     layer: Any  # [1]
     length: Any  # [B] of the ring
@@ -88,7 +35,7 @@ class Scalars(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """The blocks that a step reads; `()` is what there is not."""
+    """The blocks that a step reads; absent entries are `()`."""
 
     state: Any  # [h P, S]
     mask: Any  # [N, N] ancestors, 0/1 in bfloat16
@@ -110,7 +57,7 @@ class RingScratch(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Fast memory that is kept from step to step; `()` is what there is not."""
+    """Fast memory that is kept from step to step; absent entries are `()`."""
 
     own: Any  # the op's
     ring: Any
@@ -150,8 +97,8 @@ def verify_kernel(op: Op, shape: BlockShape, scalars, operands, *rest) -> None:
             live = scalars.length[row]
             _store_ring_scores(shape, live, ring_keys, operands.queries, ring.scores)
 
-    _tpu_lanes.every(shape.blocks, shape.blocks, block, of_the_row)
-    _tpu_lanes.every(shape.blocks_per_group, shape.blocks, block, of_the_group)
+    tpu_lanes.every(shape.blocks, shape.blocks, block, of_the_row)
+    tpu_lanes.every(shape.blocks_per_group, shape.blocks, block, of_the_group)
     if ring:
         _store_writes(shape, ring.weights[block], ring_values, ring.writes)
     if scratch.folded:
@@ -183,7 +130,7 @@ def fold_kernel(shape: BlockShape, state, inputs, rates, *rest) -> None:
     def of_the_row():
         store_weights(values.shape[0], steps, rates, weights)
 
-    _tpu_lanes.every(shape.blocks, shape.blocks, block, of_the_row)
+    tpu_lanes.every(shape.blocks, shape.blocks, block, of_the_row)
     _store_writes(shape, weights[block], values, writes)
     _fold_block(shape, state, writes, keys, out)
 
@@ -199,7 +146,7 @@ def store_sources(shape: BlockShape, x: jax.Array, out: Any) -> None:
         if shape.score_heads > 1:
             mine = jnp.concatenate([mine] * shape.score_heads, axis=1)
             mine = [mine[h : h + 1] for h in range(shape.score_heads)]
-            mine = _tpu_lanes.select_heads(mine, shape.padded)
+            mine = tpu_lanes.select_heads(mine, shape.padded)
         out[t] = mine
 
 
@@ -213,7 +160,7 @@ def store_scores(shape: BlockShape, seen: jax.Array, queries, keys, out) -> None
     for g in range(shape.groups):
         here = lanes(g, shape.width)
         score = dot(
-            queries[:, here], _tpu_lanes.pad_rows(keys[:, here], shape.padded), NT
+            queries[:, here], tpu_lanes.pad_rows(keys[:, here], shape.padded), NT
         )
         score = jnp.where(seen > 0, score, 0.0)
         out[g] = jnp.concatenate([score] * shape.score_heads, axis=1)
@@ -229,7 +176,7 @@ def _store_ring_scores(shape, length, keys, queries, scores):
 
 
 def store_weights(length: Any, steps: Any, rates: Any, columns: Any) -> None:
-    """What is left at a chain's end of the state before it, and of every write.
+    """Decay from the initial state, and from each write, to the end of the chain.
 
     columns `[blocks, 8 + W, 3 h]`: eight rows `exp(R)`, then one `exp(R_k) w_k` a token.
     """
@@ -241,19 +188,19 @@ def store_weights(length: Any, steps: Any, rates: Any, columns: Any) -> None:
     after = after.astype(jnp.float32).astype(jnp.bfloat16)
     live = jax.lax.broadcasted_iota(jnp.int32, steps.shape, 0) < length
     steps = jnp.where(live, steps, 0.0)
-    decays = _tpu_decays.log_decays(steps, rates)
+    decays = tpu_decays.log_decays(steps, rates)
     total = jnp.exp2(jnp.sum(decays, axis=0, keepdims=True))
-    weights = jnp.exp2(_tpu_lanes.mask_sums(after, decays))
+    weights = jnp.exp2(tpu_lanes.mask_sums(after, decays))
     weights = weights * steps if rates else jnp.where(live, weights, 0.0)
     total = jnp.broadcast_to(total, (8, steps.shape[1]))
-    _tpu_lanes.store_columns(jnp.concatenate([total, weights], axis=0), columns)
+    tpu_lanes.store_columns(jnp.concatenate([total, weights], axis=0), columns)
 
 
 def _store_writes(shape, columns, values, writes):
     """The weights of a chain on the lanes of their heads, its tokens' times `v`."""
     for t in range(shape.tiles):
         here, head = lanes(t, shape.tile), t * shape.tile_heads
-        factors = _tpu_lanes.spread(columns, head, shape.tile_heads, shape.dim)
+        factors = tpu_lanes.spread(columns, head, shape.tile_heads, shape.dim)
         writes[:8, here] = factors[:8]
         writes[8:, here] = values[:, here].astype(jnp.float32) * factors[8:]
 
@@ -263,7 +210,7 @@ def _fold_block(shape, state, writes, keys, out):
     for t in range(shape.tiles):
         key = keys[:, lanes(shape.group_of(t), shape.width)]
         values = writes[8:, lanes(t, shape.tile)]
-        update = _tpu_lanes.dot_parts(values, key, key.dtype, TN)
+        update = tpu_lanes.dot_parts(values, key, key.dtype, TN)
         for h in range(shape.tile_heads):
             begin = t * shape.tile + h * shape.dim
             here = slice(begin, begin + shape.dim)
@@ -278,9 +225,9 @@ def read_past(shape: BlockShape, t: Any, operands: Operands, ring: Any) -> jax.A
     """
     here, group = lanes(t, shape.tile), shape.group_of(t)
     query, state = operands.queries[:, lanes(group, shape.width)], operands.state[here]
-    past = _tpu_lanes.dot_parts(query, state, query.dtype, NT)
+    past = tpu_lanes.dot_parts(query, state, query.dtype, NT)
     if ring:
         scores, writes = ring.scores[group], ring.writes[8:, here]
         past *= ring.writes[:1, here]
-        past += _tpu_lanes.dot_parts(scores, writes.astype(scores.dtype), query.dtype)
+        past += tpu_lanes.dot_parts(scores, writes.astype(scores.dtype), query.dtype)
     return past

@@ -1,6 +1,6 @@
 """Log decays of base 2 in TPU kernels, and their sums over the paths of a tree.
 
-A path sum has two parts (`gated.cut`) where activations are float32: digits that two long
+A path sum has two parts (`digits`) where activations are float32: digits that two long
 paths have in common cancel exactly. Beside bfloat16 activations it has one, rounded once to
 float32: its error, 2^-24 of a sum above -2^16, stays below that of weights in bfloat16, and
 a second part would cost a tenth more instructions.
@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import _tpu_lanes, gated
+from pallas_kernels.gated import tpu_lanes
+from pallas_kernels.gated.digits import LEAST, cut
 
 
 def log_decays(steps: jax.Array, rates: Any) -> jax.Array:
@@ -20,7 +21,7 @@ def log_decays(steps: jax.Array, rates: Any) -> jax.Array:
     scale = math.log2(math.e)
     for rate in rates:
         scale = rate[...] * scale
-    return jnp.clip(steps * scale, gated.LEAST, 0.0)
+    return jnp.clip(steps * scale, LEAST, 0.0)
 
 
 def sum_parts(dtype: Any) -> int:
@@ -32,15 +33,15 @@ def path_sums(shape: Any, operands: Any) -> list[jax.Array]:
     """Sums `L_i` over the paths to all nodes, `[N, H]`, in one part or two.
 
     Args:
-        shape: `_tpu_heads.BlockShape`.
-        operands: `_tpu_heads.Operands`.
+        shape: `tpu_blocks.BlockShape`.
+        operands: `tpu_step.Operands`.
     """
-    steps = _tpu_lanes.pad_rows(operands.steps[...], shape.padded)
-    cut = gated.cut(log_decays(steps, operands.rates))
+    steps = tpu_lanes.pad_rows(operands.steps[...], shape.padded)
+    found = cut(log_decays(steps, operands.rates))
     count = sum_parts(operands.keys.dtype)
     coarse, fine = (
-        _tpu_lanes.mask_sums(operands.mask[...], part, digits)
-        for part, digits in zip(cut, (2, count), strict=True)
+        tpu_lanes.mask_sums(operands.mask[...], part, digits)
+        for part, digits in zip(found, (2, count), strict=True)
     )
     return [coarse, fine] if count == 2 else [coarse + fine]
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+import kernel_trees
 from pallas_kernels import Inputs, Ring, tree_scan, tree_ssd
-from tests.pallas_kernels import trees
 
 HEADS, DIM, STATE, RING = 4, 8, 16, 3
 CHANNELS = HEADS * DIM
@@ -47,7 +47,7 @@ class Recurrence(NamedTuple):
         A = -strength * rng.uniform(0.05, 1.0, rates).astype(np.float32)
         length = np.resize(np.array(RING_LENGTHS, np.int32), batch)
         return (
-            trees.derive(parents),
+            kernel_trees.derive(parents),
             self.make_inputs(rng, batch, num_nodes),
             A,
             normal(rng, batch, num_nodes, (self.groups or 1) * STATE),

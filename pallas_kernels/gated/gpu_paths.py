@@ -1,6 +1,6 @@
 """The decays along a tree's paths, and what its nodes read of the states of a block.
 
-`G` sums `g` over paths, in two parts (`gated.cut`). They are subtracted apart, so that what
+`G` sums `g` over paths, in two parts (`digits`). They are subtracted apart, so that what
 two long paths have in common costs no precision.
 """
 
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import gated
-from pallas_kernels._mma import split
-from pallas_kernels.gated_gpu.block import (
+from pallas_kernels._mosaic_gpu import split
+from pallas_kernels.gated.digits import cut
+from pallas_kernels.gated.gpu_block import (
     ALONG_COLUMNS,
     ALONG_ROWS,
     TILE,
@@ -77,7 +77,7 @@ class Paths(NamedTuple):
                 here = pl.ds(row, TILE), self.nodes.tile(tile)
                 on_path = group.load_from(sees.at[here]) != 0
                 term = group.load_from(g.at[here[1]], ALONG_COLUMNS)
-                for i, part in enumerate(gated.cut(term)):
+                for i, part in enumerate(cut(term)):
                     part = jnp.where(on_path, group.spread(part, shape, 1), 0.0)
                     part = jnp.sum(part, axis=1)
                     found[i] = part if tile == 0 else found[i] + part

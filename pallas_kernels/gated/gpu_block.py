@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels._mma import ROWS, Warpgroup
+from pallas_kernels.gated.gpu_mma import ROWS, Warpgroup
 
 TILE = 64  # rows of one warpgroup's products
 STEP = 16  # the depth of a product is a multiple of it
@@ -71,7 +71,7 @@ class Tokens(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Numbers that there is one of per token, in shared memory."""
+        """Shared-memory length of a per-token scalar."""
         return round_up(self.padded, COPY)
 
     def tile(self, i: Any) -> Any:
@@ -120,11 +120,16 @@ class Block:
     def of(cls, state: Any, v: Any, k: Any, interpret: Any = False) -> "Block":
         """Takes the sizes from states `[L, B, H, P, S]`, values and keys."""
         heads, dim, width = state.shape[2:]
-        groups = k.shape[-1] // width
-        rows = dim if dim % TILE else TILE
-        warpgroup = Warpgroup(bool(interpret))
-        sizes = heads, groups, dim, rows, width
-        return cls(*sizes, k.dtype, v.dtype, warpgroup)
+        return cls(
+            heads=heads,
+            groups=k.shape[-1] // width,
+            dim=dim,
+            rows=dim if dim % TILE else TILE,
+            width=width,
+            dtype=k.dtype,
+            values=v.dtype,
+            warpgroup=Warpgroup(bool(interpret)),
+        )
 
     def grid(self, batch: int) -> dict[str, int]:
         """All blocks."""
