@@ -24,6 +24,7 @@ LAYERS = [  # lowest first; a module may import from its own layer and from thos
     + ["jaxspec.pretrained", "jaxspec.sharding"],
     ["jaxspec.assets", "jaxspec.bench", "jaxspec.cli", "jaxspec.train"]
     + ["jaxspec.tune"],
+    ["jaxspec.__main__"],  # the roof: it alone knows all commands
 ]
 DRAFTS = ["jaxspec.drafting", "jaxspec.verification"]
 NEIGHBOURS = {  # a module, and what it knows nothing of

@@ -115,7 +115,7 @@ def write(config: ModelConfig, folder: pathlib.Path) -> tuple[int, int]:
 
 def _measure(command: str, *paths: pathlib.Path) -> dict[str, Any]:
     """Seconds and peak memory of a command in a process of its own."""
-    line = [sys.executable, "-m", "jaxspec.cli", command, *map(str, paths), "--json"]
+    line = [sys.executable, "-m", "jaxspec", command, *map(str, paths), "--json"]
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", _WATCH, *line], capture_output=True, text=True

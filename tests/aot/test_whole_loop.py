@@ -30,7 +30,7 @@ def compile_loop(options):
     target = options.split("--target ")[1].split()[0]
     if reason := targets.missing(target):
         pytest.skip(reason)
-    command = [sys.executable, "-m", "jaxspec.cli", "bench", "compile", "--json"]
+    command = [sys.executable, "-m", "jaxspec", "bench", "compile", "--json"]
     run = subprocess.run([*command, *options.split()], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])

@@ -12,8 +12,8 @@ import heads
 import jaxspec
 import published
 from jaxspec import pretrained
+from jaxspec.__main__ import main
 from jaxspec.cli import drafters
-from jaxspec.cli.__main__ import main
 from jaxspec.drafting import vocabulary
 
 PROMPT = "def add(a, b):\n"

@@ -21,8 +21,8 @@ import jaxspec
 import published
 from checkpoints_conv import stored
 from jaxspec import decoding, pretrained
+from jaxspec.__main__ import main
 from jaxspec.cli import following, terminal
-from jaxspec.cli.__main__ import main
 from jaxspec.models import hybrid
 
 ROOT = pathlib.Path(__file__).parents[3]

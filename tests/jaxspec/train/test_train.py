@@ -12,7 +12,7 @@ import checkpoints_conv
 import folder
 import tiny
 from jaxspec import pretrained
-from jaxspec.cli.__main__ import main
+from jaxspec.__main__ import main
 from jaxspec.train import corpus, evaluate, recipes
 from jaxspec.train.recipes import Recipe
 

@@ -9,7 +9,7 @@ import pytest
 import folder
 import jaxspec
 from jaxspec import pretrained
-from jaxspec.cli.__main__ import main
+from jaxspec.__main__ import main
 from jaxspec.drafting import datastore, sequoia, static, tree_file, vocabulary
 from jaxspec.tune import calibration
 
