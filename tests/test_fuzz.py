@@ -24,8 +24,8 @@ import published
 from checkpoints_conv import conversion, exporting
 from jaxspec import checkpointing, digests, pretrained
 from jaxspec.bench import drafters as record_files
-from jaxspec.bench import prompts
 from jaxspec.drafting import datastore, tree_file, vocabulary
+from jaxspec.measure import prompts
 from jaxspec.train import loop
 from weights import as_pickle, as_shards
 

@@ -22,8 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints_conv import exporting, families
-from jaxspec.bench import published, timing
 from jaxspec.cli import terminal
+from jaxspec.measure import published, timing
 from jaxspec.models.config import ModelConfig
 
 _TOKENIZER = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}}}

@@ -30,10 +30,10 @@ from rich import progress
 from rich import table as tables
 
 from jaxspec import decode_state, decoding, metrics, pretrained, sampling
-from jaxspec.bench import peer as peers
-from jaxspec.bench import prompts as prompt_files
-from jaxspec.bench import published, synthetic, timing, totals
 from jaxspec.cli import options, terminal
+from jaxspec.measure import peer as peers
+from jaxspec.measure import prompts as prompt_files
+from jaxspec.measure import published, synthetic, timing, totals
 from jaxspec.models import hybrid
 from jaxspec.text import encoding
 

@@ -27,11 +27,11 @@ from rich import progress
 from rich import table as tables
 
 from jaxspec import decode_state, decoding, digests, files, pretrained, sampling
-from jaxspec.bench import prompts as prompt_files
-from jaxspec.bench import resampling, timing
 from jaxspec.cli import drafters, options, terminal
 from jaxspec.core import Verifier
 from jaxspec.decode_state import Params
+from jaxspec.measure import prompts as prompt_files
+from jaxspec.measure import resampling, timing
 from jaxspec.text import encoding
 
 BUDGETS = [4, 8, 16, 32, 64]

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from rich import table as tables
 
 from jaxspec import compilation, pretrained, trees
-from jaxspec.bench import timing, traffic
+from jaxspec.aot import compiled_traffic
 from jaxspec.cli import options, terminal
 from jaxspec.core import LanguageModel
+from jaxspec.measure import timing, traffic
 from jaxspec.models import hybrid
 from jaxspec.models.rollback import ROLLBACKS
 
@@ -99,7 +100,7 @@ def _measure(args, config, batch: int) -> list[dict[str, Any]]:
             calls[rollback, nodes] = call
             moved[rollback, nodes] = (
                 traffic.formula(config, rollback, batch, nodes, 2 * max_path),
-                traffic.compiled(model, batch, nodes, _CACHE),
+                compiled_traffic.measure(model, batch, nodes, _CACHE),
             )
     times = timing.medians(calls, args.repeats)
     rows = []

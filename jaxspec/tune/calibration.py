@@ -13,8 +13,8 @@ import numpy as np
 import tokenizers
 
 from jaxspec import decode_state, decoding, pretrained, sampling
-from jaxspec.bench.prompts import digest
 from jaxspec.cli import options
+from jaxspec.measure.prompts import digest
 from jaxspec.text import encoding
 from jaxspec.tune import prompts as prompt_files
 

@@ -18,10 +18,10 @@ from rich import console as consoles
 from rich import progress
 
 from jaxspec import files, pretrained
-from jaxspec.bench import prompts as prompt_files
-from jaxspec.bench import timing
 from jaxspec.cli import terminal
 from jaxspec.drafting import datastore
+from jaxspec.measure import prompts as prompt_files
+from jaxspec.measure import timing
 from jaxspec.train import corpus
 from jaxspec.tune import calibration
 

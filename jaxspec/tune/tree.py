@@ -26,13 +26,13 @@ from rich import progress
 from rich import table as tables
 
 from jaxspec import pretrained
-from jaxspec.bench import timing
 from jaxspec.cli import drafters, options, terminal
 from jaxspec.core import LanguageModel
 from jaxspec.decode_state import Params
 from jaxspec.drafting import sequoia, tree_file
 from jaxspec.drafting import vocabulary as vocabularies
-from jaxspec.tune import acceptance, calibration, costs
+from jaxspec.measure import costs, timing
+from jaxspec.tune import acceptance, calibration
 
 BUSY = 1.3  # median over least time, above which times are not to be trusted
 

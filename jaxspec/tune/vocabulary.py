@@ -24,9 +24,9 @@ from rich import progress
 from rich import table as tables
 
 from jaxspec import pretrained
-from jaxspec.bench import synthetic, timing
 from jaxspec.cli import options, terminal
 from jaxspec.drafting import vocabulary
+from jaxspec.measure import synthetic, timing
 from jaxspec.models import hybrid
 from jaxspec.tune import calibration
 

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 import jaxspec
 from jaxspec import metrics, pretrained
-from jaxspec.bench import prompts
+from jaxspec.measure import prompts
 from jaxspec.models import config as configs
 from jaxspec.models import hybrid
 

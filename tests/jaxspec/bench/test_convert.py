@@ -8,7 +8,8 @@ import folder
 import jaxspec
 from checkpoints_conv import conversion
 from jaxspec.__main__ import main
-from jaxspec.bench import convert, published
+from jaxspec.bench import convert
+from jaxspec.measure import published
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import folder
 import tiny
 from jaxspec import pretrained
 from jaxspec.__main__ import main
-from jaxspec.bench import resampling
 from jaxspec.cli import drafters, shapes
+from jaxspec.measure import resampling
 from jaxspec.models import mtp
 
 TREES = pathlib.Path(pretrained.__file__).parent / "assets" / "tuned" / "tree-T0.json"

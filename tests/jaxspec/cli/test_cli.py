@@ -9,8 +9,8 @@ import pytest
 import folder
 import tiny
 from jaxspec.__main__ import COMMANDS, main, parser
-from jaxspec.bench import published
 from jaxspec.bench.command import BENCHMARKS
+from jaxspec.measure import published
 from jaxspec.models.rollback import ROLLBACKS
 from jaxspec.tune.command import SUBJECTS
 

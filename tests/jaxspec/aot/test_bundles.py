@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxspec.bench import bundles
+from jaxspec.aot import bundles
 
 # A grid of three steps (two more trips fill its pipeline), in each a loop of 64 trips
 # around one to 7 in steps of 2, then a branch forwards over a loop that runs as often as

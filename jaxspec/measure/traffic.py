@@ -1,4 +1,4 @@
-"""Bytes that each rollback moves in one step: by formula, and as the compiler has it.
+"""Bytes that each rollback moves in one step, by formula.
 
 Per recurrent layer and row of the batch, with `s` the bytes of the state, `c` of one
 token's record, `e` of one token's convolution input, `t = (K - 1) e` of the tail, `N`
@@ -17,18 +17,11 @@ it in arithmetic: its pass has `D + N` rows. The tapes of replay and joint also 
 layer's decay rates, once per batch.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from jaxspec import sampling
-from jaxspec.bench import targets
-from jaxspec.core import LanguageModel
+from jaxspec.measure.synthetic import num_bytes
 from jaxspec.models import block, rollback
 from jaxspec.models.config import ModelConfig
-from jaxspec.trees import TokenTree
 
 
 class Traffic(NamedTuple):
@@ -72,40 +65,6 @@ def formula(
     return total
 
 
-def compiled(
-    model: LanguageModel,
-    batch_size: int,
-    num_nodes: int,
-    max_length: int = 64,
-    target: str | None = None,
-) -> Traffic:
-    """Argument and output bytes of the compiled `scan_tree` and `commit`.
-
-    Outputs that are an argument unchanged are not computed and do not count, nor do
-    arguments that nothing reads. Params and hidden states are subtracted; small integer
-    arrays (positions, parents, tokens) remain. A state that a kernel writes in place, in
-    the rows and steps that fold, is an argument and an output, and counts in full as both:
-    how many steps write it is not the compiler's to know. A TPU's arrays are padded to
-    tiles, and so is what is counted here.
-
-    Args:
-        model: whose functions.
-        batch_size: rows.
-        num_nodes: of the trees.
-        max_length: tokens in the caches.
-        target: a machine of `targets` to compile for; None is the one that runs this.
-    """
-    params = jax.eval_shape(model.init, sampling.key(0))
-    carry = jax.eval_shape(lambda: model.init_carry(None, batch_size, max_length))
-    shape = jax.ShapeDtypeStruct((batch_size, num_nodes), jnp.int32)
-    tree = TokenTree(shape, shape)
-    _, tape, hidden = jax.eval_shape(model.scan_tree, params, carry, tree)
-    path = jax.ShapeDtypeStruct((batch_size, model.max_path), jnp.int32)
-    reads, writes = _sizes(target, model.scan_tree, params, carry, tree)
-    commit = _sizes(target, model.commit, carry, tape, path)
-    return Traffic(reads - _bytes(params), writes - _bytes(hidden), *commit)
-
-
 def _layers(config: ModelConfig) -> list[_Layer]:
     """What the recurrent mixers of a model keep, by their own empty pasts."""
     layers = []
@@ -115,27 +74,6 @@ def _layers(config: ModelConfig) -> list[_Layer]:
         tapes = block.init_tape(config, kind, one, one, "replay", split)
         for carry, tape in zip(carries, tapes, strict=True):
             if isinstance(carry, rollback.Carry):
-                sizes = map(_bytes, (carry.state, carry.ring, tape.conv, carry.tail))
-                layers.append(_Layer(*sizes, rates=_bytes(tape.A)))
+                sizes = map(num_bytes, (carry.state, carry.ring, tape.conv, carry.tail))
+                layers.append(_Layer(*sizes, rates=num_bytes(tape.A)))
     return layers
-
-
-def _sizes(target: str | None, f: Callable, *args: Any) -> tuple[int, int]:
-    """Bytes that a compiled function reads and writes."""
-    jaxpr = jax.make_jaxpr(f)(*args).jaxpr
-    computed = [i for i, var in enumerate(jaxpr.outvars) if var not in jaxpr.invars]
-
-    def only_computed(*args):
-        leaves = jax.tree.leaves(f(*args))
-        return [leaves[i] for i in computed]
-
-    if target is None:
-        program = jax.jit(only_computed).lower(*args).compile()
-    else:
-        program = targets.compile(only_computed, *args, target=target)
-    memory = program.memory_analysis()
-    return memory.argument_size_in_bytes, memory.output_size_in_bytes
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

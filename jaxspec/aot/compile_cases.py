@@ -17,8 +17,8 @@ from typing import IO, NamedTuple
 
 import jax
 
-from jaxspec.bench import bundles, hlo, kernels, targets
-from jaxspec.bench.kernels import Case
+from jaxspec.aot import bundles, cases, compilers, hlo
+from jaxspec.aot.cases import Case
 
 _PTXAS = re.compile(
     r"Compiling entry function '(\w+?)(?:_mosaic_gpu_kernel)?' for.*?"
@@ -131,14 +131,14 @@ def compile(target: str, case: Case, folder: pathlib.Path, printed: IO[str]) -> 
         folder: where libtpu writes its listings.
         printed: what CUDA's assembler has printed.
     """
-    implementation = "pallas_tpu" if target in targets.TPU else "pallas_gpu"
-    program = kernels.program(case, implementation)
+    implementation = "pallas_tpu" if target in compilers.TPU else "pallas_gpu"
+    program = cases.program(case, implementation)
     donated = () if program.written is None else (program.written,)
-    compiled = targets.compile(
+    compiled = compilers.compile(
         program.function, *program.args, target=target, donate_argnums=donated
     )
     found = []
-    if target in targets.TPU:
+    if target in compilers.TPU:
         steps = grids(program)
         for name, listing in bundles.listings(folder):
             if name in steps:
@@ -160,12 +160,12 @@ def compile(target: str, case: Case, folder: pathlib.Path, printed: IO[str]) -> 
 
 def _resident_moves(text: str, size: int) -> Iterator[str]:
     """Copies of the whole of what is to stay where it is, and slices of a layer of it."""
-    for move in hlo.moves(text, size // kernels.LAYERS):
+    for move in hlo.moves(text, size // cases.LAYERS):
         if "slice" in move.opcode or move.num_bytes >= size:
             yield f"{move.opcode} {move.shape}"
 
 
-def grids(program: kernels.Program) -> dict[str, int]:
+def grids(program: cases.Program) -> dict[str, int]:
     """Steps of the grid of every TPU kernel in a program, by its name.
 
     An extent that is known only when the kernel starts counts as one.

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxspec.bench import prompts
+from jaxspec.measure import prompts
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.bench import published
+from jaxspec.measure import published
 from pallas_kernels import (
     DeltaInputs,
     Inputs,

@@ -7,8 +7,8 @@ import math
 import jax
 import pytest
 
-from jaxspec.bench import verify
-from jaxspec.bench.published import MODELS
+from jaxspec.measure import steps
+from jaxspec.measure.published import MODELS
 from jaxspec.models import hybrid
 
 BILLIONS = {
@@ -50,7 +50,7 @@ def test_one_row_reads_the_active_parameters(name, active):
     config = dataclasses.replace(MODELS[name], layers="E")
     model = hybrid.language_model(config, scan_layers=True)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    one, two, many = (verify.read_weights(config, params, n) / 4 for n in (1, 2, 9999))
+    one, two, many = (steps.read_weights(config, params, n) / 4 for n in (1, 2, 9999))
     idle = MODELS[name].layers.count("E") * (many - one)  # four bytes each
     assert BILLIONS[name] - idle / 1e9 == pytest.approx(active, rel=0.02)
     assert one < two < many

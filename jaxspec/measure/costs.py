@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec import decode_state, decoding
-from jaxspec.bench import timing
 from jaxspec.core import Draft, Drafter, LanguageModel, deterministic_draft
 from jaxspec.decode_state import Params
 from jaxspec.drafting import sequoia
 from jaxspec.drafting.model import draft_model
 from jaxspec.drafting.static import static_tree
+from jaxspec.measure import timing
 from jaxspec.trees import TokenTree
 from jaxspec.verification.recursive_rejection import recursive_rejection
 

@@ -1,10 +1,12 @@
-"""Moves of memory are read off a compiled program, wherever XLA hides them."""
+"""Moves and exchanges are read off a compiled program, wherever XLA hides them."""
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
-from jaxspec.bench import hlo
+from jaxspec import sharding
+from jaxspec.aot import hlo
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
@@ -80,3 +82,20 @@ def test_a_copy_of_an_argument_that_is_written_is_found(donated):
     large = hlo.moves(program, at_least=8 * 512 * 4)
     assert [move.opcode for move in large] == ([] if donated else ["copy"])
     assert not any(move.is_looped for move in large)
+
+
+def test_loops_and_branches_are_counted():
+    with sharding.mesh(data=2, tensor=4) as mesh:
+        columns = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "tensor"))
+        x = jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=columns)
+
+        def total(x):
+            return x * jnp.sum(x, axis=1, keepdims=True)
+
+        def loop(x):
+            return jax.lax.fori_loop(0, 5, lambda _, x: total(x), total(x))
+
+        program = jax.jit(loop).lower(x).compile().as_text()
+    (one,) = hlo.collectives(program)
+    assert one.kind == "all-reduce" and one.devices == 4
+    assert one.count == 6 and one.num_bytes == 16

@@ -8,7 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+_COPY = 1 << 30  # bytes of the array that is copied
+_SMALL_COPY = 1 << 26  # where there is little memory
 
 
 def seconds(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -33,6 +37,15 @@ def medians(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
     """The medians of `rounds`; seconds."""
     times = rounds(calls, repeats)
     return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def copy_bandwidth(repeats: int) -> float:
+    """Bytes per second, read and written, of copying an array on this device."""
+    size = _SMALL_COPY if jax.devices()[0].platform == "cpu" else _COPY
+    array = jnp.zeros((size // 4,), jnp.float32)
+    copy = jax.jit(lambda a: jax.lax.fori_loop(0, 8, lambda _, a: a + 1.0, a))
+    seconds = medians({"copy": lambda: copy(array)}, repeats)["copy"]
+    return 8 * 2 * size / seconds
 
 
 def environment() -> dict[str, Any]:

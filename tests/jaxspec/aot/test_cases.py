@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from jaxspec.bench import kernels
-from jaxspec.bench.kernels import BATCH, LAYERS, Case
+from jaxspec.aot import cases
+from jaxspec.aot.cases import BATCH, LAYERS, Case
 
 CASES = {  # and the shapes of what they return
     Case("tree_ssd", "read", "mamba2-130m", 13, queries=5, ring=4): [(BATCH, 5, 1536)],
@@ -38,7 +38,7 @@ CASES = {  # and the shapes of what they return
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_case_calls_its_op(case, dtype):
-    program = kernels.program(case._replace(dtype=dtype), "xla")
+    program = cases.program(case._replace(dtype=dtype), "xla")
     out = jax.eval_shape(program.function, *program.args)
     assert [leaf.shape for leaf in jax.tree.leaves(out)] == CASES[case]
     for index in (program.written, program.resident):
@@ -48,7 +48,7 @@ def test_a_case_calls_its_op(case, dtype):
 
 def test_what_is_written_in_place_is_a_result():
     for case in CASES:
-        program = kernels.program(case, "xla")
+        program = cases.program(case, "xla")
         if program.written is not None:
             out = jax.eval_shape(program.function, *program.args)
             written = program.args[program.written]

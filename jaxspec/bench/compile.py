@@ -25,9 +25,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich import table as tables
 
-from jaxspec import partition, sharding
-from jaxspec.bench import hlo, published, synthetic, targets, verify
+from jaxspec import partition
+from jaxspec.aot import compilers, hlo
 from jaxspec.cli import options, terminal
+from jaxspec.measure import published, steps, synthetic
 from jaxspec.models import hybrid, layout
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.rollback import ROLLBACKS
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", choices=published.MODELS, default="mamba2-2.7b", metavar="NAME"
     )
     parser.add_argument("--layers", type=int, help="keep the first layers only")
-    names = [*targets.TPU, *targets.GPU]
+    names = [*compilers.TPU, *compilers.GPU]
     parser.add_argument("--target", choices=names, default="v5e", metavar="NAME")
     parser.add_argument("--slice", help="of a TPU, 2x2 say; one chip by default")
     parser.add_argument(
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     options.check_positive(args, "tensor", "batch", "nodes", "max_path", "context")
-    if reason := targets.missing(args.target):
+    if reason := compilers.missing(args.target):
         raise ModuleNotFoundError(reason)
     # Compilers are loaded without their machines; JAX gives up a plugin that finds none.
     jax.config.update("jax_platforms", "cpu")
@@ -83,7 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     config = published.MODELS[args.model]
     if args.layers is not None:
         config = dataclasses.replace(config, layers=config.layers[: args.layers])
-    devices = targets.devices(args.target, args.slice)
+    devices = compilers.devices(args.target, args.slice)
     if len(devices) % args.tensor or args.batch % (len(devices) // args.tensor):
         raise ValueError(
             f"{len(devices)} devices make no mesh of groups of {args.tensor}, or "
@@ -114,7 +115,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             if move.is_looped
             and _is_state(move.shape, (args.batch // shape[0], *state))
         ],
-        "collectives": [c._asdict() for c in sharding.collectives(program)],
+        "collectives": [c._asdict() for c in hlo.collectives(program)],
     }
 
 
@@ -145,9 +146,9 @@ def _compile(args, config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
         where,
     )
     step = functools.partial(
-        verify.speculative_step, model, args.nodes, args.max_path, 3
+        steps.speculative, model, max_path=args.max_path, accepted=3
     )
-    loop = verify.loop(step, _STEPS)
+    loop = steps.loop(step, _STEPS)
     with jax.set_mesh(mesh):
         return loop.lower(*placed).compile()
 

@@ -3,7 +3,8 @@
 import pytest
 
 import tiny
-from jaxspec.bench import traffic
+from jaxspec.aot import compiled_traffic
+from jaxspec.measure import traffic
 from jaxspec.models import hybrid
 from jaxspec.models.config import DeltaConfig, Mamba1Config, Mamba2Config
 from jaxspec.models.rollback import ROLLBACKS
@@ -23,7 +24,7 @@ def test_compiled_bytes_are_those_of_the_formula(name, rollback):
     config = CONFIGS[name]
     model = hybrid.language_model(config, rollback=rollback, max_path=4, ring_size=RING)
     formula = traffic.formula(config, rollback, BATCH, NODES, RING)
-    compiled = traffic.compiled(model, BATCH, NODES)
+    compiled = compiled_traffic.measure(model, BATCH, NODES)
     for expected, found in zip(formula, compiled, strict=True):
         assert expected <= found <= expected + SMALL
 

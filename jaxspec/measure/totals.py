@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec import metrics
-from jaxspec.bench import peer as peers
+from jaxspec.measure import peer as peers
 
 
 class Agreement:
