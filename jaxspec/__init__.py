@@ -21,7 +21,8 @@ from jaxspec.decoding import generate as generate
 from jaxspec.decoding import speculative_generate as speculative_generate
 from jaxspec.decoding import speculative_step as speculative_step
 
-# What proposes and what decides.
+# Drafters by name, and what proposes and what decides.
+from jaxspec.drafters.registry import drafter as drafter
 from jaxspec.drafting.beam import stochastic_beam as stochastic_beam
 from jaxspec.drafting.best_first import best_first as best_first
 from jaxspec.drafting.dyspec import dyspec as dyspec
@@ -51,9 +52,10 @@ from jaxspec.models.config import ModelConfig as ModelConfig
 from jaxspec.models.config import MoEConfig as MoEConfig
 from jaxspec.models.hybrid import language_model as language_model
 from jaxspec.models.mtp import mtp_head as mtp_head
-from jaxspec.pretrained import check_same_tokenizer as check_same_tokenizer
+from jaxspec.pretrained import Pretrained as Pretrained
 from jaxspec.pretrained import load as load
 from jaxspec.pretrained import load_mtp as load_mtp
+from jaxspec.tokenizer_files import check_same_tokenizer as check_same_tokenizer
 from jaxspec.trees import TokenTree as TokenTree
 from jaxspec.verification.recursive_rejection import (
     recursive_rejection as recursive_rejection,

@@ -12,9 +12,11 @@ LAYERS = [  # lowest first: folders and modules that may import each other one w
     ["pallas_kernels"],
     ["jaxspec.checks", "jaxspec.compilation", "jaxspec.core", "jaxspec.digests"]
     + ["jaxspec.files", "jaxspec.partition", "jaxspec.rows", "jaxspec.sampling"]
-    + ["jaxspec.text", "jaxspec.tokenizer_files", "jaxspec.trees"],
-    ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
+    + ["jaxspec.tensor_files", "jaxspec.text", "jaxspec.tokenizer_files"]
+    + ["jaxspec.trees", "jaxspec.weights"],
+    ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification"],
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
+    + ["jaxspec.drafters"]
     + [
         "jaxspec.host_decoding",
         "jaxspec.loop_checks",
@@ -22,6 +24,7 @@ LAYERS = [  # lowest first: folders and modules that may import each other one w
         "jaxspec.plotting",
     ]
     + ["jaxspec.pretrained", "jaxspec.sharding"],
+    ["checkpoints_conv"],  # above what it converts for, which knows it not
     ["jaxspec.measure", "jaxspec.aot"],
     ["jaxspec.assets", "jaxspec.cli"],
     ["jaxspec.train"],
@@ -44,7 +47,7 @@ EXCEPT = {  # what it knows nevertheless
     "jaxspec.host_decoding": {"jaxspec.verification.sample_and_match"},
     # A record of numbers, and files as such.
     "checkpoints_conv": {"jaxspec.models.config", "jaxspec.digests", "jaxspec.files"}
-    | {"jaxspec.tokenizer_files"},
+    | {"jaxspec.tokenizer_files", "jaxspec.weights"},
 }
 ASKS_FOR_THE_PLATFORM = re.compile(
     r"platform_dependent|default_backend|jax\.devices\(|\.platform\b"

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints_conv import exporting, families
+from jaxspec import tokenizer_files
 from jaxspec.cli import terminal
 from jaxspec.measure import published, timing
 from jaxspec.models.config import ModelConfig
@@ -104,7 +105,7 @@ def write(config: ModelConfig, folder: pathlib.Path) -> tuple[int, int]:
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(record))
-    (folder / "tokenizer.json").write_text(json.dumps(_TOKENIZER))
+    (folder / tokenizer_files.NAME).write_text(json.dumps(_TOKENIZER))
     exporting.write_shards(folder, tensors(), exporting.SHARD_BYTES)
     sizes = [
         2 * sum(int(np.prod(tensor.shape)) for tensor in part.tensors())

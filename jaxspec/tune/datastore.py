@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
             text.prompts,
             max_new_tokens=args.max_tokens,
             temperature=args.temperature,
-            stops=pretrained.stop_tokens(args.model),
+            stops=target.stops,
             batch=args.batch,
             seed=args.seed,
             advance=lambda count: bar.advance(task, count),

@@ -1,4 +1,4 @@
-"""Shapes of trees as the command line has them: `8`, `chain:4`, `3,2,1`, `3x4`."""
+"""Parses shapes of trees: `8`, `chain:4`, `3,2,1`, `3x4`."""
 
 import functools
 import itertools
@@ -11,7 +11,7 @@ LONGEST = 8  # drafts on a path; beyond that a small model is hardly ever right
 
 
 class NoShape(Exception):
-    """What was written is none."""
+    """Raised when a string is not a valid shape of a tree."""
 
 
 def numbers(text: str, separator: str, count: int | None = None) -> tuple[int, ...]:
