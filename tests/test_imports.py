@@ -10,20 +10,21 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [  # lowest first: folders and modules that may import each other one way only
     ["pallas_kernels"],
-    ["jaxspec.checks", "jaxspec.compilation", "jaxspec.core", "jaxspec.digests"]
-    + ["jaxspec.files", "jaxspec.partition", "jaxspec.rows", "jaxspec.sampling"]
-    + ["jaxspec.tensor_files", "jaxspec.text", "jaxspec.tokenizer_files"]
-    + ["jaxspec.trees", "jaxspec.weights"],
+    [
+        f"jaxspec.{name}"
+        for name in (
+            "batch_rows checks compilation core digests files padding partition rows sampling "
+            "tensor_files text tokenizer_files trees weights"
+        ).split()
+    ],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification"],
-    ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
-    + ["jaxspec.drafters"]
-    + [
-        "jaxspec.host_decoding",
-        "jaxspec.loop_checks",
-        "jaxspec.metrics",
-        "jaxspec.plotting",
-    ]
-    + ["jaxspec.pretrained", "jaxspec.sharding"],
+    [
+        f"jaxspec.{name}"
+        for name in (
+            "checkpointing decode_state decoding drafters host_decoding loop_checks metrics "
+            "plotting prefill pretrained sharding spec_info stepping"
+        ).split()
+    ],
     ["checkpoints_conv"],  # above what it converts for, which knows it not
     ["jaxspec.measure", "jaxspec.aot"],
     ["jaxspec.assets", "jaxspec.cli"],

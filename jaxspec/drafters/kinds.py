@@ -17,15 +17,16 @@ from jaxspec.drafting.best_first import best_first
 from jaxspec.drafting.builder import Builder
 from jaxspec.drafting.dyspec import dyspec
 from jaxspec.drafting.fusion import Pair, fuse
-from jaxspec.drafting.given import given
 from jaxspec.drafting.head import draft_head
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.ngram import ngram
 from jaxspec.drafting.rasd import rasd
 from jaxspec.drafting.recycling import ACCEPTANCE, recycling
 from jaxspec.drafting.retrieval import retrieval
+from jaxspec.drafting.silent import silent
 from jaxspec.drafting.static import static_tree
 from jaxspec.drafting.suffix import SuffixDecoder
+from jaxspec.host_decoding import generate_from_host
 from jaxspec.models import hybrid
 from jaxspec.pretrained import Folder, Pretrained
 
@@ -183,8 +184,20 @@ def _recycling(shape: str) -> Make:
 
 def _suffix(shape: str) -> Make:
     nodes = shapes.nodes(shape)
-    drafter = given(nodes, min(nodes, LOOKUP_PATH))
-    return lambda sources, target: Made(drafter, None, host=SuffixDecoder())
+    longest = max(min(nodes, LOOKUP_PATH), 2)
+
+    def generate(params, state, *, drafter, **settings):
+        del drafter  # which keeps room for the paths
+        return generate_from_host(
+            params,
+            state,
+            host=SuffixDecoder(),
+            num_nodes=nodes,
+            max_path=longest,
+            **settings,
+        )
+
+    return lambda sources, target: Made(silent(longest), None, generate=generate)
 
 
 LEVELS = "children level by level (3,2,1) or chain:K"

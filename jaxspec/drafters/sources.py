@@ -1,6 +1,5 @@
 """What drafters are made from, and what comes of it."""
 
-import functools
 import importlib.resources
 import pathlib
 from collections.abc import Callable
@@ -10,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec import pretrained, tokenizer_files
-from jaxspec.core import Drafter, LanguageModel
-from jaxspec.decode_state import DecodeState, Params
-from jaxspec.decoding import SpecInfo, speculative_generate
+from jaxspec.core import Drafter, LanguageModel, Params
+from jaxspec.decode_state import DecodeState
+from jaxspec.decoding import speculative_generate
 from jaxspec.drafting import datastore, vocabulary
 from jaxspec.drafting.datastore import Datastore
 from jaxspec.drafting.model import Trimmed
 from jaxspec.drafting.padded import with_vocab_size
-from jaxspec.host_decoding import Host, generate_from_host
 from jaxspec.models import hybrid
 from jaxspec.pretrained import Folder, Pretrained
+from jaxspec.spec_info import SpecInfo
 
 TREES = "tree-T1.json"  # measured with the shipped pair
 
@@ -104,25 +103,23 @@ class Made(NamedTuple):
         drafter: the drafter.
         params: its own.
         join: the target -> its params, of a drafter that shares some; else None.
-        host: what makes its trees, of a drafter on the host; else None.
+        generate: the loop that it needs: another than `speculative_generate` where its
+            trees are made on the host.
     """
 
     drafter: Drafter
     params: Any
     join: Callable[[Pretrained], Any] | None = None
-    host: Host | None = None
+    generate: Loop = speculative_generate
 
     def beside(self, target: Pretrained) -> Setup:
         """Puts it beside its target, which gets the room that it needs."""
-        loop = speculative_generate
-        if self.host is not None:
-            loop = functools.partial(generate_from_host, host=self.host)
         own = self.params if self.join is None else self.join(target)
         return Setup(
             target=target.having(max_path=self.drafter.max_path),
             drafter=self.drafter,
             params=Params(target.params, own),
-            generate=loop,
+            generate=self.generate,
         )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import decode_state, decoding, sampling
+from jaxspec import decoding, padding, prefill, sampling
 from jaxspec.core import Verifier
 from jaxspec.drafters.sources import Setup
 from jaxspec.measure import resampling, timing
@@ -32,7 +32,7 @@ def at_every_temperature(
     """Rows of the prompts of some domains, as tokens."""
     ids = [own for domain in domains for own in domain]
     domain = np.repeat(np.arange(len(domains)), list(map(len, domains)))
-    tokens, lengths = decode_state.pad_prompts(ids)
+    tokens, lengths = padding.pad_prompts(ids)
     each = np.tile(np.arange(len(ids)), len(temperatures))
     temperature = np.repeat(np.float32(temperatures), len(ids))
     return Prompts(
@@ -62,7 +62,7 @@ def decode(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         sampling.key(seed), jnp.arange(len(prompts.lengths))
     )
-    state = decode_state.init_state(
+    state = prefill.init_state(
         setup.params,
         prompts.tokens,
         prompts.lengths,
@@ -112,7 +112,7 @@ def cycle(
     machinery = {"target": setup.target.model, "drafter": setup.drafter}
     room = steps * (setup.drafter.max_path + 1)
     begin = functools.partial(
-        decode_state.init_state,
+        prefill.init_state,
         setup.params,
         prompts.tokens[:1],
         prompts.lengths[:1],

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxspec import decode_state, decoding, metrics, sampling
+from jaxspec import decoding, metrics, padding, prefill, sampling
 from jaxspec.core import Verifier
 from jaxspec.drafters.sources import Setup
 from jaxspec.measure import peer as peers
@@ -36,7 +36,7 @@ def jobs(
         seed: of the noise; every prompt has a key of its own.
         settings: of `init_state`, with `max_new_tokens`.
     """
-    prompt, lengths = decode_state.pad_prompts(ids)
+    prompt, lengths = padding.pad_prompts(ids)
     settings = {
         "max_length": prompt.shape[1] + settings["max_new_tokens"],
         **settings,
@@ -111,7 +111,7 @@ def measure(
 def _decoder(setup: Setup, job: Job, verifier: Verifier | None) -> Callable[[], Any]:
     """A call that decodes a job: state, info; autoregressively without a verifier."""
     model = setup.target.model
-    state = decode_state.init_state(
+    state = prefill.init_state(
         setup.params,
         job.prompt,
         job.lengths,

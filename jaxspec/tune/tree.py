@@ -28,8 +28,7 @@ from rich import table as tables
 
 from jaxspec import pretrained, tokenizer_files
 from jaxspec.cli import options, terminal
-from jaxspec.core import LanguageModel
-from jaxspec.decode_state import Params
+from jaxspec.core import LanguageModel, Params
 from jaxspec.drafters import sources
 from jaxspec.drafting import sequoia, tree_file
 from jaxspec.drafting import vocabulary as vocabularies

@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxspec.drafting.given import given
 
 import enumeration
 import lossless
 import markov
 from jaxspec import decoding, sampling
-from jaxspec.core import Draft
-from jaxspec.decode_state import Params, init_state
+from jaxspec.core import Draft, Params
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.dyspec import dyspec
 from jaxspec.drafting.fusion import Pair
-from jaxspec.drafting.given import given
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.rasd import rasd
 from jaxspec.drafting.static import static_tree
+from jaxspec.prefill import init_state
 from jaxspec.trees import TokenTree
 from jaxspec.verification import proposals
 from jaxspec.verification.recursive_rejection import recursive_rejection
