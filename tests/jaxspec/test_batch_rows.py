@@ -80,7 +80,9 @@ def test_the_batch_is_donated_and_the_rows_are_not():
 def test_it_works_under_jit_and_with_rows_that_are_data():
     @jax.jit
     def swap(batch, index):
-        return batch_rows.put(PAST, batch, index, batch_rows.take(PAST, batch, index[::-1]))
+        return batch_rows.put(
+            PAST, batch, index, batch_rows.take(PAST, batch, index[::-1])
+        )
 
     found = swap(past(4), jnp.array([1, 3]))
     same(found, batch_rows.take(PAST, past(4), [0, 3, 2, 1]))
@@ -122,7 +124,10 @@ def test_a_state_can_be_donated_whole():
         (lambda: batch_rows.take(PAST, past(3), 1), r"rows \[R\] of integers"),
         (lambda: batch_rows.take({"a": 0}, past(3), [1]), "another pytree"),
         (lambda: batch_rows.put(PAST, past(3), [1, 1], past(2)), "every row once"),
-        (lambda: batch_rows.put(PAST, past(3), [1], past(2)), "not of such a batch.*'a'"),
+        (
+            lambda: batch_rows.put(PAST, past(3), [1], past(2)),
+            "not of such a batch.*'a'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, words):

@@ -198,7 +198,10 @@ def test_a_chain_of_none_keeps_up(kind):
         ({"max_length": 20, "wanted": 80}, "room for texts of .* max_length is 80"),
         ({"name": "draft model"}, r"another target or drafter: \.drafter"),
         ({"rollback": "lazy"}, r"another target or drafter: \.carry.*ring"),
-        ({"lengths": (16, 0, 0)}, r"absorbed \[16  0  0\] .* prompts have \[16  1 12\]"),
+        (
+            {"lengths": (16, 0, 0)},
+            r"absorbed \[16  0  0\] .* prompts have \[16  1 12\]",
+        ),
     ],
 )
 def test_a_past_of_something_else_is_refused(options, words):
