@@ -13,16 +13,16 @@ LAYERS = [  # lowest first: folders and modules that may import each other one w
     [
         f"jaxspec.{name}"
         for name in (
-            "batch_rows checks compilation core digests files padding partition rows sampling "
-            "tensor_files text tokenizer_files trees weights"
+            "batch_rows checks compilation core digests files padding partition rows "
+            "sampling tensor_files text tokenizer_files trees weights"
         ).split()
     ],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification"],
     [
         f"jaxspec.{name}"
         for name in (
-            "checkpointing decode_state decoding drafters host_decoding loop_checks metrics "
-            "plotting prefill pretrained sharding spec_info stepping"
+            "checkpointing decode_state decoding drafters host_decoding loop_checks "
+            "metrics plotting prefill pretrained sharding spec_info stepping"
         ).split()
     ],
     ["checkpoints_conv"],  # above what it converts for, which knows it not
