@@ -59,6 +59,7 @@ def _language_model(config, kind, max_path, ring_size, scan_layers) -> LanguageM
         init_tape=model.init_tape,
         extend_tree=model.extend_tree,
         scan_tree=model.scan_tree,
+        keep=model.keep,
         commit=model.commit,
         logits=model.logits,
         vocab_size=config.vocab_size,

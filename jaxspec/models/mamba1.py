@@ -59,7 +59,9 @@ def commit(
     return rollback.commit(carry, tape, path, fold, parts)
 
 
-drop_slots = rollback.drop_slots
+def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
+    """Gathers slots of a tape."""
+    return rollback.keep(tape, slots, layout.parts(config, "mamba1"))
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ committed last are run again in front of the tree.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -305,6 +306,17 @@ class Network:
             return verify(tree)
         return jax.lax.cond(trees.has_draft(tree), verify, verify_root, tree)
 
+    def keep(self, tape: Tape, slots: jax.Array) -> Tape:
+        blocks = self.stack.map(
+            lambda kind, left: block.keep(self.config, kind, left, slots), tape.blocks
+        )
+        take, none = (
+            functools.partial(rows.take, index=jnp.maximum(slots, 0)),
+            slots < 0,
+        )
+        tokens = None if tape.tokens is None else take(tape.tokens)
+        return self._place(Tape(blocks, take(tape.finite) | none, tokens))
+
     def commit(self, carry: Carry, tape: Tape, path: jax.Array) -> Carry:
         _require(
             path.shape[1] <= self.max_path,
@@ -408,11 +420,9 @@ class Network:
         both = TokenTree(tokens, parents)
         tape, hidden = self.extend_tree(params, carry, tape, both, 0, both.num_nodes)
         carry = self._advance(carry, tape)
-        blocks = self.stack.map(
-            lambda kind, left: block.drop_slots(kind, left, first), tape.blocks
-        )
-        left = Tape(blocks, tape.finite[:, first:], tree.tokens)
-        return carry, left, hidden[:, first:]
+        left = jnp.arange(first, both.num_nodes, dtype=jnp.int32)[None]
+        left = jnp.broadcast_to(left, tree.parents.shape)
+        return carry, self.keep(tape, left), hidden[:, first:]
 
     def _place(self, past: Any) -> Any:
         """Cuts a carry or a tape over the ambient mesh."""
