@@ -38,7 +38,7 @@ def init_tape(
 ) -> rollback.Tape:
     """An empty tape of a rollback `kind`."""
     c, width, shape = config.mamba1, _d_inner(config), (batch_size, num_nodes)
-    snapshot, keep_A = kind == "snapshot", kind in ("replay", "joint")
+    snapshot, keep_A = kind == "snapshot", kind == "replay"
     return rollback.Tape(
         conv=jnp.zeros((*shape, width), jnp.dtype(config.dtype)),
         inputs=None if snapshot else _empty_inputs(config, *shape),

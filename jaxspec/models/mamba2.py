@@ -41,7 +41,7 @@ def init_tape(
         conv=_empty_channels(config, split, *shape),
         inputs=None if snapshot else _empty_inputs(config, *shape),
         states=jnp.zeros(state, jnp.float32) if snapshot else None,
-        A=jnp.zeros((c.nheads,), jnp.float32) if kind in ("replay", "joint") else None,
+        A=jnp.zeros((c.nheads,), jnp.float32) if kind == "replay" else None,
     )
 
 

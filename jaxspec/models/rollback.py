@@ -6,7 +6,7 @@ The records say which way it is, so that no function needs to be told:
     snapshot   state                      state                 picks the last node's
     replay     state                      inputs                folds the path's
     lazy       state + ring of inputs     inputs                appends the path's
-    joint      as replay; the model keeps the path's *tokens* and runs them again
+    joint      any of these; `joint.py` keeps the path's *tokens* and runs them again
 
 (Snakes and Ladders 2025: joint attainment and advancement, activation replay. Appending
 to a ring on a tree is ours; ReplaySSM 2026 does it on a chain.)
