@@ -50,6 +50,7 @@ from jaxspec.models.config import MLPConfig as MLPConfig
 from jaxspec.models.config import ModelConfig as ModelConfig
 from jaxspec.models.config import MoEConfig as MoEConfig
 from jaxspec.models.hybrid import language_model as language_model
+from jaxspec.models.joint import joint as joint
 from jaxspec.models.mtp import mtp_head as mtp_head
 from jaxspec.padding import pad_prompts as pad_prompts
 from jaxspec.prefill import Past as Past

@@ -54,6 +54,21 @@ def test_a_mesh_writes_the_text_of_one_device(case):
     np.testing.assert_array_equal(state.lengths, expected.lengths)
 
 
+@pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
+def test_a_past_that_joint_wraps_is_cut_as_any(scanned):
+    setups = [
+        meshes.Setup("groups", rollback=rollback, scanned=scanned)
+        for rollback in ("replay", "joint")
+    ]
+    with sharding.mesh(data=2, tensor=4) as mesh:
+        alone, wrapped = (
+            setup.shardings(jax.eval_shape(setup.start, setup.params), mesh).carry
+            for setup in setups
+        )
+    assert wrapped.past == alone
+    assert wrapped.pending.spec[0] == wrapped.num_pending.spec[0] == "data"
+
+
 def test_the_baseline_writes_the_same_text():
     setup = meshes.Setup("groups")
     expected = setup.decode(setup.params, setup.start(setup.params))
