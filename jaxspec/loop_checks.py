@@ -138,6 +138,7 @@ def draft(draft: Draft, drafter: Drafter, batch: int) -> None:
         "tree.tokens": draft.tree.tokens.shape,
         "tree.parents": draft.tree.parents.shape,
         "kind": draft.kind.shape,
+        "score": draft.score.shape,
     }
     expected = (batch, draft.tree.parents.shape[-1])
     for name, shape in shapes.items():

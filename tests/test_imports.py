@@ -10,7 +10,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [  # lowest first; a module may import from its own layer and from those below
     ["pallas_kernels"],
-    ["jaxspec.checks", "jaxspec.compilation", "jaxspec.core", "jaxspec.digests"]
+    ["jaxspec.budgets", "jaxspec.checks", "jaxspec.compilation", "jaxspec.core"]
+    + ["jaxspec.digests"]
     + ["jaxspec.files", "jaxspec.partition", "jaxspec.rows", "jaxspec.sampling"]
     + ["jaxspec.text", "jaxspec.tokenizer_files", "jaxspec.trees"],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxspec import partition, sampling
 from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft
-from jaxspec.drafting import sequoia, static
+from jaxspec.drafting import sequoia, static, survival
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
@@ -73,6 +73,7 @@ def recycling(
 @functools.cache
 def _recycling(vocab_size: int, topology: tuple[int, ...], successors: int) -> Drafter:
     max_path = len(static.levels_of(topology)) + 1
+    by_rank = survival.of_ranks(topology, ACCEPTANCE)
 
     def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
         del params, lengths, max_length, hidden
@@ -85,7 +86,8 @@ def _recycling(vocab_size: int, topology: tuple[int, ...], successors: int) -> D
         del params, keys, settings
         fill = functools.partial(_fill, topology=topology)
         tree = partition.by_rows(fill, state.successors, root)
-        return state, deterministic_draft(tree, max_path)
+        score = jnp.broadcast_to(by_rank, tree.parents.shape)
+        return state, deterministic_draft(tree, max_path, score)
 
     def observe(
         params, state: State, draft: Draft, verdict: Verdict, hidden, logits: Array
