@@ -38,8 +38,8 @@ class Host(Protocol):
 
     def propose(
         self, text: Any, num_nodes: int, max_path: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and parents `[num_nodes]` of a tree whose root is the last token."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, parents and scores `[num_nodes]`; the tree's root is the last token."""
 
 
 class _News(NamedTuple):
@@ -102,7 +102,7 @@ def generate_from_host(
     while steps < most and not done.all():
         for row in np.flatnonzero(~done):
             drafted = host.propose(texts[row], tree.num_nodes, drafter.max_path)
-            tree.tokens[row], tree.parents[row] = drafted
+            tree.tokens[row], tree.parents[row] = drafted[:2]
         state, report, news = _step(
             params,
             state,

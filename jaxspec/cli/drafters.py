@@ -231,14 +231,15 @@ def _best_first(shape: str) -> Builder:
 def _sequoia(tools: Tools, shape: str) -> Made:
     """Most tokens of a number of nodes; or `best`, what was the fastest."""
     path = assets("tree-T1.json") if tools.tree is None else tools.tree
+    acceptance = tree_file.load_acceptance(path)
     if shape == "best":
         parents = tree_file.load_tree(path)
     else:
-        acceptance = tree_file.load_acceptance(path)
         parents = sequoia.optimal_tree(
             acceptance, shapes.nodes(shape), shapes.LONGEST + 1
         )
-    return _grown(lambda _: static_tree(parents, "without_replacement"))(tools, shape)
+    builder = static_tree(parents, "without_replacement", acceptance=acceptance)
+    return _grown(lambda _: builder)(tools, shape)
 
 
 def _ngram(tools: Tools, shape: str) -> Made:
