@@ -174,8 +174,9 @@ class SuffixDecoder:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Proposes a tree: tokens and parents `[num_nodes]` int32, and scores, float32.
 
-        The score of a node is the probability of the continuation (`Draft.score`). Of equal scores the longer match wins, and then the text itself. Slot 0 stands for
-        the last token, which whoever proposes the tree fills in.
+        The score of a node is the probability of its continuation (`Draft.score`). Of equal
+        trees the longer match wins, and then the text itself. Slot 0 stands for the last
+        token, which whoever proposes the tree fills in.
 
         Args:
             text: from `begin`.
