@@ -22,7 +22,7 @@ from jaxspec.cli import shapes
 from jaxspec.core import Drafter, LanguageModel
 from jaxspec.decode_state import DecodeState, Params
 from jaxspec.decoding import SpecInfo, speculative_generate
-from jaxspec.drafting import datastore, sequoia, tree_file, vocabulary
+from jaxspec.drafting import datastore, sequoia, survival_file, tree_file, vocabulary
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.best_first import best_first
 from jaxspec.drafting.builder import Builder
@@ -56,6 +56,7 @@ class Tools(NamedTuple):
         tree: measured topologies, for `sequoia`.
         vocabulary: what the head of the draft model keeps, or of MTP; None for all tokens.
         dtype: in which both compute; None for what their configs say.
+        survival: measured acceptance, for `dyspec-measured`.
     """
 
     target: str
@@ -64,6 +65,7 @@ class Tools(NamedTuple):
     tree: pathlib.Path | None = None
     vocabulary: pathlib.Path | None = None
     dtype: str | None = None
+    survival: pathlib.Path | None = None
 
 
 Loop = Callable[..., tuple[DecodeState, SpecInfo]]
@@ -222,6 +224,14 @@ def _dyspec(noise: str = "own") -> Callable[[str], Builder]:
     return make
 
 
+def _dyspec_measured(tools: Tools, shape: str) -> Made:
+    """Grown by what was accepted how often, where `_dyspec` believes the draft model."""
+    path = assets("survival-T1.json") if tools.survival is None else tools.survival
+    nodes, acceptance = shapes.nodes(shape), survival_file.load_acceptance(path)
+    builder = dyspec(nodes, -(-(nodes - 1) // CALLS), acceptance=acceptance)
+    return _grown(lambda _: builder)(tools, shape)
+
+
 def _best_first(shape: str) -> Builder:
     nodes = shapes.nodes(shape)
     width = math.isqrt(nodes - 1) + 1
@@ -340,6 +350,9 @@ KINDS = {
     ),
     "dyspec": Kind(
         _grown(_dyspec()), "", "a tree that grows where drafts are likely", True
+    ),
+    "dyspec-measured": Kind(
+        _dyspec_measured, "", "a tree that grows where drafts were kept before", True
     ),
     "chain-shared": Kind(
         _grown(_chain("shared")), "", "a chain drawn with the noise that emits"
