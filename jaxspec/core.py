@@ -16,11 +16,19 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxspec import rows, trees
+from jaxspec.sampling import Sampling
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
 Carry = Any
 Tape = Any
+
+
+class Params(NamedTuple):
+    """Parameters of the target, and of the drafter if it has any."""
+
+    target: Any
+    drafter: Any = None
 
 
 class LanguageModel(NamedTuple):
@@ -88,6 +96,7 @@ class DraftHead(NamedTuple):
             static, and `start` is at least 1.
         logits: `params, hidden [..., C] -> [..., V]` float32.
         vocab_size: `V`.
+        hidden_size: `C`, the target's and its own.
     """
 
     init: Callable[..., Any]
@@ -97,6 +106,7 @@ class DraftHead(NamedTuple):
     extend_tree: Callable[..., tuple[Tape, Array]]
     logits: Callable[..., Array]
     vocab_size: int
+    hidden_size: int
 
 
 @struct.dataclass
@@ -207,28 +217,84 @@ def emitted_tokens(tree: TokenTree, verdict: Verdict) -> tuple[Array, Array]:
     return tokens, count
 
 
+class Outcome(NamedTuple):
+    """What a verified draft has led to: all that a drafter, a server or a report needs.
+
+    Stops and budgets cut a path after it was verified. `shown` and `kept` are of the uncut
+    path, so that the end of a text is never taken for a rejection; in a row that was done
+    before the step both are empty.
+
+    Attributes:
+        tree: the tree that was verified: that of the draft, within the budget of each row.
+        verdict: what the row emits, cut.
+        tokens: `[B, D]` int32, the emitted tokens, 0 padded.
+        count: `[B]` int32, how many they are; 0 in a row that was done.
+        hidden: `[B, N, C]`, the target's.
+        logits: `[B, N, V]` float32, the target's, raw.
+        shown: `[B, N]` bool, drafts whose parent the verifier reached, which it accepted or
+            could have accepted.
+        kept: `[B, N]` bool, drafts that it accepted.
+    """
+
+    tree: TokenTree
+    verdict: Verdict
+    tokens: Array  # [B, D]
+    count: Array  # [B]
+    hidden: Array  # [B, N, C]
+    logits: Array  # [B, N, V]
+    shown: Array  # [B, N]
+    kept: Array  # [B, N]
+
+
+class Context(NamedTuple):
+    """The texts that a drafter proposes continuations of.
+
+    Attributes:
+        tokens: `[B, L]` int32, the texts so far, 0 beyond their lengths.
+        lengths: `[B]` int32, at least 1; the last token is the root.
+        keys: `[B]` typed keys, the texts' own; noise is drawn with `sampling.noise_key`.
+        sampling: how the target is sampled, which a drafter may imitate; its position is
+            the root's.
+        budget: `[B]` int32, draft nodes that will be verified at most, 0 in a row that is
+            done. What is beyond is cut (`limit`); a drafter may save itself the work.
+    """
+
+    tokens: Array  # [B, L]
+    lengths: Array  # [B]
+    keys: Array  # [B]
+    sampling: Sampling
+    budget: Array  # [B]
+
+    @property
+    def root(self) -> Array:
+        """`[B]` int32, the last token of every row."""
+        return rows.take_one(self.tokens, self.lengths - 1)
+
+
 class Drafter(NamedTuple):
     """Proposes trees of draft tokens.
 
-    Keys are the sequences' own; noise is drawn with `sampling.noise_key`. A drafter that
-    lives on the host is driven through `speculative_step` from Python.
+    Its state is a value with the same leaves after every `init`, `absorb` and `observe`;
+    `propose` may add to it what `observe` needs. It holds what the target has absorbed and
+    not the root. Whoever decodes without the drafter tells it so with `absorb`.
 
     Attributes:
-        init: `params, prompt [B, T], lengths [B], max_length, hidden [B, T, C] -> state`;
-            the hidden is the target's, of each row's prompt but its last token. The state
-            has room for `max_length` tokens and a path of the drafter's own; whoever tells
-            it of longer paths, as `fuse` does, asks for as many tokens more.
-        propose: `params, keys [B], state, root [B], Sampling -> state, Draft`; the
-            settings say how the target is sampled, which a drafter may imitate, and the
-            position of the root.
-        observe: `params, state, draft, verdict, hidden [B, N, C], logits [B, N, V] ->
-            state`: what became of the draft, after stops and budgets. A row that is done
-            has an empty path, and its state must not change.
+        init: `params, batch_size, max_length -> state`, of texts without tokens, with room
+            for `max_length` of them and a path.
+        absorb: `params, state, tokens [B, T], hidden [B, T, C], lengths [B] -> state`: the
+            target has read the first `lengths[b]` tokens, perhaps none, as in its `scan`,
+            and has the hidden after each: a prompt, a piece of one, or what was decoded
+            without drafts.
+        propose: `params, state, Context -> state, Draft`.
+        observe: `params, state, Outcome -> state`: what became of the draft, after stops
+            and budgets: the target has read `outcome.verdict.path`. A row that is done has
+            an empty path, and its state must not change.
         max_path: nodes on the longest path it proposes, the root included.
         vocab_size: `V` if it has one of its own, else None.
     """
 
     init: Callable[..., Any]
+    absorb: Callable[..., Any]
     propose: Callable[..., tuple[Any, Draft]]
     observe: Callable[..., Any]
     max_path: int

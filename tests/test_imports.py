@@ -16,13 +16,9 @@ LAYERS = [  # lowest first; a module may import from its own layer and from thos
     + ["jaxspec.text", "jaxspec.tokenizer_files", "jaxspec.trees"],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
-    + [
-        "jaxspec.host_decoding",
-        "jaxspec.loop_checks",
-        "jaxspec.metrics",
-        "jaxspec.plotting",
-    ]
-    + ["jaxspec.pretrained", "jaxspec.sharding"],
+    + ["jaxspec.host_decoding", "jaxspec.loop_checks", "jaxspec.metrics"]
+    + ["jaxspec.padding", "jaxspec.plotting", "jaxspec.prefill", "jaxspec.pretrained"]
+    + ["jaxspec.sharding", "jaxspec.spec_info", "jaxspec.stepping"],
     ["jaxspec.assets", "jaxspec.bench", "jaxspec.cli", "jaxspec.train"]
     + ["jaxspec.tune"],
 ]
@@ -31,6 +27,9 @@ NEIGHBOURS = {  # a module, and what it knows nothing of
     "jaxspec.decoding": ["jaxspec.models", *DRAFTS],
     "jaxspec.decode_state": ["jaxspec.models", *DRAFTS],
     "jaxspec.host_decoding": ["jaxspec.models", *DRAFTS],
+    "jaxspec.prefill": ["jaxspec.models", *DRAFTS],
+    "jaxspec.spec_info": ["jaxspec.models", *DRAFTS],
+    "jaxspec.stepping": ["jaxspec.models", *DRAFTS],
     "jaxspec.models": [*DRAFTS, "checkpoints_conv"],
     "checkpoints_conv": ["jaxspec"],
 }

@@ -29,7 +29,7 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decode_state, decoding, metrics, pretrained, sampling
+from jaxspec import decoding, metrics, padding, prefill, pretrained, sampling
 from jaxspec.bench import peer as peers
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import published, synthetic, timing, totals
@@ -192,7 +192,7 @@ def _jobs(
     args: argparse.Namespace, ids: list[list[int]], temperature: float, target
 ) -> list[Job]:
     """Cuts the prompts into batches of one shape, so that one program serves all."""
-    prompt, lengths = decode_state.pad_prompts(ids)
+    prompt, lengths = padding.pad_prompts(ids)
     settings = {
         "max_length": prompt.shape[1] + args.max_tokens,
         "max_new_tokens": args.max_tokens,
@@ -224,7 +224,7 @@ def _measure(args, setups, jobs, peer, advance) -> list[dict[str, Any]]:
         baseline = None
         for name, setup in [(None, next(iter(setups.values()))), *setups.items()]:
             model, drafter = setup.target.model, setup.drafter if name else None
-            state = decode_state.init_state(
+            state = prefill.init_state(
                 setup.params,
                 job.prompt,
                 job.lengths,

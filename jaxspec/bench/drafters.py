@@ -26,12 +26,11 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decode_state, decoding, digests, files, pretrained, sampling
+from jaxspec import decoding, digests, files, padding, prefill, pretrained, sampling
 from jaxspec.bench import prompts as prompt_files
 from jaxspec.bench import resampling, timing
 from jaxspec.cli import drafters, options, terminal
-from jaxspec.core import Verifier
-from jaxspec.decode_state import Params
+from jaxspec.core import Params, Verifier
 from jaxspec.text import encoding
 
 BUDGETS = [4, 8, 16, 32, 64]
@@ -203,7 +202,7 @@ def _read(args: argparse.Namespace, tokenizer) -> Prompts:
             raise ValueError(f"{path} has no prompt of up to {args.longest} tokens.")
         ids += fits
         domain += [number] * len(fits)
-    tokens, lengths = decode_state.pad_prompts(ids)
+    tokens, lengths = padding.pad_prompts(ids)
     each = np.tile(np.arange(len(ids)), len(args.temperature))
     temperature = np.repeat(np.float32(args.temperature), len(ids))
     return Prompts(
@@ -291,7 +290,7 @@ def _decode(args, setup: Setup, prompts: Prompts, case: tuple) -> list[dict[str,
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         sampling.key(args.seed), jnp.arange(len(prompts.lengths))
     )
-    state = decode_state.init_state(
+    state = prefill.init_state(
         setup.params,
         prompts.tokens,
         prompts.lengths,
@@ -344,8 +343,8 @@ def _step(args, setup: Setup, prompts: Prompts, temperature: float):
     }
     text = prompts.tokens[:1], prompts.lengths[:1]
     model, steps = setup.machinery["target"], args.steps
-    plain = decode_state.init_state(setup.params, *text, target=model, **begin)
-    state = decode_state.init_state(setup.params, *text, **setup.machinery, **begin)
+    plain = prefill.init_state(setup.params, *text, target=model, **begin)
+    state = prefill.init_state(setup.params, *text, **setup.machinery, **begin)
     calls = {
         "autoregressive": lambda: decoding.generate(
             setup.params, plain, target=model, max_steps=steps

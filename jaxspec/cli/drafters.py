@@ -6,7 +6,6 @@ their own besides: `chain:4` four drafts in a row, `rsd-c:3,2,1` children level 
 `rsd-s:3x4` a beam of three and four levels.
 """
 
-import functools
 import importlib.resources
 import math
 import pathlib
@@ -19,9 +18,9 @@ import tokenizers
 
 from jaxspec import pretrained
 from jaxspec.cli import shapes
-from jaxspec.core import Drafter, LanguageModel
-from jaxspec.decode_state import DecodeState, Params
-from jaxspec.decoding import SpecInfo, speculative_generate
+from jaxspec.core import Drafter, LanguageModel, Params
+from jaxspec.decode_state import DecodeState
+from jaxspec.decoding import speculative_generate
 from jaxspec.drafting import datastore, sequoia, survival_file, tree_file, vocabulary
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.best_first import best_first
@@ -29,7 +28,6 @@ from jaxspec.drafting.builder import Builder
 from jaxspec.drafting.datastore import Datastore
 from jaxspec.drafting.dyspec import dyspec
 from jaxspec.drafting.fusion import Pair, fuse
-from jaxspec.drafting.given import given
 from jaxspec.drafting.head import draft_head
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.ngram import ngram
@@ -37,10 +35,12 @@ from jaxspec.drafting.padded import with_vocab_size
 from jaxspec.drafting.rasd import rasd
 from jaxspec.drafting.recycling import ACCEPTANCE, recycling
 from jaxspec.drafting.retrieval import retrieval
+from jaxspec.drafting.silent import silent
 from jaxspec.drafting.static import static_tree
 from jaxspec.drafting.suffix import SuffixDecoder
-from jaxspec.host_decoding import Host, generate_from_host
+from jaxspec.host_decoding import generate_from_host
 from jaxspec.models import hybrid
+from jaxspec.spec_info import SpecInfo
 
 CALLS = 8  # of the draft model, for one tree that grows
 LOOKUP_PATH = 8  # nodes on a path that is looked up
@@ -79,20 +79,14 @@ class Made(NamedTuple):
         drafter: the drafter.
         params: its own.
         join: the target's params -> its own, of a drafter that shares some; else None.
-        host: what makes its trees, of a drafter on the host; else None.
+        generate: the loop that it needs: another than `speculative_generate` where its
+            trees are made on the host.
     """
 
     drafter: Drafter
     params: Any
     join: Callable[[Any], Any] | None = None
-    host: Host | None = None
-
-    @property
-    def generate(self) -> Loop:
-        """The loop that it needs."""
-        if self.host is None:
-            return speculative_generate
-        return functools.partial(generate_from_host, host=self.host)
+    generate: Loop = speculative_generate
 
     def beside(self, target: Any) -> Params:
         """The params of both, given the target's."""
@@ -311,8 +305,20 @@ LEVELS = "children level by level (3,2,1) or chain:K"
 
 def _suffix(tools: Tools, shape: str) -> Made:
     nodes = shapes.nodes(shape)
-    drafter = given(nodes, min(nodes, LOOKUP_PATH))
-    return Made(drafter, None, host=SuffixDecoder())
+    longest = max(min(nodes, LOOKUP_PATH), 2)
+
+    def generate(params, state, *, drafter, **settings):
+        del drafter  # which keeps room for the paths
+        return generate_from_host(
+            params,
+            state,
+            host=SuffixDecoder(),
+            num_nodes=nodes,
+            max_path=longest,
+            **settings,
+        )
+
+    return Made(silent(longest), None, generate=generate)
 
 
 KINDS = {

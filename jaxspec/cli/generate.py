@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import tokenizers
 
-from jaxspec import decode_state, decoding, pretrained, sampling
+from jaxspec import decoding, padding, prefill, pretrained, sampling
 from jaxspec.cli import drafters, following, options, prompting, report, terminal
 from jaxspec.cli.prompting import Prompt
 from jaxspec.decode_state import DecodeState
@@ -153,8 +153,8 @@ def _start(
     drafter: Any,
 ) -> DecodeState:
     """The state after the prompt."""
-    tokens, lengths = decode_state.pad_prompts([prompt.tokens] * args.batch)
-    return decode_state.init_state(
+    tokens, lengths = padding.pad_prompts([prompt.tokens] * args.batch)
+    return prefill.init_state(
         setup.params,
         tokens,
         lengths,

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxspec import pretrained
 from jaxspec.cli import drafters
-from jaxspec.core import Drafter
-from jaxspec.decode_state import Params
+from jaxspec.core import Drafter, Params
 from jaxspec.models.rollback import ROLLBACKS, Rollback
 from jaxspec.verification.recursive_rejection import recursive_rejection
 from jaxspec.verification.sample_and_match import sample_and_match

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import checks, partition, rows, trees
-from jaxspec.core import Draft, Drafter, LanguageModel, Verdict
+from jaxspec.core import Context, Draft, Drafter, LanguageModel, Outcome
 from jaxspec.drafting import builder as builders
 from jaxspec.drafting import fusion, survival
 from jaxspec.drafting import model as models
@@ -97,23 +97,25 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
     drafter = models.draft_model(model, builder)
     max_path = max(builder.max_path, retriever.max_path)
 
-    def init(
-        params: Pair, prompt: Array, lengths: Array, max_length: int, hidden
-    ) -> Pair:
+    def init(params: Pair, batch_size: int, max_length: int) -> Pair:
         checks.record("the params of two drafters", params, Pair)
-        size = max_length + max_path - retriever.max_path  # it is told of joint paths
         return Pair(
-            drafter.init(params.first, prompt, lengths, max_length, hidden),
-            retriever.init(params.second, prompt, lengths, size, hidden),
+            drafter.init(params.first, batch_size, max_length),
+            retriever.init(params.second, batch_size, max_length),
         )
 
-    def propose(
-        params: Pair, keys: Array, state: Pair, root: Array, settings
-    ) -> tuple[Pair, Draft]:
-        own, vocab_ids = models.head_for(builder, params.first)
-        past, draft = retriever.propose(
-            params.second, keys, state.second, root, settings
+    def absorb(
+        params: Pair, state: Pair, tokens: Array, hidden: Array, lengths: Array
+    ) -> Pair:
+        return Pair(
+            drafter.absorb(params.first, state.first, tokens, hidden, lengths),
+            retriever.absorb(params.second, state.second, tokens, hidden, lengths),
         )
+
+    def propose(params: Pair, state: Pair, context: Context) -> tuple[Pair, Draft]:
+        own, vocab_ids = models.head_for(builder, params.first)
+        past, draft = retriever.propose(params.second, state.second, context)
+        keys, root, settings = context.keys, context.root, context.sampling
         fusion.check_deterministic(draft)
         size = draft.tree.num_nodes
         carry = model.prepare(own, state.first.carry)
@@ -137,16 +139,13 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
         built = _fuse(build, logits[:, 0], kept, vocab_ids, order, room, max_path)
         return Pair(models.State(carry, built.tape, built.slots), past), built.draft
 
-    def observe(
-        params: Pair, state: Pair, draft: Draft, verdict: Verdict, hidden, logits
-    ) -> Pair:
-        told = draft, verdict, hidden, logits
+    def observe(params: Pair, state: Pair, outcome: Outcome) -> Pair:
         return Pair(
-            drafter.observe(params.first, state.first, *told),
-            retriever.observe(params.second, state.second, *told),
+            drafter.observe(params.first, state.first, outcome),
+            retriever.observe(params.second, state.second, outcome),
         )
 
-    return Drafter(init, propose, observe, max_path, model.vocab_size)
+    return Drafter(init, absorb, propose, observe, max_path, model.vocab_size)
 
 
 def _read_beside(

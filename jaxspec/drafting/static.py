@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec import partition, sampling, trees
-from jaxspec.core import Draft
+from jaxspec.core import Draft, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 
@@ -83,8 +83,19 @@ def static_tree(
 
 
 def chain(length: int, law: str = "iid", noise: str = "own") -> Builder:
-    """A chain of `length` drafts."""
-    return static_tree((1,) * length, law, noise)
+    """A chain of `length` drafts; of none, the root alone, for a step without drafts."""
+    return static_tree((1,) * length, law, noise) if length else _root_alone()
+
+
+@functools.cache
+def _root_alone() -> Builder:
+    def build(reader: Reader, tape, keys, root, settings) -> Built:
+        del reader, keys, settings
+        tree = builder.start(root, 1)
+        draft = deterministic_draft(tree, 1)
+        return Built(tape, draft, jnp.full_like(tree.parents, -1))
+
+    return Builder(build, 1, 1, 1, 1)
 
 
 @functools.cache

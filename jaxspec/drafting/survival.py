@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec import trees
-from jaxspec.core import Drafter
+from jaxspec.core import Context, Drafter
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
@@ -88,8 +88,8 @@ def calibrated(drafter: Drafter, curve: Curve) -> Drafter:
 
 @functools.cache
 def _calibrated(drafter: Drafter, curve: Curve) -> Drafter:
-    def propose(params, keys: Array, state, root: Array, settings):
-        state, draft = drafter.propose(params, keys, state, root, settings)
+    def propose(params, state, context: Context):
+        state, draft = drafter.propose(params, state, context)
         slots = jnp.arange(draft.tree.num_nodes)[None]
         score = jnp.where(slots == 0, 1.0, curve(draft.score))
         return state, draft.replace(score=settle(draft.tree, score))

@@ -125,6 +125,7 @@ def mtp_head(config: ModelConfig) -> DraftHead:
         extend_tree=extend_tree,
         logits=network.logits,
         vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
     )
 
 

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import decode_state, decoding
+from jaxspec import decoding, padding, prefill
 from jaxspec.bench import timing
-from jaxspec.core import Draft, Drafter, LanguageModel, deterministic_draft
-from jaxspec.decode_state import Params
+from jaxspec.core import Draft, Drafter, LanguageModel, Params, deterministic_draft
 from jaxspec.drafting import sequoia
 from jaxspec.drafting.model import draft_model
 from jaxspec.drafting.static import static_tree
@@ -64,7 +63,7 @@ def measure(
         temperature: 0 is greedy.
         repeats: timings of which the least counts.
     """
-    tokens, lengths = decode_state.pad_prompts([prompt])
+    tokens, lengths = padding.pad_prompts([prompt])
     settings = {
         "target": target,
         "max_new_tokens": STEPS * target.max_path,
@@ -72,9 +71,7 @@ def measure(
     }
 
     def call(drafter):
-        state = decode_state.init_state(
-            params, tokens, lengths, drafter=drafter, **settings
-        )
+        state = prefill.init_state(params, tokens, lengths, drafter=drafter, **settings)
         if drafter is None:
             return lambda: (
                 decoding.generate(params, state, target=target, max_steps=STEPS).tokens

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import compilation, decode_state, decoding, sampling
-from jaxspec.core import Draft, Drafter, LanguageModel, Verifier
-from jaxspec.decode_state import Params
+from jaxspec import compilation, decode_state, sampling, stepping
+from jaxspec.core import Draft, Drafter, LanguageModel, Params, Verifier
 from jaxspec.verification import proposals
 
 Array = jax.Array
@@ -110,30 +109,26 @@ def measure(
 @functools.partial(compilation.jit, static_argnames=("target", "drafter", "verifier"))
 def _step(params, state, *, target, drafter, verifier):
     """A step, the outcomes `[B, N]` of its drafts, and which of them count."""
-    _, draft = drafter.propose(
-        params.drafter, state.keys, state.drafter, state.root, state.sampling
+    state, draft = stepping.propose(params, state, drafter=drafter)
+    state, outcome = stepping.verify(
+        params, state, draft, target=target, verifier=verifier
     )
-    _, _, hidden = target.scan_tree(params.target, state.carry, draft.tree)
-    logits = target.logits(params.target, hidden)
-    verdict = verifier.verify(state.keys, draft, logits, state.sampling)
-    live = ~state.done
-    state, _ = decoding.speculative_step(
-        params, state, target=target, drafter=drafter, verifier=verifier
-    )
-    drafts = (draft.tree.parents >= 0) & live[:, None]
-    return state, outcomes(draft, verdict.path, target.vocab_size), drafts
+    state = stepping.observe(params, state, outcome, drafter=drafter)
+    drafts = outcome.tree.parents >= 0
+    return state, outcomes(draft, outcome.kept, target.vocab_size), drafts
 
 
-def outcomes(draft: Draft, path: Array, vocab_size: int) -> Outcomes:
-    """The outcomes `[B, N]` of a draft of which a path `[B, D]` was kept."""
+def outcomes(draft: Draft, kept: Array, vocab_size: int) -> Outcomes:
+    """The outcomes `[B, N]` of a draft of which some `[B, N]` were kept."""
     parents, slots = draft.tree.parents, jnp.arange(draft.tree.num_nodes)
-    kept = jnp.any(path[:, :, None] == slots, axis=1)
     siblings = (parents[:, :, None] == parents[:, None]) & (parents >= 0)[:, None]
     earlier = (
         siblings & (slots[None] < slots[:, None])[None]
     )  # [B, N, N]: `j` before `i`
     passed = jnp.any(earlier & kept[:, None], axis=2)
-    above = jnp.take_along_axis(kept, jnp.maximum(parents, 0), axis=1)
+    above = jnp.take_along_axis(
+        kept.at[:, 0].set(True), jnp.maximum(parents, 0), axis=1
+    )
     return Outcomes(
         draft.score,
         kept,

@@ -15,6 +15,7 @@ grow by these (`--survival`).
 """
 
 import argparse
+import functools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from rich import table as tables
 from jaxspec import pretrained
 from jaxspec.bench import timing
 from jaxspec.cli import drafters, options, terminal
+from jaxspec.decoding import speculative_generate
 from jaxspec.drafting import survival_file
 from jaxspec.drafting.survival import Curve
 from jaxspec.tune import calibration, isotonic, outcomes
@@ -99,9 +101,9 @@ def run(args: argparse.Namespace) -> None:
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
         for name in args.drafter:
-            total = sum(len(text.prompts) for text in texts)
-            task = bar.add_task(name, total=total)
-            seen[name] = _see(args, tools, name, texts, lambda n: bar.advance(task, n))
+            task = bar.add_task(name, total=sum(len(text.prompts) for text in texts))
+            advance = functools.partial(bar.advance, task)
+            seen[name] = _see(args, tools, name, texts, advance)
     curves = {name: isotonic.fit(*own.fitted[:2]) for name, own in seen.items()}
     acceptance = by_rank([own.fitted for own in seen.values()])
     record = {
@@ -126,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
 def _see(args, tools: drafters.Tools, name: str, texts, advance) -> Seen:
     """The outcomes of a drafter's drafts, on both texts."""
     made = drafters.make(name, tools)
-    if made.host is not None:
+    if made.generate is not speculative_generate:
         raise ValueError(f"{name} drafts on the host, where no outcomes are noted.")
     target = pretrained.load(tools.target, tools.dtype, max_path=made.drafter.max_path)
     draws = drafters.KINDS[name.partition(":")[0]].draws

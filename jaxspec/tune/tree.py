@@ -28,8 +28,7 @@ from rich import table as tables
 from jaxspec import pretrained
 from jaxspec.bench import timing
 from jaxspec.cli import drafters, options, terminal
-from jaxspec.core import LanguageModel
-from jaxspec.decode_state import Params
+from jaxspec.core import LanguageModel, Params
 from jaxspec.drafting import sequoia, tree_file
 from jaxspec.drafting import vocabulary as vocabularies
 from jaxspec.tune import acceptance, calibration, costs

@@ -12,6 +12,7 @@ import safetensors.numpy
 import torch
 
 import checkpoints_conv
+import contexts
 import heads
 import jaxspec
 import published
@@ -54,16 +55,19 @@ def compiled(name):
     def start(params, tokens, lengths):
         carry = model.init_carry(params.target, len(tokens), 32)
         carry, hidden = model.scan(params.target, carry, tokens, lengths - 1)
-        return carry, drafter.init(params.drafter, tokens, lengths, 32, hidden)
+        state = drafter.init(params.drafter, len(tokens), 32)
+        state = drafter.absorb(params.drafter, state, tokens, hidden, lengths - 1)
+        return carry, state
 
     @jax.jit
     def turn(params, carry, state, root, path, next_token):
         keys = jax.random.split(jax.random.key(0), len(root))
-        args = keys, state, root, tiny.settings(len(root))
-        state, draft = drafter.propose(params.drafter, *args)
+        context = contexts.of_roots(root, keys)
+        state, draft = drafter.propose(params.drafter, state, context)
         carry, tape, hidden = model.scan_tree(params.target, carry, draft.tree)
         verdict = Verdict(path, jnp.sum(path > 0, axis=1), next_token, None)
-        state = drafter.observe(params.drafter, state, draft, verdict, hidden, None)
+        outcome = contexts.outcome(draft.tree, verdict, hidden)
+        state = drafter.observe(params.drafter, state, outcome)
         return model.commit(carry, tape, path), state, draft
 
     return start, turn

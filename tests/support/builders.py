@@ -5,10 +5,10 @@ import numpy as np
 import enumeration
 import lossless
 import markov
+import scripted
 from jaxspec.drafting.best_first import best_first
 from jaxspec.drafting.dyspec import dyspec
 from jaxspec.drafting.fusion import Pair
-from jaxspec.drafting.given import given
 from jaxspec.drafting.rasd import rasd
 from jaxspec.drafting.static import static_tree
 from jaxspec.trees import TokenTree
@@ -48,7 +48,7 @@ def leaves(width, length, order=None):
 def fused(builder, order, monkeypatch, beam=None):
     """The law of a builder's tree with the retrieved one: 0 and 2, and 1 after 0."""
     model = markov.language_model(lossless.VOCAB)
-    drafter = rasd(model, builder, given(4, 3), keep=2, order=order)
-    state = Pair(lossless.past(), RETRIEVED)
-    params = Pair(lossless.tables()[1], None)
+    drafter = rasd(model, builder, scripted.fixed(3), keep=2, order=order)
+    state = Pair(lossless.past(), ())
+    params = Pair(lossless.tables()[1], RETRIEVED)
     return lossless.drafts_of(drafter, params, state, monkeypatch, beam)

@@ -84,6 +84,7 @@ def head() -> js.DraftHead:
         extend_tree=extend_tree,
         logits=_look_up,
         vocab_size=VOCAB,
+        hidden_size=1,
     )
 
 

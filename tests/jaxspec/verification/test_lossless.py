@@ -6,10 +6,10 @@ import pytest
 import documented
 import lossless
 import markov
+import scripted
 from builders import BUILDERS, RETRIEVED, fused, leaves
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.dyspec import dyspec
-from jaxspec.drafting.given import given
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.rasd import ORDERS
 from jaxspec.drafting.static import static_tree
@@ -75,5 +75,5 @@ def test_the_law_of_a_fused_beam(order, monkeypatch):
 
 def test_the_law_of_a_tree_that_is_given(monkeypatch):
     """Whatever is looked up, recycled, or comes from the host."""
-    drafts = lossless.drafts_of(given(4, 3), None, RETRIEVED, monkeypatch)
+    drafts = lossless.drafts_of(scripted.fixed(3), RETRIEVED, (), monkeypatch)
     check("looked up", *drafts, monkeypatch)
