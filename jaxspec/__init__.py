@@ -1,5 +1,8 @@
 """Speculative decoding for state-space and hybrid language models, in JAX."""
 
+# Fewer drafts where there is no time for all.
+from jaxspec.budgets import limit as limit
+
 # Programs that outlive the process.
 from jaxspec.compilation import keep_programs as keep_programs
 

@@ -40,8 +40,8 @@ class Host(Protocol):
 
     def propose(
         self, text: Any, num_nodes: int, max_path: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and parents `[num_nodes]` of a tree whose root is the last token."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, parents and scores `[num_nodes]`; the tree's root is the last token."""
 
 
 class _News(NamedTuple):
@@ -96,19 +96,23 @@ def generate_from_host(
     loop_checks.paths(max_path, target)
     report = spec_info.empty(state, max_path)
     tree = _roots(len(state.lengths), num_nodes)
+    score = np.zeros(tree.parents.shape, np.float32)
     written, lengths, done = jax.device_get((state.tokens, state.lengths, state.done))
     texts = [host.begin(row[:n]) for row, n in zip(written, lengths, strict=True)]
     state = jax.tree.map(jnp.copy, state)  # the steps write into what they are given
     steps = 0
     while steps < most and not done.all():
         for row in np.flatnonzero(~done):
-            drafted = host.propose(texts[row], num_nodes, max_path)
-            tree.tokens[row], tree.parents[row] = _checked(drafted, num_nodes, max_path)
+            drafted = _checked(
+                host.propose(texts[row], num_nodes, max_path), num_nodes, max_path
+            )
+            tree.tokens[row], tree.parents[row], score[row] = drafted
         state, report, news = _step(
             params,
             state,
             report,
             tree,
+            score,
             target=target,
             verifier=verifier,
             max_path=max_path,
@@ -127,24 +131,26 @@ def _roots(batch: int, num_nodes: int) -> TokenTree:
 
 
 def _checked(
-    drafted: tuple[np.ndarray, np.ndarray], num_nodes: int, max_path: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens and parents of a tree, without the nodes that are too deep.
+    drafted: tuple[np.ndarray, ...], num_nodes: int, max_path: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, parents and scores of a tree, without the nodes that are too deep.
 
     Raises:
         ValueError: if they are no tree of `num_nodes` slots.
     """
-    tokens, parents = (np.asarray(array, np.int32) for array in drafted)
+    shapes = [np.shape(array) for array in drafted]
     checks.require(
-        tokens.shape == parents.shape == (num_nodes,),
-        f"Expected a tree of {num_nodes} slots from the host, got tokens of shape "
-        f"{tokens.shape} and parents of shape {parents.shape}.",
+        shapes == [(num_nodes,)] * 3,
+        f"Expected tokens, parents and scores of a tree of {num_nodes} slots from the "
+        f"host, got arrays of shapes {shapes}.",
     )
+    tokens, parents = (np.asarray(array, np.int32) for array in drafted[:2])
     trees.check(TokenTree(tokens[None], parents[None]))
     depth = np.zeros(num_nodes, np.int32)
     for slot, parent in enumerate(parents):
         depth[slot] = depth[parent] + 1 if parent >= 0 else 0
-    return tokens, np.where(depth < max_path, parents, TokenTree.NO_PARENT)
+    parents = np.where(depth < max_path, parents, TokenTree.NO_PARENT)
+    return tokens, parents, np.asarray(drafted[2], np.float32)
 
 
 @functools.partial(
@@ -152,9 +158,9 @@ def _checked(
     static_argnames=("target", "verifier", "max_path"),
     donate_argnames=("state", "report"),
 )
-def _step(params, state, report, tree, *, target, verifier, max_path):
+def _step(params, state, report, tree, score, *, target, verifier, max_path):
     """One step with a tree of the host's; the state is overwritten."""
-    before, draft = state, deterministic_draft(tree, max_path)
+    before, draft = state, deterministic_draft(tree, max_path, score)
     state, outcome = stepping.verify(
         params, state, draft, target=target, verifier=verifier
     )

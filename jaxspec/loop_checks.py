@@ -159,6 +159,7 @@ def draft(draft: Draft, batch: int, max_path: int | None) -> None:
         "tree.tokens": draft.tree.tokens.shape,
         "tree.parents": draft.tree.parents.shape,
         "kind": draft.kind.shape,
+        "score": draft.score.shape,
     }
     expected = (batch, draft.tree.parents.shape[-1])
     for name, shape in shapes.items():

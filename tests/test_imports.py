@@ -13,8 +13,8 @@ LAYERS = [  # lowest first: folders and modules that may import each other one w
     [
         f"jaxspec.{name}"
         for name in (
-            "batch_rows checks compilation core digests files padding partition rows "
-            "sampling tensor_files text tokenizer_files trees weights"
+            "batch_rows budgets checks compilation core digests files padding partition "
+            "rows sampling tensor_files text tokenizer_files trees weights"
         ).split()
     ],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification"],

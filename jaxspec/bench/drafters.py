@@ -37,7 +37,7 @@ BUDGETS = [4, 8, 16, 32, 64]
 KINDS = "ngram suffix recycling model best-first chain specinfer rsd-c sequoia".split()
 KINDS += ["rsd-s", "dyspec", "chain-shared", "rsd-c-shared", "dyspec-shared"]
 FORMAT = "jaxspec drafters 2"
-FILES = ["datastore", "trees", "vocabulary"]  # that drafters are made from
+FILES = ["datastore", "trees", "vocabulary", "survival"]  # that drafters are made from
 TIMES = [f"{name}{end}" for name in ("step", "speed") for end in ("", "_low", "_high")]
 RETRIEVE = ["retrieval", "lookups", "rasd", "rasd-first"]
 

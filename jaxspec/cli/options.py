@@ -36,12 +36,17 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         help=f"the target: a shipped name ({TARGET}, {DRAFT}) or a folder that "
         "`jaxspec convert` or `jaxspec train` made (default: %(default)s)",
     )
+    add_dtype(parser)
+    add_drafting(parser)
+
+
+def add_drafting(parser: argparse.ArgumentParser) -> None:
+    """Options that say what drafters are made from, besides the target."""
     parser.add_argument(
         "--draft-model",
         default=DRAFT,
         help="the draft model of drafters that have one (default: %(default)s)",
     )
-    add_dtype(parser)
     parser.add_argument(
         "--datastore",
         type=pathlib.Path,
@@ -58,6 +63,12 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         help="tokens that the draft model's head keeps, made by `jaxspec tune "
         "vocabulary` (default: all)",
+    )
+    parser.add_argument(
+        "--survival",
+        type=pathlib.Path,
+        help="how often drafts are kept, for `dyspec-measured`, made by `jaxspec tune "
+        "survival` (default: as measured with the shipped pair at temperature 1)",
     )
 
 
@@ -180,6 +191,7 @@ def sources(args: argparse.Namespace) -> Sources:
         trees=args.trees,
         vocabulary=args.vocabulary,
         dtype=args.dtype,
+        survival=args.survival,
     )
 
 

@@ -11,7 +11,7 @@ from jaxspec import pretrained
 from jaxspec.core import Drafter
 from jaxspec.drafters import shapes
 from jaxspec.drafters.sources import Made, Sources
-from jaxspec.drafting import sequoia, tree_file
+from jaxspec.drafting import sequoia, survival_file, tree_file
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.best_first import best_first
 from jaxspec.drafting.builder import Builder
@@ -104,6 +104,18 @@ def _dyspec(noise: str = "own") -> Callable[[str], Builder]:
     return make
 
 
+def _dyspec_measured(shape: str) -> Make:
+    """Grown by what was accepted how often, where `_dyspec` believes the draft model."""
+    nodes = shapes.nodes(shape)
+
+    def make(sources: Sources, target: Folder) -> Made:
+        acceptance = survival_file.load_acceptance(sources.survival_file())
+        builder = dyspec(nodes, -(-(nodes - 1) // CALLS), acceptance=acceptance)
+        return _grow(builder, sources, target)
+
+    return make
+
+
 def _best_first(shape: str) -> Builder:
     nodes = shapes.nodes(shape)
     width = math.isqrt(nodes - 1) + 1
@@ -116,12 +128,13 @@ def _sequoia(shape: str) -> Make:
 
     def make(sources: Sources, target: Folder) -> Made:
         path = sources.tree_file()
+        acceptance = tree_file.load_acceptance(path)
         if nodes is None:
             parents = tree_file.load_tree(path)
         else:
-            acceptance = tree_file.load_acceptance(path)
             parents = sequoia.optimal_tree(acceptance, nodes, shapes.LONGEST + 1)
-        return _grow(static_tree(parents, "without_replacement"), sources, target)
+        builder = static_tree(parents, "without_replacement", acceptance=acceptance)
+        return _grow(builder, sources, target)
 
     return make
 
@@ -263,6 +276,13 @@ KINDS = {
     ),
     "dyspec": _of_draft(
         _dyspec(), "", "a tree that grows where drafts are likely", True
+    ),
+    "dyspec-measured": Kind(
+        _dyspec_measured,
+        "",
+        "a tree that grows where drafts were kept before",
+        True,
+        DRAFT,
     ),
     "chain-shared": _of_draft(
         _chain("shared"), "", "a chain, drawn with the noise that emits tokens", False

@@ -29,6 +29,7 @@ def drafter(
     datastore: str | pathlib.Path | None = None,
     trees: str | pathlib.Path | None = None,
     vocabulary: str | pathlib.Path | None = None,
+    survival: str | pathlib.Path | None = None,
 ) -> Setup:
     """Makes the drafter that `KIND:SHAPE` names, for a target that was loaded.
 
@@ -40,6 +41,8 @@ def drafter(
         trees: topologies for `sequoia`, made by `jaxspec tune tree`.
         vocabulary: tokens that the head of the draft model keeps, or of MTP, made by
             `jaxspec tune vocabulary`.
+        survival: measured acceptance for `dyspec-measured`, made by `jaxspec tune
+            survival`.
 
     Returns:
         The drafter beside its target, which has the room that the drafter needs: their
@@ -50,7 +53,11 @@ def drafter(
             missing, or the draft model reads tokens otherwise.
     """
     sources = Sources(
-        draft=draft, datastore=datastore, trees=trees, vocabulary=vocabulary
+        draft=draft,
+        datastore=datastore,
+        trees=trees,
+        vocabulary=vocabulary,
+        survival=survival,
     )
     return plan(spec, sources)(target.folder).beside(target)
 

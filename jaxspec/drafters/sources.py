@@ -20,7 +20,7 @@ from jaxspec.models import hybrid
 from jaxspec.pretrained import Folder, Pretrained
 from jaxspec.spec_info import SpecInfo
 
-TREES = "tree-T1.json"  # measured with the shipped pair
+TREES, SURVIVAL = "tree-T1.json", "survival-T1.json"  # measured with the shipped pair
 
 Loop = Callable[..., tuple[DecodeState, SpecInfo]]
 """`speculative_generate`, or what takes the same arguments."""
@@ -36,6 +36,8 @@ class Sources(NamedTuple):
             were measured with the shipped pair.
         vocabulary: tokens that the head of the draft model keeps, or of MTP, made by
             `jaxspec tune vocabulary`; None for all.
+        survival: measured acceptance for `dyspec-measured`, made by `jaxspec tune
+            survival`; None for that of the shipped pair.
         dtype: that a draft model which is loaded by name computes in; None for what its
             config says.
     """
@@ -44,6 +46,7 @@ class Sources(NamedTuple):
     datastore: str | pathlib.Path | None = None
     trees: str | pathlib.Path | None = None
     vocabulary: str | pathlib.Path | None = None
+    survival: str | pathlib.Path | None = None
     dtype: str | None = None
 
     def load_draft(
@@ -74,10 +77,17 @@ class Sources(NamedTuple):
 
     def tree_file(self) -> pathlib.Path:
         """The file of measured topologies."""
-        if self.trees is not None:
-            return pathlib.Path(self.trees)
-        assets = importlib.resources.files("jaxspec.assets")
-        return pathlib.Path(str(assets / "tuned" / TREES))
+        return _file(self.trees, TREES)
+
+    def survival_file(self) -> pathlib.Path:
+        """The file of measured acceptance."""
+        return _file(self.survival, SURVIVAL)
+
+
+def _file(given: str | pathlib.Path | None, shipped: str) -> pathlib.Path:
+    """A file that was named, or one of those that ship."""
+    assets = importlib.resources.files("jaxspec.assets")
+    return pathlib.Path(str(assets / "tuned" / shipped) if given is None else given)
 
 
 class Setup(NamedTuple):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxspec import partition, rows, sampling
 from jaxspec.core import deterministic_draft
-from jaxspec.drafting import builder
+from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 
 Array = jax.Array
@@ -77,11 +77,13 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
                 start, stop = stop, stop + best.shape[1]
         args = (jnp.concatenate(parts, axis=1) for parts in (pool, scores, places))
         keep = functools.partial(_keep, num_nodes=num_nodes)
-        tokens, parents, slots = partition.by_rows(jax.vmap(keep), *args)
+        tokens, parents, slots, found = partition.by_rows(jax.vmap(keep), *args)
         tree = builder.grow(builder.start(root, num_nodes), 1, tokens, parents)
-        free = num_nodes - 1 - slots.shape[1]
-        slots = jnp.pad(slots, ((0, 0), (1, free)), constant_values=((0, 0), (0, -1)))
-        return Built(tape, deterministic_draft(tree, max_path), slots)
+        around = ((0, 0), (1, num_nodes - 1 - slots.shape[1]))
+        slots = jnp.pad(slots, around, constant_values=((0, 0), (0, -1)))
+        score = jnp.exp(jnp.pad(found, around))
+        draft = deterministic_draft(tree, max_path, survival.settle(tree, score))
+        return Built(tape, draft, slots)
 
     return Builder(build, num_nodes, num_read, max_path, 1)
 
@@ -113,8 +115,8 @@ def _expand(
 
 def _keep(
     pool: Array, scores: Array, places: Array, *, num_nodes: int
-) -> tuple[Array, Array, Array]:
-    """Cuts a pool to size: tokens, parents, and slots on the tape, all `[n]`.
+) -> tuple[Array, Array, Array, Array]:
+    """Cuts a pool to size: tokens, parents, slots on the tape and scores, all `[n]`.
 
     Args:
         pool: `[P]` tokens, as many children of every slot of the tape.
@@ -131,4 +133,5 @@ def _keep(
     parents = jnp.where(kept < size, parents, -1)
     is_read = kept[:, None] == places[None]
     slots = jnp.where(jnp.any(is_read, axis=1), jnp.argmax(is_read, axis=1), -1)
-    return pool[jnp.minimum(kept, size - 1)], parents, slots.astype(jnp.int32)
+    kept = jnp.minimum(kept, size - 1)
+    return pool[kept], parents, slots.astype(jnp.int32), scores[kept]

@@ -11,9 +11,11 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxspec import checks, trees
 from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
+from jaxspec.drafting import survival
 
 Array = jax.Array
 
@@ -75,8 +77,11 @@ def _fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
         other, more = second.propose(params.second, state.second, context)
         check_deterministic(draft)
         check_deterministic(more)
-        tree = trees.merge(draft.tree, more.tree, num_nodes, max_path)
-        return Pair(own, other), deterministic_draft(tree, max_path)
+        tree, members = trees.merge(draft.tree, more.tree, num_nodes, max_path)
+        scores = jnp.concatenate([draft.score, more.score[:, 1:]], axis=1)
+        score = jnp.max(jnp.where(members, scores[:, None], 0.0), axis=2)
+        score = survival.settle(tree, survival.ordered(tree, score))
+        return Pair(own, other), deterministic_draft(tree, max_path, score)
 
     def observe(params: Pair, state: Pair, outcome: Outcome) -> Pair:
         return Pair(

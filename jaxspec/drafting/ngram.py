@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxspec import partition, rows, trees
 from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
+from jaxspec.drafting import survival
 
 Array = jax.Array
 
@@ -27,7 +28,8 @@ def ngram(
     """Makes a drafter that looks up the last `min_match` to `max_match` tokens.
 
     A place that agrees in more tokens is preferred, then the later one. A node scores
-    `0.81^depth` times the sum of `2^agreed` over the matches that go through it.
+    `0.81^depth` times the sum of `2^agreed` over the matches that go through it; its
+    `Draft.score` is that in proportion to the sum over all matches, and one.
 
     Args:
         num_nodes: slots of the tree, the root included.
@@ -110,10 +112,12 @@ def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
         reach = jnp.where(agreed > 0, max_path - 1, 0)
         decay = 0.81 ** steps.astype(jnp.float32)
         weights = jnp.exp2(agreed[:, :, None].astype(jnp.float32)) * decay
-        tree = trees.from_paths(
+        tree, members = trees.from_paths(
             root, paths.reshape(index.shape), reach, num_nodes, weights
         )
-        return state, deterministic_draft(tree, max_path)
+        every = jnp.sum(jnp.where(agreed > 0, weights[:, :, 0], 0.0), axis=1)
+        score = survival.of_members(members, weights) / (1.0 + every[:, None])
+        return state, deterministic_draft(tree, max_path, score)
 
     def observe(params, state: tuple[()], outcome: Outcome) -> tuple[()]:
         del params, outcome

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxspec import partition, sampling
 from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
-from jaxspec.drafting import sequoia, static
+from jaxspec.drafting import sequoia, static, survival
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
@@ -73,6 +73,7 @@ def recycling(
 @functools.cache
 def _recycling(vocab_size: int, topology: tuple[int, ...], successors: int) -> Drafter:
     max_path = len(static.levels_of(topology)) + 1
+    by_rank = survival.of_ranks(topology, ACCEPTANCE)
 
     def init(params, batch_size: int, max_length: int) -> State:
         del params, max_length
@@ -89,7 +90,8 @@ def _recycling(vocab_size: int, topology: tuple[int, ...], successors: int) -> D
         del params
         fill = functools.partial(_fill, topology=topology)
         tree = partition.by_rows(fill, state.successors, context.root)
-        return state, deterministic_draft(tree, max_path)
+        score = jnp.broadcast_to(by_rank, tree.parents.shape)
+        return state, deterministic_draft(tree, max_path, score)
 
     def observe(params, state: State, outcome: Outcome) -> State:
         del params

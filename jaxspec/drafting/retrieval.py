@@ -3,7 +3,8 @@
 The longest end of the text that occurs there, of `min_match` to `max_match` tokens, is
 looked up. Of its places as many as are asked for, spread evenly over all, each give a
 continuation; the tree keeps the prefixes that most of them share, and the shorter among
-equals (REST, He et al. 2023; in RASD, Quan et al. 2025, a draft model prunes them).
+equals (REST, He et al. 2023; in RASD, Quan et al. 2025, a draft model prunes them). The
+score of a node is its part of all the continuations, and one more.
 
 The search is three binary ones, `log2 M` steps each of `max_match` compares in every row
 (see `datastore`); the second and the third run at once. There is no state. What is looked
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxspec import checks, partition, rows, trees
 from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
-from jaxspec.drafting import datastore, ngram
+from jaxspec.drafting import datastore, ngram, survival
 from jaxspec.drafting.datastore import Datastore
 
 Array = jax.Array
@@ -76,8 +77,12 @@ def _retrieval(num_nodes, max_path, num_matches, min_match, max_match) -> Drafte
         depth = jnp.arange(max_path - 1, dtype=jnp.float32)
         weights = 1.0 - depth / (num_matches * max_path)
         weights = jnp.broadcast_to(weights[None, None], paths.shape)
-        tree = trees.from_paths(context.root, paths, lengths, num_nodes, weights)
-        return state, deterministic_draft(tree, max_path)
+        tree, members = trees.from_paths(
+            context.root, paths, lengths, num_nodes, weights
+        )
+        every = jnp.sum(lengths > 0, axis=1, keepdims=True, dtype=jnp.float32)
+        score = survival.of_members(members, weights) / (1.0 + every)
+        return state, deterministic_draft(tree, max_path, score)
 
     def observe(params, state: tuple[()], outcome: Outcome) -> tuple[()]:
         del params, outcome

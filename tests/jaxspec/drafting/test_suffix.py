@@ -75,9 +75,11 @@ def best(text, past, alphabet, num_nodes, max_path, settings):
     return chosen
 
 
-def paths(tokens, parents):
-    """The tokens from below the root to every node."""
+def paths(tokens, parents, score):
+    """The tokens from below the root to every node, which come by their scores."""
     check(TokenTree(jnp.asarray(tokens)[None], jnp.asarray(parents)[None]))
+    assert score[0] == 1.0 and (np.diff(score) <= 0).all() and score.dtype == np.float32
+    assert ((score > 0) == (parents >= 0))[1:].all()
     nodes = {0: ()}
     for slot in np.flatnonzero(parents >= 0):
         nodes[slot] = (*nodes[parents[slot]], int(tokens[slot]))
@@ -135,7 +137,8 @@ def test_few_nodes_are_made_where_little_repeats():
 
 @pytest.mark.parametrize("text", [[], [4], [1, 2, 3]])
 def test_without_a_repetition_there_is_no_draft(text):
-    tokens, parents = SuffixDecoder().propose(SuffixDecoder().begin(text), 4, 3)
+    tokens, parents, score = SuffixDecoder().propose(SuffixDecoder().begin(text), 4, 3)
+    assert score.tolist() == [1, 0, 0, 0]
     assert parents.tolist() == [-1] * 4 and tokens.shape == (4,)
 
 
@@ -166,6 +169,7 @@ def test_proposals_are_the_best_by_enumeration(settings):
         drafted = decoder.propose(decoder.begin(text), 6, 4)
         expected = best(text, past, alphabet, 6, 4, settings)
         assert paths(*drafted) == expected[2]
+        assert drafted[2][1:].sum() == pytest.approx(expected[0], rel=1e-5)
         sources.add(expected[3])
     assert {"text", "past"} <= sources
 
@@ -323,8 +327,10 @@ def test_the_host_is_told_all_that_was_written_and_asked_for_live_rows_only():
 class Scribe:
     """A host that proposes in every step the trees that it is made with, one per row."""
 
-    def __init__(self, tokens, parents):
-        self.trees = list(zip(np.asarray(tokens), np.asarray(parents), strict=True))
+    def __init__(self, tokens, parents, score=None):
+        score = np.ones(np.shape(parents)) if score is None else score
+        arrays = map(np.asarray, (tokens, parents, score))
+        self.trees = list(zip(*arrays, strict=True))
 
     def begin(self, text):
         self.trees.append(self.trees.pop(0))
@@ -346,7 +352,11 @@ class Told(NamedTuple):
 MALFORMED = {
     "fewer slots": (([1, 2], [-1, 0]), "tree of 4 slots from the host"),
     "more slots": (([1] * 5, [-1] + [0] * 4), "tree of 4 slots from the host"),
-    "parents of another size": (([1] * 4, [-1, 0, 0]), r"parents of shape \(3,\)"),
+    "parents of another size": (([1] * 4, [-1, 0, 0]), r"shapes \[\(4,\), \(3,\)"),
+    "scores of another size": (
+        ([1] * 4, [-1, 0, 0, 0], [1.0, 0.5]),
+        r"scores .* \(2,\)\]",
+    ),
     "a parent behind its child": (([1] * 4, [-1, 2, 0, 0]), "parent"),
     "no root": (([1] * 4, [0, 0, 0, 0]), "root"),
 }
