@@ -118,7 +118,7 @@ def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
         hidden = jnp.zeros((len(root), size, state.hidden.shape[1]), state.hidden.dtype)
         hidden = hidden.at[:, 0].set(state.hidden)
         tape = Tape(head.init_tape(params, len(root), size), hidden)
-        built = builder.build(reader, tape, context.keys, root, context.sampling)
+        built = builder.build(reader, tape, context)
         return state, built.draft
 
     def observe(params, state: State, outcome: Outcome) -> State:
