@@ -122,7 +122,9 @@ class _Joint:
         nodes, hidden = self.model.extend_tree(
             params, carry.past, tape.nodes, tree, start, stop
         )
-        tokens = tape.tokens.at[:, start:stop].set(tree.tokens[:, start:stop])
+        tokens = jax.lax.dynamic_update_slice_in_dim(
+            tape.tokens, tree.tokens[:, start:stop], start, axis=1
+        )
         return _tape(nodes, tokens), hidden
 
     def scan_tree(self, params, carry, tree):
