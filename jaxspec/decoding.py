@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec import checks, compilation, loop_checks, partition, rows, sampling, trees
+from jaxspec import checks, compilation, loop_checks, mesh, rows, sampling, trees
 from jaxspec.core import (
     Draft,
     Drafter,
@@ -106,7 +106,7 @@ def _generate(params, state, max_steps, *, target, check_every):
         logits = target.logits(params.target, hidden)
         checks.logits(logits, state.lengths.shape, target.vocab_size)
         args = state.keys, logits, state.sampling
-        token, logprob = partition.by_rows(_emit, *args, over=partition.AXES)
+        token, logprob = mesh.by_rows(_emit, *args, over=mesh.AXES)
         count = 1 - state.done.astype(jnp.int32)
         state = _append(state, token[:, None], logprob[:, None], count)
         return steps + 1, state.replace(carry=carry)
@@ -206,7 +206,7 @@ def _verify(
 
     args = state.keys, draft.replace(vocab_ids=None), logits, state.sampling
     shared = (draft.vocab_ids,)
-    return partition.by_rows(verify, *args, shared=shared, over=partition.AXES)
+    return mesh.by_rows(verify, *args, shared=shared, over=mesh.AXES)
 
 
 def speculative_generate(

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = [  # lowest first; a module may import from its own layer and from those below
     ["pallas_kernels"],
     ["jaxspec.checks", "jaxspec.compilation", "jaxspec.core", "jaxspec.digests"]
-    + ["jaxspec.files", "jaxspec.partition", "jaxspec.rows", "jaxspec.sampling"]
+    + ["jaxspec.files", "jaxspec.mesh", "jaxspec.rows", "jaxspec.sampling"]
     + ["jaxspec.text", "jaxspec.tokenizer_files", "jaxspec.trees"],
     ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
     ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]

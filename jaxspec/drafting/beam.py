@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, sampling
+from jaxspec import mesh, sampling
 from jaxspec.core import Draft
 from jaxspec.drafting import builder
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -69,8 +69,8 @@ def _stochastic_beam(width: int, length: int) -> Builder:
                 beams = _Beams(zeros, zeros)
             descend = functools.partial(_descend, width=width, start=start)
             args, shared = (logits, keys, settings, beams), (reader.vocab_ids,)
-            tokens, above, beams, scaled = partition.by_rows(
-                descend, *args, shared=shared, over=partition.AXES
+            tokens, above, beams, scaled = mesh.by_rows(
+                descend, *args, shared=shared, over=mesh.AXES
             )
             parents = jnp.where(beams.value > -jnp.inf, start + above, -1)
             tree = builder.grow(tree, stop, tokens, parents)

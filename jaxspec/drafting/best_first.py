@@ -15,7 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, rows, sampling
+from jaxspec import mesh, rows, sampling
 from jaxspec.core import deterministic_draft
 from jaxspec.drafting import builder
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -61,8 +61,8 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
             tape, logits = reader.read(tape, read, start, stop)
             expand = functools.partial(_expand, width=width)
             shared = (reader.vocab_ids,)
-            tokens, score, best = partition.by_rows(
-                expand, logits, score, settings, shared=shared, over=partition.AXES
+            tokens, score, best = mesh.by_rows(
+                expand, logits, score, settings, shared=shared, over=mesh.AXES
             )
             each = tokens.shape[1] // (
                 stop - start
@@ -77,7 +77,7 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
                 start, stop = stop, stop + best.shape[1]
         args = (jnp.concatenate(parts, axis=1) for parts in (pool, scores, places))
         keep = functools.partial(_keep, num_nodes=num_nodes)
-        tokens, parents, slots = partition.by_rows(jax.vmap(keep), *args)
+        tokens, parents, slots = mesh.by_rows(jax.vmap(keep), *args)
         tree = builder.grow(builder.start(root, num_nodes), 1, tokens, parents)
         free = num_nodes - 1 - slots.shape[1]
         slots = jnp.pad(slots, ((0, 0), (1, free)), constant_values=((0, 0), (0, -1)))

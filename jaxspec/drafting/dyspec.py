@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, sampling
+from jaxspec import mesh, sampling
 from jaxspec.core import Draft, deterministic_draft
 from jaxspec.drafting import builder
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -111,7 +111,7 @@ def _dyspec(rules: _Rules) -> Builder:
                 _draw, stop=stop, rules=rules, vocab_size=reader.vocab_size
             )
             args, shared = (laws, logits, keys, settings, grown), (reader.vocab_ids,)
-            laws, grown = partition.by_rows(draw, *args, shared=shared)
+            laws, grown = mesh.by_rows(draw, *args, shared=shared)
             tokens = builder.token_ids(grown.columns[:, start:stop], reader.vocab_ids)
             tree = builder.grow(tree, start, tokens, grown.parents[:, start:stop])
             read = start

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, rows, trees
+from jaxspec import mesh, rows, trees
 from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft, emitted_tokens
 
 Array = jax.Array
@@ -106,7 +106,7 @@ def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
     ) -> tuple[State, Draft]:
         del params, keys, settings
         find = functools.partial(_find, sizes=(num_matches, min_match, max_match))
-        places, agreed = partition.by_rows(find, state)
+        places, agreed = mesh.by_rows(find, state)
         # A continuation that reaches the end of the text goes on by copying itself: at
         # place `i` the text is taken to have the period `length - 1 - i`.
         period = jnp.maximum(state.lengths[:, None] - 1 - places, 1)

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, partition, rows, trees
+from jaxspec import checks, mesh, rows, trees
 from jaxspec.core import Draft, Drafter, LanguageModel, Verdict
 from jaxspec.drafting import builder as builders
 from jaxspec.drafting import fusion
@@ -121,8 +121,8 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
         free = builders.start(root, builder.num_read)
         tape, logits = read(tape, trees.join(draft.tree, free), 0, size)
         prune = functools.partial(_prune, keep=keep, least=least)
-        kept = partition.by_rows(
-            prune, draft.tree, logits, shared=(vocab_ids,), over=partition.AXES
+        kept = mesh.by_rows(
+            prune, draft.tree, logits, shared=(vocab_ids,), over=mesh.AXES
         )
 
         def build(root_logits: Array) -> Built:
@@ -200,8 +200,8 @@ def _fuse(
     else:
         root, at = builders.start(kept.tokens[:, 0], 1), 1
         tree, places = trees.graft(root, kept, at + room, max_path)
-        rest = partition.by_rows(
-            _without, root_logits, tree, shared=(vocab_ids,), over=partition.AXES
+        rest = mesh.by_rows(
+            _without, root_logits, tree, shared=(vocab_ids,), over=mesh.AXES
         )
         built = build(rest)
         tree = trees.join(tree, built.draft.tree)

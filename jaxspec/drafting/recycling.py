@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import partition, sampling
+from jaxspec import mesh, sampling
 from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft
 from jaxspec.drafting import sequoia, static
 from jaxspec.trees import TokenTree
@@ -84,7 +84,7 @@ def _recycling(vocab_size: int, topology: tuple[int, ...], successors: int) -> D
     ) -> tuple[State, Draft]:
         del params, keys, settings
         fill = functools.partial(_fill, topology=topology)
-        tree = partition.by_rows(fill, state.successors, root)
+        tree = mesh.by_rows(fill, state.successors, root)
         return state, deterministic_draft(tree, max_path)
 
     def observe(
@@ -92,10 +92,10 @@ def _recycling(vocab_size: int, topology: tuple[int, ...], successors: int) -> D
     ) -> State:
         del params, hidden
         best = functools.partial(_best, count=successors)
-        found = partition.by_rows(best, logits, over=partition.AXES)
+        found = mesh.by_rows(best, logits, over=mesh.AXES)
         live = draft.tree.is_node & (verdict.path[:, :1] >= 0)
         return State(
-            partition.by_rows(_learn, state.successors, draft.tree.tokens, live, found)
+            mesh.by_rows(_learn, state.successors, draft.tree.tokens, live, found)
         )
 
     return Drafter(init, propose, observe, max_path, vocab_size)

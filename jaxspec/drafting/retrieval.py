@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, partition, rows, trees
+from jaxspec import checks, mesh, rows, trees
 from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft, emitted_tokens
 from jaxspec.drafting import datastore, ngram
 from jaxspec.drafting.datastore import Datastore
@@ -75,7 +75,7 @@ def _retrieval(num_nodes, max_path, num_matches, min_match, max_match) -> Drafte
         retrieve = functools.partial(
             _retrieve, num_matches=num_matches, min_match=min_match, reach=max_path - 1
         )
-        paths, lengths = partition.by_rows(retrieve, state, shared=(params,))
+        paths, lengths = mesh.by_rows(retrieve, state, shared=(params,))
         # A path less gives less than all the depth there is: counts decide, then depth.
         depth = jnp.arange(max_path - 1, dtype=jnp.float32)
         weights = 1.0 - depth / (num_matches * max_path)

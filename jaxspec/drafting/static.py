@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import partition, sampling, trees
+from jaxspec import mesh, sampling, trees
 from jaxspec.core import Draft
 from jaxspec.drafting import builder
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -99,8 +99,8 @@ def _static_tree(topology: tuple[int, ...], law: str, noise: str) -> Builder:
             pick = functools.partial(draw, level=level, depth=depth)
             args = logits, keys, settings
             shared = (reader.vocab_ids,)
-            tokens, exists, scaled = partition.by_rows(
-                pick, *args, shared=shared, over=partition.AXES
+            tokens, exists, scaled = mesh.by_rows(
+                pick, *args, shared=shared, over=mesh.AXES
             )
             parents = jnp.array(level.parent) + level.start
             exists &= (tree.parents[:, parents] >= 0) | (parents == 0)[None]

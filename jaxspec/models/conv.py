@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxspec import rows
-from jaxspec.models import finite, layers, layout
+from jaxspec.models import finite, layers, shardings
 from pallas_kernels import tree_conv, tree_path
 
 
@@ -36,7 +36,7 @@ class CausalConv(nn.Module):
     width: int
     use_bias: bool
     dtype: jnp.dtype
-    parts: layout.Parts
+    parts: shardings.Parts
 
     def setup(self):
         def uniform(key, shape, dtype):
@@ -109,7 +109,7 @@ class CausalConv(nn.Module):
             y = tree_conv.convolve(window, slots, tail, weight, bias, parts=parts)
             return finite.spoil(y, finite.holds(u))
 
-        parts = cuts(u, layout.Parts(*self.parts))
+        parts = cuts(u, shardings.Parts(*self.parts))
         y = jax.tree.map(
             convolve, slots, u, layers.at(tail, layer), *self._filter(), parts
         )
@@ -120,15 +120,15 @@ def _append(tail: jax.Array, u: jax.Array) -> jax.Array:
     return jnp.concatenate([tail, u[:, None]], axis=1)
 
 
-def cuts(channels: Any, parts: layout.Parts) -> Any:
+def cuts(channels: Any, parts: shardings.Parts) -> Any:
     """Into how many parts each array can be cut."""
     if isinstance(channels, dict):
-        keys = layout.KEY_CHANNELS
+        keys = shardings.KEY_CHANNELS
         return {n: parts.keys if n in keys else parts.heads for n in channels}
     return parts.channels
 
 
-def advance(tail: Any, inputs: Any, path: layers.Path, parts: layout.Parts) -> Any:
+def advance(tail: Any, inputs: Any, path: layers.Path, parts: shardings.Parts) -> Any:
     """The last `K - 1` inputs of a tail `[B, K - 1, E]` followed by the path's nodes."""
     return jax.tree.map(
         lambda *args: _advance(path, *args), tail, inputs, cuts(tail, parts)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, finite, layers, layout, rollback
+from jaxspec.models import conv, finite, layers, rollback, shardings
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.mamba2 import init_A_log, init_dt_bias
 from pallas_kernels import DeltaInputs, topology, tree_delta
@@ -53,13 +53,13 @@ def commit(
     config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
 ) -> rollback.Carry:
     """Keeps the accepted path."""
-    parts = layout.parts(config, "delta")
+    parts = shardings.parts(config, "delta")
     return rollback.commit(carry, tape, path, tree_delta.fold, parts)
 
 
 def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
     """Gathers slots of a tape."""
-    return rollback.keep(tape, slots, layout.parts(config, "delta"))
+    return rollback.keep(tape, slots, shardings.parts(config, "delta"))
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Mixer(nn.Module):
         c, dtype = self.config.delta, jnp.dtype(self.config.dtype)
         width = c.conv_dim + c.value_dim + 2 * c.num_value_heads
         self.in_proj = layers.dense(self.config, width)
-        parts = layout.parts(self.config, "delta")
+        parts = shardings.parts(self.config, "delta")
         self.conv = conv.CausalConv(c.conv_dim, c.d_conv, False, dtype, parts)
         self.A_log = self.param("A_log", init_A_log, (c.num_value_heads,))
         self.dt_bias = self.param("dt_bias", init_dt_bias, (c.num_value_heads,))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, finite, layers, layout, rollback
+from jaxspec.models import conv, finite, layers, rollback, shardings
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.mamba2 import init_dt_bias
 from pallas_kernels import Inputs, tree_scan
@@ -51,7 +51,7 @@ def commit(
     config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
 ) -> rollback.Carry:
     """Keeps the accepted path."""
-    parts = layout.parts(config, "mamba1")
+    parts = shardings.parts(config, "mamba1")
 
     def fold(state, inputs):
         return tree_scan.fold(state, tape.A, inputs)
@@ -61,7 +61,7 @@ def commit(
 
 def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
     """Gathers slots of a tape."""
-    return rollback.keep(tape, slots, layout.parts(config, "mamba1"))
+    return rollback.keep(tape, slots, shardings.parts(config, "mamba1"))
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Mixer(nn.Module):
         width, dtype = _d_inner(config), jnp.dtype(config.dtype)
         self.dt_rank = c.dt_rank or math.ceil(config.d_model / 16)
         self.in_proj = layers.dense(config, 2 * width, bias=c.proj_bias)
-        parts = layout.parts(config, "mamba1")
+        parts = shardings.parts(config, "mamba1")
         self.conv = conv.CausalConv(width, c.d_conv, c.conv_bias, dtype, parts)
         self.x_proj = layers.dense(config, self.dt_rank + 2 * c.d_state)
         self.dt_proj = layers.dense(config, width)

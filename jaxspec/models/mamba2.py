@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, finite, layers, layout, rollback
+from jaxspec.models import conv, finite, layers, rollback, shardings
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import Inputs, topology, tree_ssd
 
@@ -49,7 +49,7 @@ def commit(
     config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
 ) -> rollback.Carry:
     """Keeps the accepted path."""
-    parts = layout.parts(config, "mamba2")
+    parts = shardings.parts(config, "mamba2")
 
     def fold(state, inputs):
         return tree_ssd.fold(state, tape.A, inputs)
@@ -59,7 +59,7 @@ def commit(
 
 def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
     """Gathers slots of a tape."""
-    return rollback.keep(tape, slots, layout.parts(config, "mamba2"))
+    return rollback.keep(tape, slots, shardings.parts(config, "mamba2"))
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Mixer(nn.Module):
         c, dtype = self.config.mamba2, jnp.dtype(self.config.dtype)
         width = c.d_inner + c.conv_dim + c.nheads
         self.in_proj = layers.dense(self.config, width, bias=c.proj_bias)
-        parts = layout.parts(self.config, "mamba2")
+        parts = shardings.parts(self.config, "mamba2")
         self.conv = conv.CausalConv(c.conv_dim, c.d_conv, c.conv_bias, dtype, parts)
         self.A_log = self.param("A_log", init_A_log, (c.nheads,))
         self.dt_bias = self.param("dt_bias", init_dt_bias, (c.nheads,))

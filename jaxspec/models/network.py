@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec import partition, rows, trees
-from jaxspec.models import block, finite, layers, layout, shared
+from jaxspec import mesh, rows, trees
+from jaxspec.models import block, finite, layers, shardings, shared
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.stack import Stack, Storage
 from jaxspec.trees import TokenTree
@@ -318,7 +318,7 @@ class Network:
             kernel = params["embed"]["embedding"].T
         kernel = kernel.astype(hidden.dtype)
         logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
-        logits = partition.constrain_columns(logits)
+        logits = mesh.constrain_columns(logits)
         return layers.scale_by(logits, self.config.logits_multiplier)
 
     def _settle(self, params: Params, carry: Carry) -> Carry:
@@ -345,8 +345,8 @@ class Network:
 
     def _place(self, past: Any) -> Any:
         """Cuts a carry or a tape over the ambient mesh."""
-        axes = partition.sizes()
-        return partition.constrain(past, layout.past_specs(self.config, past, axes))
+        axes = mesh.sizes()
+        return mesh.constrain(past, shardings.past_specs(self.config, past, axes))
 
     def _apply(self, method: str, kind: str, params: Params, *args):
         return self._block(kind).apply({"params": params}, *args, method=method)
@@ -357,7 +357,7 @@ class Network:
 
     def embed(self, params: Params, tokens: jax.Array) -> jax.Array:
         x = params["embed"]["embedding"][tokens].astype(jnp.dtype(self.config.dtype))
-        x = partition.constrain_rows(x)
+        x = mesh.constrain_rows(x)
         return layers.scale_by(x, self.config.embedding_multiplier)
 
     def _norm(self, params: Params, x: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import rows
-from jaxspec.models import conv, finite, layers, layout
+from jaxspec.models import conv, finite, layers, shardings
 from pallas_kernels import DeltaInputs, Inputs, Ring, tree_path
 
 Records = Inputs | DeltaInputs
@@ -142,7 +142,7 @@ def commit(
     tape: Tape,
     path: layers.Path,
     fold: Fold,
-    parts: layout.Parts,
+    parts: shardings.Parts,
 ) -> Carry:
     """Keeps a path.
 
@@ -180,7 +180,7 @@ def commit(
     return Carry(tail, fold(carry.state, inputs), None)
 
 
-def keep(tape: Tape, slots: jax.Array, parts: layout.Parts) -> Tape:
+def keep(tape: Tape, slots: jax.Array, parts: shardings.Parts) -> Tape:
     """Gathers slots `[B, K]` of a layer's tape, -1 for room; decay rates have none."""
     take = functools.partial(_take, slots=slots)
     kept = tape._replace(
@@ -197,7 +197,7 @@ def _take(nodes: jax.Array, parts: int, slots: jax.Array) -> jax.Array:
     return tree_path.take(nodes, slots, parts=parts)
 
 
-def _cuts(tape: Tape, parts: layout.Parts) -> Records:
+def _cuts(tape: Tape, parts: shardings.Parts) -> Records:
     """Into how many parts a mesh can cut each array of the records."""
     return type(tape.inputs)(parts.heads, parts.heads, parts.keys)
 
