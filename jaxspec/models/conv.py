@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxspec import rows
-from jaxspec.models import finite, layers, shardings
+from jaxspec.models import finite, layered, layers, places, shardings
 from pallas_kernels import tree_conv, tree_path
 
 
@@ -93,7 +93,7 @@ class CausalConv(nn.Module):
         tail: Any,
         tape: Any,
         u: Any,
-        context: layers.TreeContext,
+        context: places.TreeContext,
         layer: jax.Array | None,
     ) -> tuple[Any, Any]:
         """Nodes of a tree: u `[B, n, E]` -> tape, y `[B, n, E]`.
@@ -103,7 +103,7 @@ class CausalConv(nn.Module):
         wider = context.window.shape[-1] - self.width
         window = context.window[..., wider:] - wider
         shielded = finite.clean(u)
-        tape, slots = layers.put_slots(tape, shielded, context.start, layer)
+        tape, slots = layered.put_slots(tape, shielded, context.start, layer)
 
         def convolve(slots, u, tail, weight, bias, parts):
             y = tree_conv.convolve(window, slots, tail, weight, bias, parts=parts)
@@ -111,7 +111,7 @@ class CausalConv(nn.Module):
 
         parts = cuts(u, shardings.Parts(*self.parts))
         y = jax.tree.map(
-            convolve, slots, u, layers.at(tail, layer), *self._filter(), parts
+            convolve, slots, u, layered.at(tail, layer), *self._filter(), parts
         )
         return tape, y
 
@@ -128,7 +128,7 @@ def cuts(channels: Any, parts: shardings.Parts) -> Any:
     return parts.channels
 
 
-def advance(tail: Any, inputs: Any, path: layers.Path, parts: shardings.Parts) -> Any:
+def advance(tail: Any, inputs: Any, path: places.Path, parts: shardings.Parts) -> Any:
     """The last `K - 1` inputs of a tail `[B, K - 1, E]` followed by the path's nodes."""
     return jax.tree.map(
         lambda *args: _advance(path, *args), tail, inputs, cuts(tail, parts)
@@ -136,7 +136,7 @@ def advance(tail: Any, inputs: Any, path: layers.Path, parts: shardings.Parts) -
 
 
 def _advance(
-    path: layers.Path, tail: jax.Array, inputs: jax.Array, parts: int
+    path: places.Path, tail: jax.Array, inputs: jax.Array, parts: int
 ) -> jax.Array:
     width = tail.shape[1]
     tokens = jnp.concatenate([tail, inputs], axis=1)

@@ -16,7 +16,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, finite, layers, rollback, shardings
+from jaxspec.models import (
+    chunks,
+    conv,
+    finite,
+    layered,
+    layers,
+    places,
+    rollback,
+    shardings,
+)
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.mamba2 import init_A_log, init_dt_bias
 from pallas_kernels import DeltaInputs, topology, tree_delta
@@ -50,7 +59,7 @@ def init_tape(
 
 
 def commit(
-    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
+    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: places.Path
 ) -> rollback.Carry:
     """Keeps the accepted path."""
     parts = shardings.parts(config, "delta")
@@ -140,11 +149,11 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         layer: jax.Array | None = None,
     ):
         """One token, the plain recurrence; a ring must be empty."""
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         qkv, z, b, a = self._project(x)
         tail, qkv = self.conv.step(tail, qkv)
         inputs, beta, q = self._inputs(qkv, b, a)
@@ -160,7 +169,7 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         lengths: jax.Array,
         layer: jax.Array | None = None,
     ):
@@ -168,7 +177,7 @@ class Mixer(nn.Module):
 
         In XLA on every platform: training differentiates it.
         """
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         qkv, z, b, a = self._project(x)
         tail, qkv = self.conv.scan(tail, qkv, lengths)
         inputs, beta, q = self._inputs(qkv, b, a)
@@ -183,7 +192,7 @@ class Mixer(nn.Module):
             return tree_delta.fold(state, inputs, implementation="xla"), y
 
         size = self.config.delta.chunk_size
-        state, y = layers.scan_chunks(advance, state, (inputs, beta, q), size)
+        state, y = chunks.scan(advance, state, (inputs, beta, q), size)
         return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(
@@ -191,7 +200,7 @@ class Mixer(nn.Module):
         carry: rollback.Carry,
         tape: rollback.Tape,
         x: jax.Array,
-        context: layers.TreeContext,
+        context: places.TreeContext,
         layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape, solved already."""

@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, finite, layers, rollback, shardings
+from jaxspec.models import (
+    chunks,
+    conv,
+    finite,
+    layered,
+    layers,
+    places,
+    rollback,
+    shardings,
+)
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.mamba2 import init_dt_bias
 from pallas_kernels import Inputs, tree_scan
@@ -48,7 +57,7 @@ def init_tape(
 
 
 def commit(
-    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
+    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: places.Path
 ) -> rollback.Carry:
     """Keeps the accepted path."""
     parts = shardings.parts(config, "mamba1")
@@ -118,11 +127,11 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         layer: jax.Array | None = None,
     ):
         """One token, the plain recurrence; a ring must be empty."""
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         u, z = self._project(x)
         tail, u = self.conv.step(tail, u)
         inputs, C = self._inputs(u)
@@ -137,12 +146,12 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         lengths: jax.Array,
         layer: jax.Array | None = None,
     ):
         """Many tokens in chunks, each in parallel."""
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         u, z = self._project(x)
         tail, u = self.conv.scan(tail, u, lengths)
         inputs, C = self._inputs(u)
@@ -156,7 +165,7 @@ class Mixer(nn.Module):
             return state, y
 
         size = self.config.mamba1.chunk_size
-        state, y = layers.scan_chunks(advance, state, (inputs, C), size)
+        state, y = chunks.scan(advance, state, (inputs, C), size)
         return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(
@@ -164,7 +173,7 @@ class Mixer(nn.Module):
         carry: rollback.Carry,
         tape: rollback.Tape,
         x: jax.Array,
-        context: layers.TreeContext,
+        context: places.TreeContext,
         layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape."""

@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, finite, layers, rollback, shardings
+from jaxspec.models import (
+    chunks,
+    conv,
+    finite,
+    layered,
+    layers,
+    places,
+    rollback,
+    shardings,
+)
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import Inputs, topology, tree_ssd
 
@@ -46,7 +55,7 @@ def init_tape(
 
 
 def commit(
-    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
+    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: places.Path
 ) -> rollback.Carry:
     """Keeps the accepted path."""
     parts = shardings.parts(config, "mamba2")
@@ -132,11 +141,11 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         layer: jax.Array | None = None,
     ):
         """One token, the plain recurrence; a ring must be empty."""
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         z, xBC, dt = self._project(x)
         tail, xBC = self.conv.step(tail, xBC)
         inputs, C = self._inputs(xBC, dt)
@@ -157,7 +166,7 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         lengths: jax.Array,
         layer: jax.Array | None = None,
     ):
@@ -165,7 +174,7 @@ class Mixer(nn.Module):
 
         In XLA on every platform: training differentiates it.
         """
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         z, xBC, dt = self._project(x)
         tail, xBC = self.conv.scan(tail, xBC, lengths)
         inputs, C = self._inputs(xBC, dt)
@@ -180,7 +189,7 @@ class Mixer(nn.Module):
             return tree_ssd.fold(state, A, inputs, implementation="xla"), y
 
         size = self.config.mamba2.chunk_size
-        state, y = layers.scan_chunks(advance, state, (inputs, C), size)
+        state, y = chunks.scan(advance, state, (inputs, C), size)
         return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(
@@ -188,7 +197,7 @@ class Mixer(nn.Module):
         carry: rollback.Carry,
         tape: rollback.Tape,
         x: jax.Array,
-        context: layers.TreeContext,
+        context: places.TreeContext,
         layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape."""

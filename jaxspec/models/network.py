@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxspec import mesh, rows, trees
-from jaxspec.models import block, finite, layers, shardings, shared
+from jaxspec.models import block, finite, layered, layers, places, shardings, shared
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.stack import Stack, Storage
 from jaxspec.trees import TokenTree
@@ -213,7 +213,7 @@ class Network:
         parents = tree.parents[:, :stop]
         topo = topology.derive(parents)
         index = carry.position[:, None] + topo.depth[:, start:]
-        context = layers.TreeContext(
+        context = places.TreeContext(
             topology=topo,
             start=start,
             window=topology.windows(parents, self.config.conv_width)[:, start:],
@@ -244,7 +244,7 @@ class Network:
             carry = carry._replace(blocks=kept, ring_length=length)
         hidden, known = self._norm(params, x), tape.finite
         sound = finite.reach(topo.ancestors[:, start:], known[:, :start], hidden)
-        known = layers.put_slots(known, sound, start, None)[0]
+        known = layered.put_slots(known, sound, start, None)[0]
         hidden = finite.spoil(hidden, sound[..., None])
         return carry, Tape(blocks, known), hidden
 
@@ -297,7 +297,7 @@ class Network:
         nodes = jnp.maximum(path, 0)
         count = jnp.sum(kept, axis=1, dtype=jnp.int32)
         sound = jnp.all(rows.take(tape.finite, nodes) | ~kept, axis=1)
-        kept = layers.Path(nodes, kept, count, sound, carry.position, carry.ring_length)
+        kept = places.Path(nodes, kept, count, sound, carry.position, carry.ring_length)
         blocks = self.stack.map(
             lambda kind, *own: block.commit(self.config, kind, *own, kept),
             carry.blocks,
@@ -363,8 +363,8 @@ class Network:
     def _norm(self, params: Params, x: jax.Array) -> jax.Array:
         return layers.norm(self.config).apply({"params": params["final_norm"]}, x)
 
-    def _positions(self, index: jax.Array) -> layers.Positions:
-        return layers.positions(self.config.attention, index)
+    def _positions(self, index: jax.Array) -> places.Positions:
+        return places.positions(self.config.attention, index)
 
 
 def _whole_tiles(rows: int) -> int:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import rows
-from jaxspec.models import conv, finite, layers, shardings
+from jaxspec.models import conv, finite, layered, places, shardings
 from pallas_kernels import DeltaInputs, Inputs, Ring, tree_path
 
 Records = Inputs | DeltaInputs
@@ -85,8 +85,8 @@ def resolve(rollback: Rollback) -> str:
 def put(carry: Carry, tail: Any, state: jax.Array, layer: jax.Array | None) -> Carry:
     """Replaces a layer's past; the ring is empty and stays so."""
     return carry._replace(
-        tail=layers.put(carry.tail, tail, layer),
-        state=layers.put(carry.state, state, layer),
+        tail=layered.put(carry.tail, tail, layer),
+        state=layered.put(carry.state, state, layer),
     )
 
 
@@ -97,7 +97,7 @@ def read(
     tape: Tape,
     new: Records,
     args: tuple[jax.Array, ...],
-    context: layers.TreeContext,
+    context: places.TreeContext,
     layer: jax.Array | None,
     **settings: Any,
 ) -> tuple[tuple[Carry, Tape], jax.Array]:
@@ -117,14 +117,14 @@ def read(
     """
     start, topology = context.start, context.topology
     if tape.states is not None:
-        known = layers.at(tape.states, layer)[:, :start]
-        state, parents = layers.at(carry.state, layer), topology.parents[:, start:]
+        known = layered.at(tape.states, layer)[:, :start]
+        state, parents = layered.at(carry.state, layer), topology.parents[:, start:]
         states = op.node_states(parents, new, args[0], state, known)
-        record, _ = layers.put_slots(tape.states, states, start, layer)
+        record, _ = layered.put_slots(tape.states, states, start, layer)
         return (carry, tape._replace(states=record)), read_states(states)
     if tape.A is not None:
-        tape = tape._replace(A=layers.put(tape.A, args[0], layer))
-    inputs = layers.join_slots(tape.inputs, new, start, layer)
+        tape = tape._replace(A=layered.put(tape.A, args[0], layer))
+    inputs = layered.join_slots(tape.inputs, new, start, layer)
     ring = None if carry.ring is None else Ring(carry.ring, context.ring_length)
     args = topology, inputs, *args, carry.state, ring
     if context.fold is None:
@@ -133,14 +133,14 @@ def read(
         found, state = op.verify(*args, context.fold, layer=layer, **settings)
         carry = carry._replace(state=state)
     new, y = new.complete(found)
-    record, _ = layers.put_slots(tape.inputs, new, start, layer)
+    record, _ = layered.put_slots(tape.inputs, new, start, layer)
     return (carry, tape._replace(inputs=record)), y
 
 
 def commit(
     carry: Carry,
     tape: Tape,
-    path: layers.Path,
+    path: places.Path,
     fold: Fold,
     parts: shardings.Parts,
 ) -> Carry:
@@ -173,7 +173,7 @@ def commit(
         )
         return Carry(tail, carry.state, ring)
     inputs = jax.tree.map(
-        lambda leaf, parts: layers.take_path(leaf, path, parts),
+        lambda leaf, parts: path.take(leaf, parts),
         tape.inputs,
         cuts,
     )
