@@ -23,6 +23,7 @@ from jaxspec.models import (
     layered,
     layers,
     places,
+    recurrence,
     rollback,
     shardings,
 )
@@ -33,42 +34,38 @@ from pallas_kernels import DeltaInputs, topology, tree_delta
 _EPS = 1e-6  # added to the squared length of queries and keys
 
 
-def init_carry(
-    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
-) -> rollback.Carry:
-    """An empty past; `max_rows` does not matter to a recurrence."""
+def _empty_channels(config: ModelConfig, split: bool, *leading: int) -> Any:
+    """Inputs of the convolution, in parts or not."""
+    widths = {"qk": 2 * config.delta.key_dim, "v": config.delta.value_dim}
+    return recurrence.zeros(config, widths, split, *leading)
+
+
+def _empty_states(config: ModelConfig, *leading: int) -> jax.Array:
     c = config.delta
-    return rollback.Carry(
-        tail=_empty_channels(config, split, batch_size, c.d_conv - 1),
-        state=_empty_states(config, batch_size),
-        ring=_empty_inputs(config, batch_size, ring_size) if ring_size else None,
+    shape = c.num_value_heads, c.value_head_dim, c.key_head_dim
+    return jnp.zeros((*leading, *shape), jnp.float32)
+
+
+def _empty_inputs(config: ModelConfig, *leading: int) -> DeltaInputs:
+    """In float32 but for the keys: what is written is corrected by what was."""
+    c = config.delta
+    return DeltaInputs(
+        u=jnp.zeros((*leading, c.value_dim), jnp.float32),
+        g=jnp.zeros((*leading, c.num_value_heads), jnp.float32),
+        k=jnp.zeros((*leading, c.key_dim), jnp.dtype(config.dtype)),
     )
 
 
-def init_tape(
-    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
-) -> rollback.Tape:
-    """An empty tape of a rollback `kind`."""
-    shape, snapshot = (batch_size, num_nodes), kind == "snapshot"
-    return rollback.Tape(
-        conv=_empty_channels(config, split, *shape),
-        inputs=None if snapshot else _empty_inputs(config, *shape),
-        states=_empty_states(config, *shape) if snapshot else None,
-        A=None,
-    )
-
-
-def commit(
-    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: places.Path
-) -> rollback.Carry:
-    """Keeps the accepted path."""
-    parts = shardings.parts(config, "delta")
-    return rollback.commit(carry, tape, path, tree_delta.fold, parts)
-
-
-def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
-    """Gathers slots of a tape."""
-    return rollback.keep(tape, slots, shardings.parts(config, "delta"))
+RECURRENCE = recurrence.Recurrence(
+    name="delta",
+    channels=_empty_channels,
+    states=_empty_states,
+    inputs=_empty_inputs,
+    rates=recurrence.no_rates,
+    fold=lambda state, rates, inputs: tree_delta.fold(state, inputs),
+)
+init_carry, init_tape = RECURRENCE.init_carry, RECURRENCE.init_tape
+keep, commit = RECURRENCE.keep, RECURRENCE.commit
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -101,31 +98,6 @@ def _split_channels(config: ModelConfig, qkv: jax.Array) -> dict[str, jax.Array]
     qk, v = jnp.split(qkv, [2 * c.key_dim], axis=-1)
     by_group = qk.reshape(*qk.shape[:-1], 2, c.num_key_heads, c.key_head_dim)
     return {"qk": jnp.swapaxes(by_group, -3, -2).reshape(qk.shape), "v": v}
-
-
-def _empty_channels(config: ModelConfig, split: bool, *leading: int) -> Any:
-    """Inputs of the convolution, in parts or not."""
-    c, dtype = config.delta, jnp.dtype(config.dtype)
-    if not split:
-        return jnp.zeros((*leading, c.conv_dim), dtype)
-    widths = {"qk": 2 * c.key_dim, "v": c.value_dim}
-    return {name: jnp.zeros((*leading, w), dtype) for name, w in widths.items()}
-
-
-def _empty_states(config: ModelConfig, *leading: int) -> jax.Array:
-    c = config.delta
-    shape = c.num_value_heads, c.value_head_dim, c.key_head_dim
-    return jnp.zeros((*leading, *shape), jnp.float32)
-
-
-def _empty_inputs(config: ModelConfig, batch_size: int, length: int) -> DeltaInputs:
-    """In float32 but for the keys: what is written is corrected by what was."""
-    c, shape = config.delta, (batch_size, length)
-    return DeltaInputs(
-        u=jnp.zeros((*shape, c.value_dim), jnp.float32),
-        g=jnp.zeros((*shape, c.num_value_heads), jnp.float32),
-        k=jnp.zeros((*shape, c.key_dim), jnp.dtype(config.dtype)),
-    )
 
 
 class Mixer(nn.Module):
@@ -225,7 +197,7 @@ class Mixer(nn.Module):
         self, carry: rollback.Carry, chosen: jax.Array, length: jax.Array
     ) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-        return rollback.fold_ring(carry, chosen, length, tree_delta.fold)
+        return RECURRENCE.fold_ring(carry, None, chosen, length)
 
     def _per_head(self, keys: jax.Array) -> jax.Array:
         """Keys or queries `[..., G S]` as `[..., H, S]` float32."""

@@ -20,6 +20,7 @@ from jaxspec.models import (
     layered,
     layers,
     places,
+    recurrence,
     rollback,
     shardings,
 )
@@ -27,48 +28,37 @@ from jaxspec.models.config import ModelConfig
 from pallas_kernels import Inputs, topology, tree_ssd
 
 
-def init_carry(
-    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
-) -> rollback.Carry:
-    """An empty past; `max_rows` does not matter to a recurrence."""
+def _empty_channels(config: ModelConfig, split: bool, *leading: int) -> Any:
+    """Inputs of the convolution, in parts or not."""
     c = config.mamba2
-    return rollback.Carry(
-        tail=_empty_channels(config, split, batch_size, c.d_conv - 1),
-        state=jnp.zeros((batch_size, c.nheads, c.headdim, c.d_state), jnp.float32),
-        ring=_empty_inputs(config, batch_size, ring_size) if ring_size else None,
+    widths = {"x": c.d_inner, "BC": c.conv_dim - c.d_inner}
+    return recurrence.zeros(config, widths, split, *leading)
+
+
+def _empty_states(config: ModelConfig, *leading: int) -> jax.Array:
+    c = config.mamba2
+    return jnp.zeros((*leading, c.nheads, c.headdim, c.d_state), jnp.float32)
+
+
+def _empty_inputs(config: ModelConfig, *leading: int) -> Inputs:
+    c, dtype = config.mamba2, jnp.dtype(config.dtype)
+    return Inputs(
+        x=jnp.zeros((*leading, c.d_inner), dtype),
+        dt=jnp.zeros((*leading, c.nheads), jnp.float32),
+        B=jnp.zeros((*leading, c.ngroups * c.d_state), dtype),
     )
 
 
-def init_tape(
-    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
-) -> rollback.Tape:
-    """An empty tape of a rollback `kind`."""
-    c, shape = config.mamba2, (batch_size, num_nodes)
-    state = (*shape, c.nheads, c.headdim, c.d_state)
-    snapshot = kind == "snapshot"
-    return rollback.Tape(
-        conv=_empty_channels(config, split, *shape),
-        inputs=None if snapshot else _empty_inputs(config, *shape),
-        states=jnp.zeros(state, jnp.float32) if snapshot else None,
-        A=jnp.zeros((c.nheads,), jnp.float32) if kind == "replay" else None,
-    )
-
-
-def commit(
-    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: places.Path
-) -> rollback.Carry:
-    """Keeps the accepted path."""
-    parts = shardings.parts(config, "mamba2")
-
-    def fold(state, inputs):
-        return tree_ssd.fold(state, tape.A, inputs)
-
-    return rollback.commit(carry, tape, path, fold, parts)
-
-
-def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
-    """Gathers slots of a tape."""
-    return rollback.keep(tape, slots, shardings.parts(config, "mamba2"))
+RECURRENCE = recurrence.Recurrence(
+    name="mamba2",
+    channels=_empty_channels,
+    states=_empty_states,
+    inputs=_empty_inputs,
+    rates=lambda config: jnp.zeros((config.mamba2.nheads,), jnp.float32),
+    fold=tree_ssd.fold,
+)
+init_carry, init_tape = RECURRENCE.init_carry, RECURRENCE.init_tape
+keep, commit = RECURRENCE.keep, RECURRENCE.commit
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -95,24 +85,6 @@ def _split_channels(config: ModelConfig, xBC: jax.Array) -> dict[str, jax.Array]
     x, BC = jnp.split(xBC, [c.d_inner], axis=-1)
     by_group = BC.reshape(*BC.shape[:-1], 2, c.ngroups, c.d_state)
     return {"x": x, "BC": jnp.swapaxes(by_group, -3, -2).reshape(BC.shape)}
-
-
-def _empty_channels(config: ModelConfig, split: bool, *leading: int) -> Any:
-    """Inputs of the convolution, in parts or not."""
-    c, dtype = config.mamba2, jnp.dtype(config.dtype)
-    if not split:
-        return jnp.zeros((*leading, c.conv_dim), dtype)
-    widths = {"x": c.d_inner, "BC": c.conv_dim - c.d_inner}
-    return {name: jnp.zeros((*leading, w), dtype) for name, w in widths.items()}
-
-
-def _empty_inputs(config: ModelConfig, batch_size: int, length: int) -> Inputs:
-    c, dtype = config.mamba2, jnp.dtype(config.dtype)
-    return Inputs(
-        x=jnp.zeros((batch_size, length, c.d_inner), dtype),
-        dt=jnp.zeros((batch_size, length, c.nheads), jnp.float32),
-        B=jnp.zeros((batch_size, length, c.ngroups * c.d_state), dtype),
-    )
 
 
 class Mixer(nn.Module):
@@ -224,11 +196,7 @@ class Mixer(nn.Module):
         self, carry: rollback.Carry, chosen: jax.Array, length: jax.Array
     ) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-
-        def fold(state, inputs):
-            return tree_ssd.fold(state, self._A(), inputs)
-
-        return rollback.fold_ring(carry, chosen, length, fold)
+        return RECURRENCE.fold_ring(carry, self._A(), chosen, length)
 
     def _A(self) -> jax.Array:
         return -jnp.exp(self.A_log.astype(jnp.float32))

@@ -12,19 +12,15 @@ The records say which way it is, so that no function needs to be told:
 to a ring on a tree is ours; ReplaySSM 2026 does it on a chain.)
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from jaxspec import rows
-from jaxspec.models import conv, finite, layered, places, shardings
-from pallas_kernels import DeltaInputs, Inputs, Ring, tree_path
+from jaxspec.models import layered, places
+from pallas_kernels import DeltaInputs, Inputs, Ring
 
 Records = Inputs | DeltaInputs
-Fold = Callable[[jax.Array, Records], jax.Array]  # state, records of a chain -> state
 
 Rollback = Literal["auto", "snapshot", "replay", "lazy", "joint"]
 ROLLBACKS = ("snapshot", "replay", "lazy", "joint")
@@ -135,74 +131,3 @@ def read(
     new, y = new.complete(found)
     record, _ = layered.put_slots(tape.inputs, new, start, layer)
     return (carry, tape._replace(inputs=record)), y
-
-
-def commit(
-    carry: Carry,
-    tape: Tape,
-    path: places.Path,
-    fold: Fold,
-    parts: shardings.Parts,
-) -> Carry:
-    """Keeps a path.
-
-    Args:
-        carry: of the layer.
-        tape: of the layer.
-        path: what is kept.
-        fold: advances a state over a chain.
-        parts: into how many a mesh can cut the records.
-    """
-    tail = conv.advance(carry.tail, tape.conv, path, parts)
-    sound = path.finite[:, None, None]  # the tape was shielded, the past is to tell
-    tail = jax.tree.map(lambda leaf: finite.spoil(leaf, sound), tail)
-    if tape.states is not None:
-        last = rows.take_one(path.nodes, jnp.maximum(path.count - 1, 0))
-        state = rows.take_one(tape.states, last)
-        state = rows.select(path.count > 0, state, carry.state)
-        return Carry(tail, state, carry.ring)
-    cuts = _cuts(tape, parts)
-    if carry.ring is not None:
-        ring = jax.tree.map(
-            lambda ring, new, parts: tree_path.append(
-                ring, new, path.slots, path.ring_length, parts=parts
-            ),
-            carry.ring,
-            tape.inputs,
-            cuts,
-        )
-        return Carry(tail, carry.state, ring)
-    inputs = jax.tree.map(
-        lambda leaf, parts: path.take(leaf, parts),
-        tape.inputs,
-        cuts,
-    )
-    return Carry(tail, fold(carry.state, inputs), None)
-
-
-def keep(tape: Tape, slots: jax.Array, parts: shardings.Parts) -> Tape:
-    """Gathers slots `[B, K]` of a layer's tape, -1 for room; decay rates have none."""
-    take = functools.partial(_take, slots=slots)
-    kept = tape._replace(
-        conv=jax.tree.map(take, tape.conv, conv.cuts(tape.conv, parts))
-    )
-    if tape.states is not None:
-        states = rows.take(tape.states, jnp.maximum(slots, 0))
-        is_kept = (slots >= 0).reshape(*slots.shape, *[1] * (states.ndim - 2))
-        return kept._replace(states=jnp.where(is_kept, states, 0))
-    return kept._replace(inputs=jax.tree.map(take, tape.inputs, _cuts(tape, parts)))
-
-
-def _take(nodes: jax.Array, parts: int, slots: jax.Array) -> jax.Array:
-    return tree_path.take(nodes, slots, parts=parts)
-
-
-def _cuts(tape: Tape, parts: shardings.Parts) -> Records:
-    """Into how many parts a mesh can cut each array of the records."""
-    return type(tape.inputs)(parts.heads, parts.heads, parts.keys)
-
-
-def fold_ring(carry: Carry, chosen: jax.Array, length: jax.Array, fold: Fold) -> Carry:
-    """Folds the first `length` entries of the ring into the state in the chosen rows."""
-    folded = fold(carry.state, Ring(carry.ring, length).live())
-    return carry._replace(state=rows.select(chosen, folded, carry.state))
