@@ -178,9 +178,15 @@ class Mixer(nn.Module):
         tape = tape._replace(conv=record)
         new, C, sound = finite.shield(*self._inputs(xBC, dt))
         read_states = functools.partial(self._read_states, x=new.x, C=C)
-        args = self._A(), C, self._D()
         past, y = rollback.read(
-            tree_ssd, read_states, carry, tape, new, args, context, layer
+            tree_ssd,
+            read_states,
+            carry,
+            tape,
+            new,
+            (self._A(), C, self._D()),
+            context,
+            layer,
         )
         return past, self._output(finite.spoil(y, sound), z)
 

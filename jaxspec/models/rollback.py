@@ -122,11 +122,13 @@ def read(
         tape = tape._replace(A=layered.put(tape.A, args[0], layer))
     inputs = layered.join_slots(tape.inputs, new, start, layer)
     ring = None if carry.ring is None else Ring(carry.ring, context.ring_length)
-    args = topology, inputs, *args, carry.state, ring
+    settings["layer"] = layer
     if context.fold is None:
-        found = op.read(*args, layer=layer, **settings)
+        found = op.read(topology, inputs, *args, carry.state, ring, **settings)
     else:
-        found, state = op.verify(*args, context.fold, layer=layer, **settings)
+        found, state = op.verify(
+            topology, inputs, *args, carry.state, ring, context.fold, **settings
+        )
         carry = carry._replace(state=state)
     new, y = new.complete(found)
     record, _ = layered.put_slots(tape.inputs, new, start, layer)
