@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec import budgets, checks, loop_checks, partition, rows, spec_info, trees
+from jaxspec import budgets, checks, loop_checks, mesh, rows, spec_info, trees
 from jaxspec.core import (
     Draft,
     Drafter,
@@ -243,14 +243,14 @@ def _judge(
         draft = draft.replace(vocab_ids=vocab_ids)
         return verifier.verify(keys, draft, logits, settings)
 
-    return partition.by_rows(
+    return mesh.by_rows(
         judge,
         state.keys,
         draft.replace(vocab_ids=None),
         logits,
         state.sampling,
         shared=(draft.vocab_ids,),
-        over=partition.AXES,
+        over=mesh.AXES,
     )
 
 

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import partition, sampling
+from jaxspec import mesh, sampling
 from jaxspec.core import Context, Draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -76,14 +76,14 @@ def _stochastic_beam(width: int, length: int) -> Builder:
 
             def descend(tape, tree=tree, start=start, stop=stop, beams=beams):
                 tape, logits = reader.read(tape, tree, start, stop)
-                return tape, partition.by_rows(
+                return tape, mesh.by_rows(
                     functools.partial(_descend, width=width, start=start),
                     logits,
                     context.keys,
                     context.sampling,
                     beams,
                     shared=(reader.vocab_ids,),
-                    over=partition.AXES,
+                    over=mesh.AXES,
                 )
 
             needed = builder.reaches(context, depth + 1)

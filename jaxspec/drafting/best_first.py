@@ -15,7 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, rows, sampling
+from jaxspec import mesh, rows, sampling
 from jaxspec.core import Context, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -63,13 +63,13 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
 
             def descend(tape, read=read, start=start, stop=stop, score=score):
                 tape, logits = reader.read(tape, read, start, stop)
-                return tape, partition.by_rows(
+                return tape, mesh.by_rows(
                     functools.partial(_expand, width=width),
                     logits,
                     score,
                     context.sampling,
                     shared=(reader.vocab_ids,),
-                    over=partition.AXES,
+                    over=mesh.AXES,
                 )
 
             needed = builder.reaches(context, level + 1)
@@ -89,7 +89,7 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
                 start, stop = stop, stop + best.shape[1]
         args = (jnp.concatenate(parts, axis=1) for parts in (pool, scores, places))
         keep = functools.partial(_keep, num_nodes=num_nodes)
-        tokens, parents, slots, found = partition.by_rows(jax.vmap(keep), *args)
+        tokens, parents, slots, found = mesh.by_rows(jax.vmap(keep), *args)
         tree = builder.grow(builder.start(root, num_nodes), 1, tokens, parents)
         around = ((0, 0), (1, num_nodes - 1 - slots.shape[1]))
         slots = jnp.pad(slots, around, constant_values=((0, 0), (0, -1)))

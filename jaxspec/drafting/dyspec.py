@@ -33,7 +33,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, sampling
+from jaxspec import mesh, sampling
 from jaxspec.core import Context, Draft, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -139,7 +139,7 @@ def _dyspec(rules: _Rules) -> Builder:
             draw = functools.partial(
                 _draw, stop=stop, rules=rules, vocab_size=reader.vocab_size
             )
-            laws, grown = partition.by_rows(
+            laws, grown = mesh.by_rows(
                 draw,
                 laws,
                 logits,

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, partition, rows, trees
+from jaxspec import checks, mesh, rows, trees
 from jaxspec.core import Context, Draft, Drafter, LanguageModel, Outcome
 from jaxspec.drafting import builder as builders
 from jaxspec.drafting import fusion, survival
@@ -124,8 +124,8 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
         free = builders.start(context.root, builder.num_read)
         tape, logits = read(tape, trees.join(draft.tree, free), 0, size)
         prune = functools.partial(_prune, keep=keep, least=least)
-        kept = partition.by_rows(
-            prune, draft.tree, logits, shared=(vocab_ids,), over=partition.AXES
+        kept = mesh.by_rows(
+            prune, draft.tree, logits, shared=(vocab_ids,), over=mesh.AXES
         )
 
         def build(root_logits: Array) -> Built:
@@ -202,8 +202,8 @@ def _fuse(
     else:
         root, at = builders.start(kept.tokens[:, 0], 1), 1
         tree, places = trees.graft(root, kept, at + room, max_path)
-        rest = partition.by_rows(
-            _without, root_logits, tree, shared=(vocab_ids,), over=partition.AXES
+        rest = mesh.by_rows(
+            _without, root_logits, tree, shared=(vocab_ids,), over=mesh.AXES
         )
         built = build(rest)
         tree = trees.join(tree, built.draft.tree)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import partition, sampling, trees
+from jaxspec import mesh, sampling, trees
 from jaxspec.core import Context, Draft, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -124,14 +124,14 @@ def _static_tree(
 
             def descend(tape, tree=tree, depth=depth, level=level, above=above):
                 tape, logits = reader.read(tape, tree, level.start, level.stop)
-                return tape, partition.by_rows(
+                return tape, mesh.by_rows(
                     functools.partial(draw, level=level, depth=depth),
                     logits,
                     context.keys,
                     context.sampling,
                     above,
                     shared=(reader.vocab_ids,),
-                    over=partition.AXES,
+                    over=mesh.AXES,
                 )
 
             needed = builder.reaches(context, depth + 1)
