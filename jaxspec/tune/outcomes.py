@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import compilation, decode_state, sampling, stepping
+from jaxspec import compilation, padding, prefill, sampling, stepping
 from jaxspec.core import Draft, Drafter, LanguageModel, Params, Verifier
 from jaxspec.verification import proposals
 
@@ -77,14 +77,14 @@ def measure(
         seed: of the noise.
         advance: called with the number of texts that were just written.
     """
-    padded, lengths = decode_state.pad_prompts(prompts)
+    padded, lengths = padding.pad_prompts(prompts)
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     keys = fold(sampling.key(seed), np.arange(len(prompts)))
     static = {name: getattr(setup, name) for name in ("target", "drafter", "verifier")}
     found = []
     for start in range(0, len(prompts), batch):
         index = np.arange(start, start + batch) % len(prompts)
-        state = decode_state.init_state(
+        state = prefill.init_state(
             setup.params,
             padded[index],
             lengths[index],
