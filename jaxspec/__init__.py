@@ -23,7 +23,8 @@ from jaxspec.decode_state import DecodeState as DecodeState
 from jaxspec.decoding import generate as generate
 from jaxspec.decoding import speculative_generate as speculative_generate
 
-# What proposes and what decides.
+# Drafters by name, and what proposes and what decides.
+from jaxspec.drafters.registry import drafter as drafter
 from jaxspec.drafting.beam import stochastic_beam as stochastic_beam
 from jaxspec.drafting.best_first import best_first as best_first
 from jaxspec.drafting.dyspec import dyspec as dyspec
@@ -52,6 +53,7 @@ from jaxspec.models.config import MLPConfig as MLPConfig
 from jaxspec.models.config import ModelConfig as ModelConfig
 from jaxspec.models.config import MoEConfig as MoEConfig
 from jaxspec.models.hybrid import language_model as language_model
+from jaxspec.models.joint import joint as joint
 from jaxspec.models.mtp import mtp_head as mtp_head
 from jaxspec.padding import pad_prompts as pad_prompts
 from jaxspec.prefill import Past as Past
@@ -59,7 +61,7 @@ from jaxspec.prefill import absorb as absorb
 from jaxspec.prefill import empty_state as empty_state
 from jaxspec.prefill import init_past as init_past
 from jaxspec.prefill import init_state as init_state
-from jaxspec.pretrained import check_same_tokenizer as check_same_tokenizer
+from jaxspec.pretrained import Pretrained as Pretrained
 from jaxspec.pretrained import load as load
 from jaxspec.pretrained import load_mtp as load_mtp
 from jaxspec.spec_info import SpecInfo as SpecInfo
@@ -67,6 +69,7 @@ from jaxspec.stepping import observe as observe
 from jaxspec.stepping import propose as propose
 from jaxspec.stepping import speculative_step as speculative_step
 from jaxspec.stepping import verify as verify
+from jaxspec.tokenizer_files import check_same_tokenizer as check_same_tokenizer
 from jaxspec.trees import TokenTree as TokenTree
 from jaxspec.verification.recursive_rejection import (
     recursive_rejection as recursive_rejection,

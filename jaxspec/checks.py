@@ -20,7 +20,7 @@ Array = jax.Array
 _HINTS = {
     "Builder": "(3, 2, 1), chain(4) or dyspec(8) is one",
     "Datastore": "datastore.build or datastore.load makes one",
-    "DraftHead": "load_mtp(folder, params) gives one and its params",
+    "DraftHead": "load_mtp(target) gives one and its params",
     "DecodeState": "init_state makes one, and the loops return it (first of a pair)",
     "Drafter": "ngram(8) or draft_model(model, builder) makes one",
     "Pair": "fusion.Pair(first, second) holds those of both",

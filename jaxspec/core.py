@@ -54,8 +54,13 @@ class LanguageModel(NamedTuple):
             The carry is prepared; `start` and `stop` are static.
         scan_tree: `params, carry, tree -> carry, tape, hidden [B, N, C]`: `prepare`, then
             `extend_tree` over every slot of an empty tape, perhaps fused.
-        commit: `carry, tape, path [B, D] -> carry`: keeps the nodes of a path that starts
-            at the root, -1 padded; takes the carry that `scan_tree` or `prepare` returned.
+        keep: `tape, slots [B, K] -> tape` of `K` slots: slot `k` of row `b` is what slot
+            `slots[b, k]` was, or room for `extend_tree` to fill where that is -1. A node
+            stays what it was while all that it hangs from is kept too or committed, so
+            that a tree is grown on below a node that a commit made the root.
+        commit: `carry, tape, path [B, d] -> carry`: keeps the nodes of a path that starts
+            at the root, -1 padded, any `d <= max_path`; takes the carry that `scan_tree`
+            or `prepare` returned.
         logits: `params, hidden [..., C] -> [..., V]` float32.
         vocab_size: `V`.
         max_path: the longest path that `commit` takes, in nodes.
@@ -69,6 +74,7 @@ class LanguageModel(NamedTuple):
     init_tape: Callable[..., Tape]
     extend_tree: Callable[..., tuple[Tape, Array]]
     scan_tree: Callable[..., tuple[Carry, Tape, Array]]
+    keep: Callable[..., Tape]
     commit: Callable[..., Carry]
     logits: Callable[..., Array]
     vocab_size: int
@@ -94,6 +100,7 @@ class DraftHead(NamedTuple):
             tape, hidden [B, stop - start, C]`: some slots of a tree whose root's pair is in
             the carry, and whose other parents are on the tape. `start` and `stop` are
             static, and `start` is at least 1.
+        keep: `tape, slots [B, K] -> tape` of `K` slots, as a `LanguageModel`'s.
         logits: `params, hidden [..., C] -> [..., V]` float32.
         vocab_size: `V`.
         hidden_size: `C`, the target's and its own.
@@ -104,6 +111,7 @@ class DraftHead(NamedTuple):
     scan: Callable[..., tuple[Carry, Array]]
     init_tape: Callable[..., Tape]
     extend_tree: Callable[..., tuple[Tape, Array]]
+    keep: Callable[..., Tape]
     logits: Callable[..., Array]
     vocab_size: int
     hidden_size: int

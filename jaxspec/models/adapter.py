@@ -137,6 +137,14 @@ def from_step(
         tape = init_tape(params, batch, num_nodes)
         return carry, *extend_tree(params, carry, tape, tree, 0, num_nodes)
 
+    def keep(tape, slots):
+        def take(nodes):
+            taken = rows.take(nodes, jnp.maximum(slots, 0))
+            kept = (slots >= 0).reshape(*slots.shape, *[1] * (nodes.ndim - 2))
+            return jnp.where(kept, taken, jnp.zeros_like(taken))
+
+        return jax.tree.map(take, tape)
+
     def commit(carry, tape, path):
         count = jnp.sum(path >= 0, axis=1)
         last = jnp.take_along_axis(path, jnp.maximum(count - 1, 0)[:, None], axis=1)
@@ -154,6 +162,7 @@ def from_step(
         init_tape=init_tape,
         extend_tree=extend_tree,
         scan_tree=scan_tree,
+        keep=keep,
         commit=commit,
         logits=logits_of,
         vocab_size=vocab_size,

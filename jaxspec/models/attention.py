@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxspec import rows
 from jaxspec.models import finite, layers
 from jaxspec.models.config import ModelConfig
-from pallas_kernels import tree_attention
+from pallas_kernels import tree_attention, tree_path
 
 _QUERY_BLOCK = 256  # queries that `scan` scores at once
 
@@ -58,7 +58,10 @@ def commit(config: ModelConfig, carry: Carry, tape: Tape, path: layers.Path) -> 
     )
 
 
-drop_slots = layers.drop_slots
+def keep(config: ModelConfig, tape: Tape, slots: jax.Array) -> Tape:
+    """Gathers slots of a tape."""
+    heads = config.attention.num_kv_heads
+    return Tape(*(tree_path.take(nodes, slots, parts=heads) for nodes in tape))
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     x + m * sum over mixers of mixer(norm(x))
 
 where most blocks have one mixer, and Falcon-H1's have two side by side; for Zamba2's
-see `shared.py`. A new mixer joins as a module with `init_carry`, `init_tape`, `commit`,
-`drop_slots`, `split` and a `Mixer`.
+see `shared.py`. A new mixer joins as a module with `init_carry`, `init_tape`, `keep`,
+`commit`, `split` and a `Mixer`.
 """
 
 from collections.abc import Callable
@@ -48,10 +48,10 @@ def commit(
     )
 
 
-def drop_slots(kind: str, tape: tuple, count: int) -> tuple:
-    """Cuts the first slots off a tape."""
+def keep(config: ModelConfig, kind: str, tape: tuple, slots: jax.Array) -> tuple:
+    """Gathers slots `[B, K]` of a tape, -1 for room."""
     return tuple(
-        MIXERS[name].drop_slots(own, count)
+        MIXERS[name].keep(config, own, slots)
         for name, own in zip(BLOCKS[kind], tape, strict=True)
     )
 

@@ -109,9 +109,9 @@ class CausalConv(nn.Module):
             y = tree_conv.convolve(window, slots, tail, weight, bias, parts=parts)
             return finite.spoil(y, finite.holds(u))
 
-        cuts = _cuts(u, layout.Parts(*self.parts))
+        parts = cuts(u, layout.Parts(*self.parts))
         y = jax.tree.map(
-            convolve, slots, u, layers.at(tail, layer), *self._filter(), cuts
+            convolve, slots, u, layers.at(tail, layer), *self._filter(), parts
         )
         return tape, y
 
@@ -120,7 +120,7 @@ def _append(tail: jax.Array, u: jax.Array) -> jax.Array:
     return jnp.concatenate([tail, u[:, None]], axis=1)
 
 
-def _cuts(channels: Any, parts: layout.Parts) -> Any:
+def cuts(channels: Any, parts: layout.Parts) -> Any:
     """Into how many parts each array can be cut."""
     if isinstance(channels, dict):
         keys = layout.KEY_CHANNELS
@@ -131,7 +131,7 @@ def _cuts(channels: Any, parts: layout.Parts) -> Any:
 def advance(tail: Any, inputs: Any, path: layers.Path, parts: layout.Parts) -> Any:
     """The last `K - 1` inputs of a tail `[B, K - 1, E]` followed by the path's nodes."""
     return jax.tree.map(
-        lambda *args: _advance(path, *args), tail, inputs, _cuts(tail, parts)
+        lambda *args: _advance(path, *args), tail, inputs, cuts(tail, parts)
     )
 
 

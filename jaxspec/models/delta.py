@@ -57,7 +57,9 @@ def commit(
     return rollback.commit(carry, tape, path, tree_delta.fold, parts)
 
 
-drop_slots = rollback.drop_slots
+def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
+    """Gathers slots of a tape."""
+    return rollback.keep(tape, slots, layout.parts(config, "delta"))
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:

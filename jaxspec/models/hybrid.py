@@ -10,6 +10,7 @@ from jaxspec.core import LanguageModel
 from jaxspec.models import block, layers
 from jaxspec.models import rollback as rollbacks
 from jaxspec.models.config import ModelConfig
+from jaxspec.models.joint import joint
 from jaxspec.models.network import Network, Params
 from jaxspec.models.stack import Stack
 
@@ -43,6 +44,10 @@ def language_model(
             f"The ring must hold a path of {max_path} nodes, got ring_size {ring_size}."
         )
     kind = rollbacks.resolve(rollback)
+    if kind == "joint":  # its trees hang from a path that is run again
+        room = 2 * max_path
+        inner = _language_model(config, "replay", room, room, scan_layers)
+        return joint(inner, max_path)
     return _language_model(config, kind, max_path, ring_size, scan_layers)
 
 
@@ -59,6 +64,7 @@ def _language_model(config, kind, max_path, ring_size, scan_layers) -> LanguageM
         init_tape=model.init_tape,
         extend_tree=model.extend_tree,
         scan_tree=model.scan_tree,
+        keep=model.keep,
         commit=model.commit,
         logits=model.logits,
         vocab_size=config.vocab_size,

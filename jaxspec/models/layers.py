@@ -136,11 +136,6 @@ def join_slots(tape: Any, values: Any, start: int, layer: jax.Array | None) -> A
     return jax.tree.map(join, tape, values)
 
 
-def drop_slots(tape: Any, count: int) -> Any:
-    """Cuts the first slots off a tape `[B, N, ...]`."""
-    return jax.tree.map(lambda leaf: leaf[:, count:], tape)
-
-
 def put_slots(tape: Any, values: Any, start: int, layer: jax.Array | None) -> tuple:
     """Writes slots `start, ...` of a layer's tape `[B, N, ...]`.
 

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxspec import partition
+from jaxspec.models import joint
 from jaxspec.models.config import BLOCKS, GATED, ModelConfig
 from jaxspec.partition import TENSOR
 
@@ -137,9 +138,13 @@ def past_specs(config: ModelConfig, past: Any, axes: dict[str, int]) -> Any:
 
     Args:
         config: the shape of the model.
-        past: a carry or a tape, unrolled or stacked, arrays or their shapes.
+        past: a carry, `joint`'s or not, or a tape of the network; unrolled or stacked,
+            arrays or their shapes.
         axes: sizes of a mesh's axes, see `partition.sizes`.
     """
+    if isinstance(past, joint.Carry):
+        inner = past_specs(config, past.past, axes)
+        return row_specs(past, axes)._replace(past=inner)
 
     def one(mixer, names, leaf, is_stacked):
         cuts = {}

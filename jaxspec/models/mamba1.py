@@ -38,7 +38,7 @@ def init_tape(
 ) -> rollback.Tape:
     """An empty tape of a rollback `kind`."""
     c, width, shape = config.mamba1, _d_inner(config), (batch_size, num_nodes)
-    snapshot, keep_A = kind == "snapshot", kind in ("replay", "joint")
+    snapshot, keep_A = kind == "snapshot", kind == "replay"
     return rollback.Tape(
         conv=jnp.zeros((*shape, width), jnp.dtype(config.dtype)),
         inputs=None if snapshot else _empty_inputs(config, *shape),
@@ -59,7 +59,9 @@ def commit(
     return rollback.commit(carry, tape, path, fold, parts)
 
 
-drop_slots = rollback.drop_slots
+def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
+    """Gathers slots of a tape."""
+    return rollback.keep(tape, slots, layout.parts(config, "mamba1"))
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:

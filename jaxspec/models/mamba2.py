@@ -41,7 +41,7 @@ def init_tape(
         conv=_empty_channels(config, split, *shape),
         inputs=None if snapshot else _empty_inputs(config, *shape),
         states=jnp.zeros(state, jnp.float32) if snapshot else None,
-        A=jnp.zeros((c.nheads,), jnp.float32) if kind in ("replay", "joint") else None,
+        A=jnp.zeros((c.nheads,), jnp.float32) if kind == "replay" else None,
     )
 
 
@@ -57,7 +57,9 @@ def commit(
     return rollback.commit(carry, tape, path, fold, parts)
 
 
-drop_slots = rollback.drop_slots
+def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
+    """Gathers slots of a tape."""
+    return rollback.keep(tape, slots, layout.parts(config, "mamba2"))
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:

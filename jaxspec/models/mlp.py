@@ -19,7 +19,7 @@ from jaxspec.models.config import GATED, ModelConfig
 init_carry = stateless.init_carry
 init_tape = stateless.init_tape
 commit = stateless.commit
-drop_slots = stateless.drop_slots
+keep = stateless.keep
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,7 @@ def mtp_head(config: ModelConfig) -> DraftHead:
         scan=scan,
         init_tape=network.init_tape,
         extend_tree=extend_tree,
+        keep=network.keep,
         logits=network.logits,
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,

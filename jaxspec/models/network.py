@@ -3,8 +3,7 @@
 Every block is residual: `x + m * mixer(norm(x))`, where a block of several mixers adds
 what they make of the same input (Falcon-H1), or runs some of them first, with weights that
 it shares (Zamba2). `scan_tree` of every rollback is the same pass over the blocks; what
-differs is what the blocks keep (`rollback.py`) and, under `"joint"`, that the tokens
-committed last are run again in front of the tree.
+differs is what the blocks keep (`rollback.py`).
 """
 
 import dataclasses
@@ -31,15 +30,11 @@ class Carry(NamedTuple):
         position: `[B]` int32, tokens absorbed, those in the rings included.
         blocks: a storage of the blocks' pasts.
         ring_length: `[B]` int32, entries in use in every ring under lazy, else None.
-        pending: `[B, D]` int32, tokens committed but not absorbed under joint, else None.
-        num_pending: `[B]` int32, how many they are, else None.
     """
 
     position: jax.Array  # [B]
     blocks: Storage
     ring_length: jax.Array | None
-    pending: jax.Array | None
-    num_pending: jax.Array | None
 
 
 class Tape(NamedTuple):
@@ -48,12 +43,10 @@ class Tape(NamedTuple):
     Attributes:
         blocks: a storage of the blocks' tapes.
         finite: `[B, N]` bool, whether a node and all above it are finite.
-        tokens: `[B, N]` int32 under joint, else None.
     """
 
     blocks: Storage
     finite: jax.Array  # [B, N]
-    tokens: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +55,7 @@ class Network:
 
     Attributes:
         config: the shape of the model.
-        rollback: one of `rollback.ROLLBACKS`.
+        rollback: one of `rollback.ROLLBACKS`, but not joint, which wraps a model.
         max_path: `D`, the longest path that can be committed, in nodes.
         ring_size: `W >= D`, slots of the rings under lazy.
         stack: how the blocks are stored and run.
@@ -116,7 +109,6 @@ class Network:
         _require(batch_size >= 1, f"batch_size must be positive, got {batch_size}.")
         _require(max_length >= 1, f"max_length must be positive, got {max_length}.")
         lazy = speculative and self.rollback == "lazy"
-        joint = speculative and self.rollback == "joint"
         zeros = jnp.zeros((batch_size,), jnp.int32)
         blocks = [
             block.init_carry(
@@ -129,14 +121,11 @@ class Network:
             )
             for kind in self.config.layers
         ]
-        pending = jnp.zeros((batch_size, self.max_path), jnp.int32)
         return self._place(
             Carry(
                 position=zeros,
                 blocks=self.stack.collect(blocks),
                 ring_length=zeros if lazy else None,
-                pending=pending if joint else None,
-                num_pending=zeros if joint else None,
             )
         )
 
@@ -178,18 +167,15 @@ class Network:
         if carry.ring_length is not None:
             full = carry.ring_length + self.max_path > self.ring_size
             return self._fold_rings(params, carry, full)
-        return self._absorb_pending(params, carry)
+        return carry
 
     def init_tape(self, params: Params, batch_size: int, num_nodes: int) -> Tape:
         settings = batch_size, num_nodes, self.rollback, layers.is_split(params)
         blocks = [
             block.init_tape(self.config, kind, *settings) for kind in self.config.layers
         ]
-        tokens = jnp.zeros((batch_size, num_nodes), jnp.int32)
-        sound = jnp.ones(tokens.shape, bool)
-        joint = self.rollback == "joint"
-        tape = Tape(self.stack.collect(blocks), sound, tokens if joint else None)
-        return self._place(tape)
+        sound = jnp.ones((batch_size, num_nodes), bool)
+        return self._place(Tape(self.stack.collect(blocks), sound))
 
     def extend_tree(
         self,
@@ -227,14 +213,13 @@ class Network:
         parents = tree.parents[:, :stop]
         topo = topology.derive(parents)
         index = carry.position[:, None] + topo.depth[:, start:]
-        joint = carry.pending is not None  # its chains are longer than any path
         context = layers.TreeContext(
             topology=topo,
             start=start,
             window=topology.windows(parents, self.config.conv_width)[:, start:],
             positions=self._positions(index),
             length=carry.position,
-            max_depth=stop if joint else self.max_path,
+            max_depth=self.max_path,
             ring_length=carry.ring_length,
             fold=fold,
         )
@@ -257,15 +242,11 @@ class Network:
             kept, blocks = self.stack.part(past)
             length = jnp.where(fold, 0, carry.ring_length)
             carry = carry._replace(blocks=kept, ring_length=length)
-        kept = tape.tokens
-        if kept is not None:
-            tokens = tree.tokens[:, start:stop]
-            kept = layers.put_slots(kept, tokens, start, None)[0]
         hidden, known = self._norm(params, x), tape.finite
         sound = finite.reach(topo.ancestors[:, start:], known[:, :start], hidden)
         known = layers.put_slots(known, sound, start, None)[0]
         hidden = finite.spoil(hidden, sound[..., None])
-        return carry, Tape(blocks, known, kept), hidden
+        return carry, Tape(blocks, known), hidden
 
     def _run(self, f, params: Params, x: jax.Array, writes: Storage, reads=None):
         """Runs the blocks; nothing but their own is read unless it is given."""
@@ -282,28 +263,29 @@ class Network:
             x = self.embed(params, tree.tokens)
             args = params, carry, tape, tree, x, 0, num_nodes
             return self.extend_inputs(*args, fold=full)
-        fused = self.rollback == "joint"
 
         def verify(tree):
             """All slots of a tree."""
-            if fused:
-                return self._scan_joint(params, carry, tree)
             tape = self.init_tape(params, batch, num_nodes)
-            return carry, *self.extend_tree(
-                params, carry, tape, tree, 0, tree.num_nodes
-            )
+            return self.extend_tree(params, carry, tape, tree, 0, num_nodes)
 
         def verify_root(tree):
             """No row has a draft: one slot is enough."""
-            ready = self.prepare(params, carry) if fused else carry
             tape = self.init_tape(params, batch, num_nodes)
-            tape, hidden = self.extend_tree(params, ready, tape, tree, 0, 1)
-            hidden = jnp.pad(hidden, ((0, 0), (0, num_nodes - 1), (0, 0)))
-            return ready, tape, hidden
+            tape, hidden = self.extend_tree(params, carry, tape, tree, 0, 1)
+            return tape, jnp.pad(hidden, ((0, 0), (0, num_nodes - 1), (0, 0)))
 
         if num_nodes == 1:
-            return verify(tree)
-        return jax.lax.cond(trees.has_draft(tree), verify, verify_root, tree)
+            return carry, *verify(tree)
+        has_draft = trees.has_draft(tree)
+        return carry, *jax.lax.cond(has_draft, verify, verify_root, tree)
+
+    def keep(self, tape: Tape, slots: jax.Array) -> Tape:
+        blocks = self.stack.map(
+            lambda kind, left: block.keep(self.config, kind, left, slots), tape.blocks
+        )
+        sound = rows.take(tape.finite, jnp.maximum(slots, 0)) | (slots < 0)
+        return self._place(Tape(blocks, sound))
 
     def commit(self, carry: Carry, tape: Tape, path: jax.Array) -> Carry:
         _require(
@@ -314,30 +296,10 @@ class Network:
         kept = path >= 0
         nodes = jnp.maximum(path, 0)
         count = jnp.sum(kept, axis=1, dtype=jnp.int32)
-        if carry.pending is not None:
-            tokens = jnp.where(kept, rows.take(tape.tokens, nodes), 0)
-            pad = self.max_path - path.shape[1]
-            pending = jnp.pad(tokens, ((0, 0), (0, pad)))
-            return carry._replace(pending=pending, num_pending=count)
-        return self._keep(carry, tape, nodes, kept, count)
-
-    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        if "lm_head" in params:
-            kernel = params["lm_head"]["kernel"]
-        else:
-            kernel = params["embed"]["embedding"].T
-        kernel = kernel.astype(hidden.dtype)
-        logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
-        logits = partition.constrain_columns(logits)
-        return layers.scale_by(logits, self.config.logits_multiplier)
-
-    def _keep(self, carry, tape, nodes, kept, count) -> Carry:
-        """Keeps a path in every block's own way."""
         sound = jnp.all(rows.take(tape.finite, nodes) | ~kept, axis=1)
-        path = layers.Path(nodes, kept, count, sound, carry.position, carry.ring_length)
-
+        kept = layers.Path(nodes, kept, count, sound, carry.position, carry.ring_length)
         blocks = self.stack.map(
-            lambda kind, *own: block.commit(self.config, kind, *own, path),
+            lambda kind, *own: block.commit(self.config, kind, *own, kept),
             carry.blocks,
             tape.blocks,
         )
@@ -349,11 +311,21 @@ class Network:
         )
         return self._place(carry)
 
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        if "lm_head" in params:
+            kernel = params["lm_head"]["kernel"]
+        else:
+            kernel = params["embed"]["embedding"].T
+        kernel = kernel.astype(hidden.dtype)
+        logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        logits = partition.constrain_columns(logits)
+        return layers.scale_by(logits, self.config.logits_multiplier)
+
     def _settle(self, params: Params, carry: Carry) -> Carry:
-        """The same past without ring entries or pending tokens."""
+        """The same past without ring entries."""
         if carry.ring_length is not None:
             return self._fold_rings(params, carry, carry.ring_length > 0)
-        return self._absorb_pending(params, carry)
+        return carry
 
     def _fold_rings(self, params: Params, carry: Carry, chosen: jax.Array) -> Carry:
         """Folds the rings of the chosen rows into their states."""
@@ -370,49 +342,6 @@ class Network:
             return carry._replace(blocks=blocks, ring_length=length)
 
         return jax.lax.cond(jnp.any(chosen), fold, lambda carry: carry, carry)
-
-    def _absorb_pending(self, params: Params, carry: Carry) -> Carry:
-        """Runs the pending tokens through the model, where there are any."""
-        if carry.pending is None:
-            return carry
-
-        def absorb(carry):
-            slots = jnp.arange(self.max_path, dtype=jnp.int32)[None]
-            parents = jnp.where(slots < carry.num_pending[:, None], slots - 1, -1)
-            chain = TokenTree(carry.pending, parents)
-            tape = self.init_tape(params, *parents.shape)
-            tape, _ = self.extend_tree(params, carry, tape, chain, 0, self.max_path)
-            return self._advance(carry, tape)
-
-        waiting = jnp.any(carry.num_pending > 0)
-        return jax.lax.cond(waiting, absorb, lambda carry: carry, carry)
-
-    def _advance(self, carry: Carry, tape: Tape) -> Carry:
-        """Advances over the pending tokens, which are the first nodes on the tape."""
-        slots = jnp.arange(self.max_path, dtype=jnp.int32)[None]
-        kept = slots < carry.num_pending[:, None]
-        nodes = jnp.where(kept, slots, 0)
-        carry = self._keep(carry, tape, nodes, kept, carry.num_pending)
-        return carry._replace(num_pending=jnp.zeros_like(carry.num_pending))
-
-    def _scan_joint(self, params: Params, carry: Carry, tree: TokenTree):
-        """One pass over the pending tokens and the tree that hangs from the last."""
-        first = self.max_path
-        slots = jnp.arange(first, dtype=jnp.int32)[None]
-        last = carry.num_pending[:, None] - 1
-        chain = jnp.where(slots <= last, slots - 1, -1)
-        parents = jnp.where(tree.parents >= 0, tree.parents + first, -1)
-        parents = jnp.concatenate([chain, last, parents[:, 1:]], axis=1)
-        tokens = jnp.concatenate([carry.pending, tree.tokens], axis=1)
-        tape = self.init_tape(params, *parents.shape)
-        both = TokenTree(tokens, parents)
-        tape, hidden = self.extend_tree(params, carry, tape, both, 0, both.num_nodes)
-        carry = self._advance(carry, tape)
-        blocks = self.stack.map(
-            lambda kind, left: block.drop_slots(kind, left, first), tape.blocks
-        )
-        left = Tape(blocks, tape.finite[:, first:], tree.tokens)
-        return carry, left, hidden[:, first:]
 
     def _place(self, past: Any) -> Any:
         """Cuts a carry or a tape over the ambient mesh."""

@@ -6,12 +6,13 @@ The records say which way it is, so that no function needs to be told:
     snapshot   state                      state                 picks the last node's
     replay     state                      inputs                folds the path's
     lazy       state + ring of inputs     inputs                appends the path's
-    joint      as replay; the model keeps the path's *tokens* and runs them again
+    joint      any of these; `joint.py` keeps the path's *tokens* and runs them again
 
 (Snakes and Ladders 2025: joint attainment and advancement, activation replay. Appending
 to a ring on a tree is ours; ReplaySSM 2026 does it on a chain.)
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -160,7 +161,7 @@ def commit(
         state = rows.take_one(tape.states, last)
         state = rows.select(path.count > 0, state, carry.state)
         return Carry(tail, state, carry.ring)
-    cuts = type(tape.inputs)(parts.heads, parts.heads, parts.keys)
+    cuts = _cuts(tape, parts)
     if carry.ring is not None:
         ring = jax.tree.map(
             lambda ring, new, parts: tree_path.append(
@@ -179,9 +180,26 @@ def commit(
     return Carry(tail, fold(carry.state, inputs), None)
 
 
-def drop_slots(tape: Tape, count: int) -> Tape:
-    """Cuts the first slots off a tape; decay rates have no slots."""
-    return layers.drop_slots(tape._replace(A=None), count)._replace(A=tape.A)
+def keep(tape: Tape, slots: jax.Array, parts: layout.Parts) -> Tape:
+    """Gathers slots `[B, K]` of a layer's tape, -1 for room; decay rates have none."""
+    take = functools.partial(_take, slots=slots)
+    kept = tape._replace(
+        conv=jax.tree.map(take, tape.conv, conv.cuts(tape.conv, parts))
+    )
+    if tape.states is not None:
+        states = rows.take(tape.states, jnp.maximum(slots, 0))
+        is_kept = (slots >= 0).reshape(*slots.shape, *[1] * (states.ndim - 2))
+        return kept._replace(states=jnp.where(is_kept, states, 0))
+    return kept._replace(inputs=jax.tree.map(take, tape.inputs, _cuts(tape, parts)))
+
+
+def _take(nodes: jax.Array, parts: int, slots: jax.Array) -> jax.Array:
+    return tree_path.take(nodes, slots, parts=parts)
+
+
+def _cuts(tape: Tape, parts: layout.Parts) -> Records:
+    """Into how many parts a mesh can cut each array of the records."""
+    return type(tape.inputs)(parts.heads, parts.heads, parts.keys)
 
 
 def fold_ring(carry: Carry, chosen: jax.Array, length: jax.Array, fold: Fold) -> Carry:

@@ -26,8 +26,8 @@ def commit(config: ModelConfig, carry: tuple, tape: tuple, path: layers.Path) ->
     return carry
 
 
-def drop_slots(tape: tuple, count: int) -> tuple:
-    """Nothing to drop."""
+def keep(config: ModelConfig, tape: tuple, slots: jax.Array) -> tuple:
+    """Nothing to gather."""
     return tape
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import tokenizers
 
 from jaxspec import decoding, padding, prefill, pretrained, sampling
-from jaxspec.bench.prompts import digest
 from jaxspec.cli import options
 from jaxspec.core import Params
+from jaxspec.measure.prompts import digest
 from jaxspec.text import encoding
 from jaxspec.tune import prompts as prompt_files
 

@@ -25,12 +25,14 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import pretrained
-from jaxspec.bench import timing
-from jaxspec.cli import drafters, options, terminal
+from jaxspec import pretrained, tokenizer_files
+from jaxspec.cli import options, terminal
 from jaxspec.decoding import speculative_generate
+from jaxspec.drafters import kinds, registry
 from jaxspec.drafting import survival_file
 from jaxspec.drafting.survival import Curve
+from jaxspec.measure import timing
+from jaxspec.pretrained import Pretrained
 from jaxspec.tune import calibration, isotonic, outcomes
 from jaxspec.tune.outcomes import Outcomes
 
@@ -92,10 +94,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--temperature must not be negative or infinite, got {args.temperature}."
         )
-    tools = options.tools(args)
-    tokenizer = pretrained.load_tokenizer(
-        pretrained.find(tools.target) / "tokenizer.json"
-    )
+    target = pretrained.load(args.model, args.dtype)
+    tokenizer = target.tokenizer
     texts = [calibration.Text.of(args, tokenizer, held_out=h) for h in (False, True)]
     seen = {}
     columns = progress.Progress.get_default_columns()
@@ -103,14 +103,14 @@ def run(args: argparse.Namespace) -> None:
         for name in args.drafter:
             task = bar.add_task(name, total=sum(len(text.prompts) for text in texts))
             advance = functools.partial(bar.advance, task)
-            seen[name] = _see(args, tools, name, texts, advance)
+            seen[name] = _see(args, target, name, texts, advance)
     curves = {name: isotonic.fit(*own.fitted[:2]) for name, own in seen.items()}
     acceptance = by_rank([own.fitted for own in seen.values()])
     record = {
         "environment": timing.environment(),
         "target": str(args.model),
         "draft": str(args.draft_model),
-        "tokenizer_hash": pretrained.tokenizer_hash(tokenizer),
+        "tokenizer_hash": tokenizer_files.tokenizer_hash(tokenizer),
         "temperature": args.temperature,
         "text": texts[0].record(args),
         "held_out_text": texts[1].record(args),
@@ -125,17 +125,16 @@ def run(args: argparse.Namespace) -> None:
         _print_table(record, args.out)
 
 
-def _see(args, tools: drafters.Tools, name: str, texts, advance) -> Seen:
+def _see(args, target: Pretrained, name: str, texts, advance) -> Seen:
     """The outcomes of a drafter's drafts, on both texts."""
-    made = drafters.make(name, tools)
+    made = registry.plan(name, options.sources(args))(target.folder).beside(target)
     if made.generate is not speculative_generate:
         raise ValueError(f"{name} drafts on the host, where no outcomes are noted.")
-    target = pretrained.load(tools.target, tools.dtype, max_path=made.drafter.max_path)
-    draws = drafters.KINDS[name.partition(":")[0]].draws
+    draws = kinds.KINDS[name.partition(":")[0]].draws
     verifier = args.verifier or ("traversal" if draws else "sample-and-match")
     setup = outcomes.Setup(
-        made.beside(target.params),
-        target.model,
+        made.params,
+        made.target.model,
         made.drafter,
         options.VERIFIERS[verifier](),
     )
@@ -145,7 +144,7 @@ def _see(args, tools: drafters.Tools, name: str, texts, advance) -> Seen:
             text.prompts,
             temperature=args.temperature,
             max_new_tokens=args.max_tokens,
-            stops=pretrained.stop_tokens(tools.target),
+            stops=target.stops,
             batch=min(args.batch, len(text.prompts)),
             seed=args.seed,
             advance=advance,

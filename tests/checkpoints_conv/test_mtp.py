@@ -19,7 +19,7 @@ import published
 import tiny
 import weights
 from checkpoints_conv import conversion
-from jaxspec import metrics, pretrained
+from jaxspec import metrics
 from jaxspec.core import Verdict
 from jaxspec.drafting.static import static_tree
 
@@ -40,9 +40,9 @@ families = pytest.mark.parametrize("name", heads.CLASSES)
 @functools.cache
 def load(name):
     path = heads.converted(name)
-    model, params, _ = jaxspec.load(path, max_path=4)
-    head, own = jaxspec.load_mtp(path, params)
-    return model, head, jaxspec.Params(params, own)
+    target = jaxspec.load(path, max_path=4)
+    head, own = jaxspec.load_mtp(target)
+    return target.model, head, jaxspec.Params(target.params, own)
 
 
 @functools.cache
@@ -126,16 +126,15 @@ def test_heads_come_back_bit_by_bit(name, tmp_path):
 
 def test_a_head_is_a_matter_of_the_checkpoint():
     name = "qwen3_5_moe_text"
-    config = pretrained.read_config(heads.converted(name))
-    assert config.mtp == "*E"
-    plain = dataclasses.replace(config, mtp="")
-    assert pretrained.read_config(published.converted(name)) == plain
     one, other = (
         jaxspec.load(path)
         for path in (heads.converted(name), published.converted(name))
     )
+    assert one.config.mtp == "*E"
+    assert other.config == dataclasses.replace(one.config, mtp="")
     assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
-    _, own = jaxspec.load_mtp(heads.converted(name), one.params, "bfloat16")
+    one = jaxspec.load(heads.converted(name), "bfloat16")
+    _, own = jaxspec.load_mtp(one)
     assert own["embed"] is one.params["embed"]
     assert own["lm_head"] is one.params["lm_head"]
     assert own["pair"]["fc"]["kernel"].dtype == "bfloat16"
@@ -181,7 +180,7 @@ def test_a_model_without_a_head_says_so():
     with pytest.raises(
         ValueError, match="no multi-token-prediction head.*no tensors mtp"
     ):
-        jaxspec.load_mtp(path, jaxspec.load(path).params)
+        jaxspec.load_mtp(jaxspec.load(path))
 
 
 # --- Texts ---

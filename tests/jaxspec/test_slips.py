@@ -285,7 +285,7 @@ def test_prompts_are_lists_of_tokens(prompts, words):
         (lambda: jaxspec.draft_model(LOADED), "got Pretrained"),
         (lambda: jaxspec.draft_model(target(), jaxspec.dyspec), "dyspec(...)"),
         (lambda: jaxspec.draft_model(target(), NGRAM), "builder to be a Builder"),
-        (lambda: jaxspec.draft_head(target()), "load_mtp(folder, params)"),
+        (lambda: jaxspec.draft_head(target()), "load_mtp(target)"),
         (
             lambda: jaxspec.rasd(target(), (2, 1), NGRAM),
             "got tuple; (3, 2, 1), chain(4)",

@@ -52,6 +52,9 @@ def language_model(vocab, max_path=8):
         tape, hidden = extend_tree(params, carry, tape, tree, 0, tree.num_nodes)
         return carry, tape, hidden
 
+    def keep(tape, slots):
+        return jnp.where(slots >= 0, rows.take(tape, jnp.maximum(slots, 0)), 0)
+
     def commit(carry, tape, path):
         count = jnp.sum(path >= 0, axis=1)
         last = jnp.maximum(rows.take_one(path, jnp.maximum(count - 1, 0)), 0)
@@ -72,6 +75,7 @@ def language_model(vocab, max_path=8):
         init_tape=init_tape,
         extend_tree=extend_tree,
         scan_tree=scan_tree,
+        keep=keep,
         commit=commit,
         logits=logits,
         vocab_size=vocab,

@@ -82,6 +82,7 @@ def head() -> js.DraftHead:
         scan=scan,
         init_tape=nothing,
         extend_tree=extend_tree,
+        keep=lambda tape, slots: tape,
         logits=_look_up,
         vocab_size=VOCAB,
         hidden_size=1,

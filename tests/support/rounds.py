@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tiny
-from jaxspec.models import hybrid
+from jaxspec.models import hybrid, joint
 from jaxspec.models.rollback import ROLLBACKS
 
 TOLERANCE = 2e-5
@@ -135,6 +135,13 @@ def check_nodes(name, texts, tree, logits, nodes, tolerance=TOLERANCE):
                 error = tiny.relative_error(found, expected[len(path) - 1])
                 assert error < tolerance
             paths = [path for path in paths if path not in on_it]
+
+
+def network_part(past):
+    """The network's own carry or tape, which joint wraps."""
+    if isinstance(past, joint.Carry):
+        return past.past
+    return past.nodes if isinstance(past, joint.Tape) else past
 
 
 def round_on_hybrid(carry, tree, rollback="replay"):

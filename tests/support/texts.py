@@ -15,7 +15,7 @@ from jaxspec import sampling
 from jaxspec.drafting.head import draft_head
 from jaxspec.drafting.model import draft_model
 from jaxspec.drafting.ngram import ngram
-from jaxspec.models import mtp
+from jaxspec.models import joint, mtp
 from jaxspec.models.rollback import ROLLBACKS
 
 TARGET, DRAFT = "small-hybrid", "mamba2"
@@ -107,8 +107,9 @@ def check_same(state, expected):
 
 def held(carry):
     """`[B]`: tokens that a carry has absorbed, or keeps to absorb."""
-    pending = 0 if carry.num_pending is None else carry.num_pending
-    return np.asarray(carry.position + pending)
+    if isinstance(carry, joint.Carry):
+        return np.asarray(carry.past.position + carry.num_pending)
+    return np.asarray(carry.position)
 
 
 def oracle_scores(state, row):

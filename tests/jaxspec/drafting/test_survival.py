@@ -1,6 +1,5 @@
 """Scores keep their promises: of order, and of what they do not know."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
