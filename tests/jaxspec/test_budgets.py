@@ -66,7 +66,7 @@ def test_a_larger_budget_keeps_what_a_smaller_keeps():
 
 
 def test_a_new_budget_compiles_nothing():
-    limit, draft = jax.jit(budgets.limit), random_draft(1)
+    limit, draft = jax.jit(lambda *args: budgets.limit(*args)), random_draft(1)
     for budget in range(3):
         limit(draft, jnp.arange(ROWS, dtype=jnp.int32) + budget)
     assert limit._cache_size() == 1
