@@ -30,7 +30,7 @@ def test_outcomes_of_a_tree_by_hand():
         max_path=3,
     )
     kept = jnp.array([[False, False, True, False, False, True]])
-    found = outcomes.outcomes(draft, kept, 10)
+    found = outcomes.outcomes(draft, kept, 4)
     assert found.score is draft.score and found.kept is kept
     assert found.rank[0, 1:].tolist() == [0, 1, 2, 0, 1]
     assert found.reached[0, 1:].tolist() == [True, True, False, True, True]
