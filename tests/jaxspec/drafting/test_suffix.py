@@ -353,7 +353,7 @@ MALFORMED = {
     "parents of another size": (([1] * 4, [-1, 0, 0]), r"shapes \[\(4,\), \(3,\)"),
     "scores of another size": (
         ([1] * 4, [-1, 0, 0, 0], [1.0, 0.5]),
-        r"scores .* \(2,\)\]",
+        r"scores of shapes .* \(2,\)\]",
     ),
     "a parent behind its child": (([1] * 4, [-1, 2, 0, 0]), "parent"),
     "no root": (([1] * 4, [0, 0, 0, 0]), "root"),
