@@ -41,6 +41,8 @@ from jaxspec.drafting.static import chain as chain
 from jaxspec.drafting.static import static_tree as static_tree
 from jaxspec.drafting.suffix import SuffixDecoder as SuffixDecoder
 from jaxspec.drafting.suffix import SuffixTree as SuffixTree
+from jaxspec.drafting.survival import Curve as Curve
+from jaxspec.drafting.survival import calibrated as calibrated
 from jaxspec.host_decoding import generate_from_host as generate_from_host
 from jaxspec.models.adapter import from_step as from_step
 

@@ -9,7 +9,7 @@ from jaxspec import (
     checks,
     compilation,
     loop_checks,
-    partition,
+    mesh,
     rows,
     sampling,
     spec_info,
@@ -70,8 +70,8 @@ def _generate(params, state, max_steps, *, target, check_every):
         carry, hidden = target.step(params.target, state.carry, state.root)
         logits = target.logits(params.target, hidden)
         checks.logits(logits, state.lengths.shape, target.vocab_size)
-        token, logprob = partition.by_rows(
-            _emit, state.keys, logits, state.sampling, over=partition.AXES
+        token, logprob = mesh.by_rows(
+            _emit, state.keys, logits, state.sampling, over=mesh.AXES
         )
         count = 1 - state.done.astype(jnp.int32)
         state = append(state, token[:, None], logprob[:, None], count)

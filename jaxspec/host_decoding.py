@@ -141,8 +141,8 @@ def _checked(
     shapes = [np.shape(array) for array in drafted]
     checks.require(
         shapes == [(num_nodes,)] * 3,
-        f"Expected tokens, parents and scores of a tree of {num_nodes} slots from the "
-        f"host, got arrays of shapes {shapes}.",
+        f"Expected a tree of {num_nodes} slots from the host, got tokens, parents and "
+        f"scores of shapes {shapes}.",
     )
     tokens, parents = (np.asarray(array, np.int32) for array in drafted[:2])
     trees.check(TokenTree(tokens[None], parents[None]))

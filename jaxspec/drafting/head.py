@@ -88,6 +88,11 @@ def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
         params, state: State, tokens: Array, hidden: Array, lengths: Array
     ) -> State:
         params = whole(params).params
+        checks.require(
+            hidden.shape[-1] == head.hidden_size,
+            f"The head reads a hidden of {head.hidden_size} numbers beside its tokens, "
+            f"got {hidden.shape}; is it the target's own?",
+        )
         hidden = hidden.astype(state.hidden.dtype)
         before = jnp.concatenate([state.hidden[:, None], hidden[:, :-1]], axis=1)
         # The first token's pair was read when the token was emitted, unless it is due.
@@ -118,7 +123,7 @@ def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
         hidden = jnp.zeros((len(root), size, state.hidden.shape[1]), state.hidden.dtype)
         hidden = hidden.at[:, 0].set(state.hidden)
         tape = Tape(head.init_tape(params, len(root), size), hidden)
-        built = builder.build(reader, tape, context.keys, root, context.sampling)
+        built = builder.build(reader, tape, context)
         return state, built.draft
 
     def observe(params, state: State, outcome: Outcome) -> State:

@@ -95,19 +95,19 @@ def _draft_model(
         return State(carry, None, None)
 
     def propose(params, state: State, context: Context) -> tuple[State, Draft]:
-        root, settings = context.root, context.sampling
         params, vocab_ids = head_for(builder, params)
         carry = model.prepare(params, state.carry)
-        tape = model.init_tape(params, len(root), builder.num_read)
+        tape = model.init_tape(params, len(context.lengths), builder.num_read)
         reader = Reader(
             functools.partial(read, model, params, carry, builder.num_read),
             vocab_ids,
             model.vocab_size,
         )
         if temperature is not None:
-            own = jnp.where(settings.is_drawn, temperature, 0.0)
-            settings = settings._replace(temperature=own)
-        built = builder.build(reader, tape, context.keys, root, settings)
+            own = jnp.where(context.sampling.is_drawn, temperature, 0.0)
+            settings = context.sampling._replace(temperature=own)
+            context = context._replace(sampling=settings)
+        built = builder.build(reader, tape, context)
         return State(carry, built.tape, built.slots), built.draft
 
     def observe(params, state: State, outcome: Outcome) -> State:

@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, rows, trees
+from jaxspec import mesh, rows, trees
 from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
 from jaxspec.drafting import survival
 
@@ -102,7 +102,7 @@ def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
         del params
         root, lengths = context.root, context.lengths
         find = functools.partial(_find, sizes=(num_matches, min_match, max_match))
-        places, agreed = partition.by_rows(find, context.tokens, lengths)
+        places, agreed = mesh.by_rows(find, context.tokens, lengths)
         # A continuation that reaches the end of the text goes on by copying itself: at
         # place `i` the text is taken to have the period `length - 1 - i`.
         period = jnp.maximum(lengths[:, None] - 1 - places, 1)

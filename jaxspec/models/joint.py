@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, partition, rows, trees
+from jaxspec import checks, mesh, rows, trees
 from jaxspec.core import LanguageModel
 from jaxspec.trees import TokenTree
 
@@ -98,7 +98,7 @@ class _Joint:
             return Carry(past, None, None)
         pending = jnp.zeros((batch_size, self.max_path), jnp.int32)
         count = jnp.zeros((batch_size,), jnp.int32)
-        return Carry(past, *partition.constrain_rows((pending, count)))
+        return Carry(past, *mesh.constrain_rows((pending, count)))
 
     def step(self, params, carry, token):
         carry = self._absorb(params, carry)
@@ -122,7 +122,9 @@ class _Joint:
         nodes, hidden = self.model.extend_tree(
             params, carry.past, tape.nodes, tree, start, stop
         )
-        tokens = tape.tokens.at[:, start:stop].set(tree.tokens[:, start:stop])
+        tokens = jax.lax.dynamic_update_slice_in_dim(
+            tape.tokens, tree.tokens[:, start:stop], start, axis=1
+        )
         return _tape(nodes, tokens), hidden
 
     def scan_tree(self, params, carry, tree):
@@ -206,4 +208,4 @@ class _Joint:
 
 
 def _tape(nodes: Any, tokens: jax.Array) -> Tape:
-    return Tape(nodes, partition.constrain_rows(tokens))
+    return Tape(nodes, mesh.constrain_rows(tokens))

@@ -147,3 +147,26 @@ def test_pictures_are_saved_as_png(picture, tmp_path):
 def test_the_ending_chooses_the_format(tmp_path):
     plotting.save(plotting.tree(TREE), tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text()
+
+
+def test_reliability_has_a_line_per_drafter_beside_the_diagonal():
+    bins = {"estimate": [0.1, 0.5], "outcome": [0.2, 0.4], "count": [3, 1]}
+    rows = [
+        {
+            "drafter": name,
+            "error_as_told": 0.1,
+            "error_by_curve": 0.025,
+            "as_told": bins,
+            "by_curve": bins | {"estimate": [0.15, 0.45]},
+        }
+        for name in ("chain:8", "dyspec:8")
+    ]
+    record = {"drafters": rows, "target": "a", "draft": "b", "temperature": 1.0}
+    left, right = plotting.reliability(record).axes
+    assert left.get_title() == "as told" and right.get_title() == "by curve"
+    for axes, first in ((left, 0.1), (right, 0.15)):
+        diagonal, *lines = axes.lines
+        assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+        assert [line.get_xydata()[0].tolist() for line in lines] == [[first, 0.2]] * 2
+    labels = [text.get_text() for text in right.get_legend().get_texts()]
+    assert labels == ["chain:8, 0.025", "dyspec:8, 0.025"]

@@ -240,10 +240,8 @@ def start(setting="greedy", **options):
 
 def decode(params, state, host=None, **options):
     host = SuffixDecoder(offset=2.0) if host is None else host
-    options = SIZES | options
-    return jaxspec.generate_from_host(
-        params, state, target=texts.target(), host=host, **options
-    )
+    options = {"target": texts.target()} | SIZES | options
+    return jaxspec.generate_from_host(params, state, host=host, **options)
 
 
 def accepted(state, info):
@@ -355,7 +353,7 @@ MALFORMED = {
     "parents of another size": (([1] * 4, [-1, 0, 0]), r"shapes \[\(4,\), \(3,\)"),
     "scores of another size": (
         ([1] * 4, [-1, 0, 0, 0], [1.0, 0.5]),
-        r"scores .* \(2,\)\]",
+        r"scores of shapes .* \(2,\)\]",
     ),
     "a parent behind its child": (([1] * 4, [-1, 2, 0, 0]), "parent"),
     "no root": (([1] * 4, [0, 0, 0, 0]), "root"),
@@ -419,6 +417,8 @@ def test_a_state_of_any_drafter_has_room():
 
 
 def test_a_state_without_room_is_refused():
-    params, state = texts.start()
-    with pytest.raises(ValueError, match="made without a drafter"):
-        decode(params, state)
+    """A ring is for paths alone."""
+    model = texts.target("lazy")
+    params, state = texts.start(model=model)
+    with pytest.raises(ValueError, match="made without a drafter.*speculative=True"):
+        decode(params, state, target=model)

@@ -10,7 +10,14 @@ import folder
 import jaxspec
 from jaxspec import pretrained, tokenizer_files
 from jaxspec.__main__ import main
-from jaxspec.drafting import datastore, sequoia, static, tree_file, vocabulary
+from jaxspec.drafting import (
+    datastore,
+    sequoia,
+    static,
+    survival_file,
+    tree_file,
+    vocabulary,
+)
 from jaxspec.tune import calibration
 
 CODE = "def f{i}(a, b):\n    c = a + {i} + b\n    d = c - {i}\n    return d\n"
@@ -121,6 +128,35 @@ def test_a_datastore_is_made(capsys, tmp_path, arguments):
     assert len(store.tokens) == record["tokens"]
 
 
+def test_survival_is_measured_and_grown_by(capsys, tmp_path, arguments, monkeypatch):
+    """Both texts are of few prompts: the numbers are of chance, and their sums are not."""
+    monkeypatch.setattr("jaxspec.tune.survival.LEAST", 10)
+    out, plot = tmp_path / "survival.json", tmp_path / "survival.png"
+    names = "ngram:4", "rsd-c:3"
+    options = "--drafter", *names, "--out", str(out), "--plot", str(plot)
+    record = tune(capsys, "survival", *arguments, *options, "--temperature", "1.5")
+    assert plot.stat().st_size > 5000
+    assert record["held_out_text"]["sha256"] != record["text"]["sha256"]
+    rows = {row["drafter"]: row for row in record["drafters"]}
+    assert tuple(rows) == names
+    for name, row in rows.items():
+        curve = survival_file.load_curve(out, name)
+        assert list(curve.share) == sorted(curve.share)
+        assert sum(row["by_curve"]["count"]) == row["held_out_drafts"] > 0
+        assert 0 <= row["error_by_curve"] <= 1 and 0 <= row["kept"] <= 1
+    with pytest.raises(ValueError, match="curves of .* not of chain:8"):
+        survival_file.load_curve(out, "chain:8")
+    acceptance = survival_file.load_acceptance(out)
+    assert 1 <= len(acceptance) <= 2
+    made = jaxspec.drafter(
+        "dyspec-measured:4",
+        jaxspec.load(folder.make()),
+        draft=folder.make("M"),
+        survival=out,
+    )
+    assert made.drafter.max_path == 4
+
+
 def test_texts_are_the_targets_own():
     target = pretrained.load(folder.make())
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
@@ -167,6 +203,9 @@ def test_texts_are_the_targets_own():
         (("tree", "--disjoint-from", "no/file"), "no/file"),
         (("tree", "--out", "no/folder/tree.json"), "no folder no/folder"),
         (("tree", "--plot", "no/folder/tree.png"), "no folder no/folder for --plot"),
+        (("survival", "--temperature", "-1"), "--temperature must not be negative"),
+        (("survival", "--drafter", "suffix:4"), "suffix:4 drafts on the host"),
+        (("survival", "--drafter", "no:4"), "Unknown drafter 'no:4'"),
         (("tree", "--out", "."), "--out must be a file, and . is a folder"),
         (("vocabulary", "--size", "281"), "--size must be from 2 to 280"),
         (("vocabulary", "--size", "1"), "--size must be from 2 to 280"),
