@@ -1,6 +1,7 @@
 """Speculative decoding for state-space and hybrid language models, in JAX."""
 
-# Fewer drafts where there is no time for all.
+# Rows of any past, and fewer drafts where there is no time for all.
+from jaxspec import rows as rows
 from jaxspec.budgets import limit as limit
 
 # Programs that outlive the process.

@@ -10,7 +10,7 @@ from jaxspec import (
     compilation,
     loop_checks,
     mesh,
-    rows,
+    ragged,
     sampling,
     spec_info,
     stepping,
@@ -85,7 +85,7 @@ def _emit(keys: Array, logits: Array, settings: sampling.Sampling):
     needs = sampling.needs(settings)
     emit = jax.vmap(sampling.emit, (0, 0, 0, None))
     token = emit(keys, logits, settings, needs)
-    return token, rows.take_one(logits, token) - jax.nn.logsumexp(logits, axis=-1)
+    return token, ragged.take_one(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def speculative_generate(

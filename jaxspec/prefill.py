@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxspec import checks, compilation, padding, rows, sampling
+from jaxspec import checks, compilation, padding, ragged, sampling
 from jaxspec.core import Drafter, LanguageModel, Params
 from jaxspec.decode_state import NO_BUDGET, DecodeState
 
@@ -362,7 +362,7 @@ def _read(
 def _piece(tokens, absorbed, lengths, *, width):
     """The tokens `[B, width]` that come next, and how many they are."""
     index = absorbed[:, None] + jnp.arange(width)[None]
-    piece = rows.take(tokens, jnp.minimum(index, tokens.shape[1] - 1))
+    piece = ragged.take(tokens, jnp.minimum(index, tokens.shape[1] - 1))
     return piece, jnp.clip(lengths - absorbed, 0, width)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec import budgets, checks, loop_checks, mesh, rows, spec_info, trees
+from jaxspec import budgets, checks, loop_checks, mesh, ragged, spec_info, trees
 from jaxspec.core import (
     Draft,
     Drafter,
@@ -196,7 +196,7 @@ def _admit(draft: Draft, state: DecodeState) -> Draft:
         tokens=draft.tree.tokens.at[:, 0].set(state.root),
         parents=draft.tree.parents.at[:, 0].set(TokenTree.NO_PARENT),
     )
-    silent = rows.select(state.done, jnp.full_like(tree.parents, -1), tree.parents)
+    silent = ragged.select(state.done, jnp.full_like(tree.parents, -1), tree.parents)
     draft = draft.replace(tree=tree.replace(parents=silent))
     if most == 0:
         return draft
@@ -273,7 +273,7 @@ def _cut(
     verdict = Verdict(
         path=jnp.where(kept, verdict.path, -1),
         num_accepted=jnp.maximum(count - 1, 0),
-        next_token=rows.take_one(tokens, jnp.maximum(count - 1, 0)),
+        next_token=ragged.take_one(tokens, jnp.maximum(count - 1, 0)),
         logprobs=jnp.where(kept, verdict.logprobs, 0.0),
     )
     return verdict, jnp.where(kept, tokens, 0)

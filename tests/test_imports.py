@@ -13,7 +13,7 @@ LAYERS = [  # lowest first: folders and modules that may import each other one w
     [
         f"jaxspec.{name}"
         for name in (
-            "batch_rows budgets checks compilation core digests files mesh padding "
+            "ragged budgets checks compilation core digests files mesh padding "
             "rows sampling tensor_files text tokenizer_files trees weights"
         ).split()
     ],

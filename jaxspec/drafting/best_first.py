@@ -15,7 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxspec import mesh, rows, sampling
+from jaxspec import mesh, ragged, sampling
 from jaxspec.core import Context, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -83,9 +83,9 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
             scores.append(score)
             if level < depth:
                 places.append(start * each + best)
-                score = rows.take(score, best)
+                score = ragged.take(score, best)
                 parents = jnp.where(score > -jnp.inf, start + best // each, -1)
-                read = builder.grow(read, stop, rows.take(tokens, best), parents)
+                read = builder.grow(read, stop, ragged.take(tokens, best), parents)
                 start, stop = stop, stop + best.shape[1]
         args = (jnp.concatenate(parts, axis=1) for parts in (pool, scores, places))
         keep = functools.partial(_keep, num_nodes=num_nodes)

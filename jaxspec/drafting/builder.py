@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import rows, sampling
+from jaxspec import ragged, sampling
 from jaxspec.core import Context, Draft
 from jaxspec.trees import TokenTree
 
@@ -164,6 +164,6 @@ def by_temperature(
     greedy = jax.lax.cond(jnp.all(sampled), lambda: nothing, likeliest)
 
     def choose():
-        return jax.tree.map(functools.partial(rows.select, sampled), drawn(), greedy)
+        return jax.tree.map(functools.partial(ragged.select, sampled), drawn(), greedy)
 
     return jax.lax.cond(jnp.any(sampled), choose, lambda: greedy)

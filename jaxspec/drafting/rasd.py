@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, mesh, rows, trees
+from jaxspec import checks, mesh, ragged, trees
 from jaxspec.core import Context, Draft, Drafter, LanguageModel, Outcome
 from jaxspec.drafting import builder as builders
 from jaxspec.drafting import fusion, survival
@@ -176,7 +176,7 @@ def _prune(
     values, tokens = jax.lax.top_k(logits, keep)
     laws = jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
     tokens = jnp.where(laws >= least, builders.token_ids(tokens, vocab_ids), -1)
-    allowed = rows.take(tokens, jnp.maximum(tree.parents, 0))  # [B, N, keep]
+    allowed = ragged.take(tokens, jnp.maximum(tree.parents, 0))  # [B, N, keep]
     likely = jnp.any(allowed == tree.tokens[:, :, None], axis=2)
     likely |= jnp.arange(tree.num_nodes)[None] == 0
     stays = jnp.all(likely[:, None] | ~trees.ancestor_mask(tree), axis=2)

@@ -16,7 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, mesh, rows, trees
+from jaxspec import checks, mesh, ragged, trees
 from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
 from jaxspec.drafting import datastore, ngram, survival
 from jaxspec.drafting.datastore import Datastore
@@ -94,7 +94,7 @@ def _retrieval(num_nodes, max_path, num_matches, min_match, max_match) -> Drafte
 def _tail(tokens: Array, lengths: Array, size: int) -> Array:
     """The last tokens `[B, size]` of each text, `NOTHING` in front of a shorter one."""
     index = lengths[:, None] - size + jnp.arange(size)[None]
-    tail = rows.take(tokens, jnp.maximum(index, 0))
+    tail = ragged.take(tokens, jnp.maximum(index, 0))
     return jnp.where(index >= 0, tail, NOTHING)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec import rows
+from jaxspec import ragged
 from jaxspec.models import chunks, finite, layered, layers, places
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import tree_attention, tree_path
@@ -53,8 +53,8 @@ def commit(config: ModelConfig, carry: Carry, tape: Tape, path: places.Path) -> 
     keys, values = (path.take(nodes, heads) for nodes in tape)
     keys = finite.spoil(keys, path.finite[:, None, None])
     return Carry(
-        rows.write(carry.keys, keys, path.position),
-        rows.write(carry.values, values, path.position),
+        ragged.write(carry.keys, keys, path.position),
+        ragged.write(carry.values, values, path.position),
     )
 
 
@@ -121,7 +121,9 @@ class Mixer(nn.Module):
         """One token, at the end of the cache."""
         q, new, gate = self._project(x[:, None], positions)
         index = positions.index[:, 0]
-        write = rows.write if layer is None else functools.partial(rows.write_at, layer)
+        write = (
+            ragged.write if layer is None else functools.partial(ragged.write_at, layer)
+        )
         carry = Carry(*map(lambda a, b: write(a, b, index), carry, new))
         return carry, self._output(self._attend(q, carry, index, layer), gate)[:, 0]
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec import rows
+from jaxspec import ragged
 from jaxspec.models import finite, layered, layers, places, shardings
 from pallas_kernels import tree_conv, tree_path
 
@@ -77,7 +77,7 @@ class CausalConv(nn.Module):
         )
         y = jax.tree.map(self._slide, tokens, *self._filter())
         last = lengths[:, None] + jnp.arange(self.width - 1)[None]
-        return jax.tree.map(lambda tokens: rows.take(tokens, last), tokens), y
+        return jax.tree.map(lambda tokens: ragged.take(tokens, last), tokens), y
 
     def _slide(
         self, tokens: jax.Array, weight: jax.Array, bias: jax.Array

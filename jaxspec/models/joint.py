@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, mesh, rows, trees
+from jaxspec import checks, mesh, ragged, trees
 from jaxspec.core import LanguageModel
 from jaxspec.trees import TokenTree
 
@@ -136,7 +136,7 @@ class _Joint:
         return jax.lax.cond(trees.has_draft(tree), scan_all, scan_root, tree)
 
     def keep(self, tape, slots) -> Tape:
-        tokens = rows.take(tape.tokens, jnp.maximum(slots, 0))
+        tokens = ragged.take(tape.tokens, jnp.maximum(slots, 0))
         return _tape(self.model.keep(tape.nodes, slots), tokens)
 
     def commit(self, carry, tape, path) -> Carry:
@@ -146,7 +146,7 @@ class _Joint:
             f"{path.shape[1]}; raise `max_path`.",
         )
         kept = path >= 0
-        tokens = jnp.where(kept, rows.take(tape.tokens, jnp.maximum(path, 0)), 0)
+        tokens = jnp.where(kept, ragged.take(tape.tokens, jnp.maximum(path, 0)), 0)
         pending = jnp.pad(tokens, ((0, 0), (0, self.max_path - path.shape[1])))
         count = jnp.sum(kept, axis=1, dtype=jnp.int32)
         return carry._replace(pending=pending, num_pending=count)

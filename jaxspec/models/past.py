@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import mesh, rows
+from jaxspec import mesh, ragged
 from jaxspec.models import block, layers, places, shardings
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.stack import Stack, Storage
@@ -80,14 +80,14 @@ class Keeper(NamedTuple):
             return block.keep(self.config, kind, own, slots)
 
         blocks = self.stack.map(of_block, tape.blocks)
-        sound = rows.take(tape.finite, jnp.maximum(slots, 0)) | (slots < 0)
+        sound = ragged.take(tape.finite, jnp.maximum(slots, 0)) | (slots < 0)
         return self._place(Tape(blocks, sound))
 
     def commit(self, carry: Carry, tape: Tape, slots: jax.Array) -> Carry:
         """Keeps the nodes of a path `[B, d]`, -1 padded, in every block's own way."""
         kept, nodes = slots >= 0, jnp.maximum(slots, 0)
         count = jnp.sum(kept, axis=1, dtype=jnp.int32)
-        sound = jnp.all(rows.take(tape.finite, nodes) | ~kept, axis=1)
+        sound = jnp.all(ragged.take(tape.finite, nodes) | ~kept, axis=1)
         ring_length = carry.ring_length
         path = places.Path(nodes, kept, count, sound, carry.position, ring_length)
 

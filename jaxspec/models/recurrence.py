@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import rows
+from jaxspec import ragged
 from jaxspec.models import conv, finite, places, rollback, shardings
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import Ring, tree_path
@@ -82,9 +82,9 @@ class Recurrence(NamedTuple):
         sound = path.finite[:, None, None]  # the tape was shielded, the past is to tell
         tail = jax.tree.map(lambda leaf: finite.spoil(leaf, sound), tail)
         if tape.states is not None:
-            last = rows.take_one(path.nodes, jnp.maximum(path.count - 1, 0))
-            state = rows.take_one(tape.states, last)
-            state = rows.select(path.count > 0, state, carry.state)
+            last = ragged.take_one(path.nodes, jnp.maximum(path.count - 1, 0))
+            state = ragged.take_one(tape.states, last)
+            state = ragged.select(path.count > 0, state, carry.state)
             return rollback.Carry(tail, state, carry.ring)
         if carry.ring is not None:
             append = functools.partial(_append, path)
@@ -103,7 +103,7 @@ class Recurrence(NamedTuple):
         )
         channels = jax.tree.map(take, tape.conv, conv.cuts(tape.conv, parts))
         if tape.states is not None:
-            states = rows.take(tape.states, jnp.maximum(slots, 0))
+            states = ragged.take(tape.states, jnp.maximum(slots, 0))
             is_kept = (slots >= 0).reshape(*slots.shape, *[1] * (states.ndim - 2))
             states = jnp.where(is_kept, states, 0)
             return tape._replace(conv=channels, states=states)
@@ -119,7 +119,7 @@ class Recurrence(NamedTuple):
     ) -> rollback.Carry:
         """Folds the first `length` entries of the rings of the chosen rows."""
         folded = self.fold(carry.state, rates, Ring(carry.ring, length).live())
-        return carry._replace(state=rows.select(chosen, folded, carry.state))
+        return carry._replace(state=ragged.select(chosen, folded, carry.state))
 
 
 def _take(slots: jax.Array, nodes: jax.Array, parts: int) -> jax.Array:
