@@ -21,7 +21,7 @@ from checkpoints_conv import native, stored
 from jaxspec import digests, files, sampling, tokenizer_files
 from jaxspec.core import DraftHead, LanguageModel
 from jaxspec.models import config as configs
-from jaxspec.models import hybrid, mtp
+from jaxspec.models import forms, hybrid, mtp
 
 END_OF_TEXT = stored.END_OF_TEXT
 DTYPES = ("float32", "bfloat16")
@@ -108,9 +108,9 @@ def load(
         params = native.load(folder / stored.WEIGHTS, like)
         params = jax.tree.map(jnp.asarray, params)
     if jax.default_backend() == "cpu" and config.tie_embeddings:
-        params = hybrid.separate_head(params)
+        params = forms.separate_head(params)
     if options.get("scan_layers"):
-        params = hybrid.stack_params(config, params)
+        params = forms.stack(config, params)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if not converted and tokenizer.get_vocab_size() > config.vocab_size:
         raise ValueError(

@@ -40,7 +40,7 @@ from jaxspec.drafting.retrieval import retrieval
 from jaxspec.drafting.static import static_tree
 from jaxspec.drafting.suffix import SuffixDecoder
 from jaxspec.host_decoding import Host, generate_from_host
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 
 CALLS = 8  # of the draft model, for one tree that grows
 LOOKUP_PATH = 8  # nodes on a path that is looked up
@@ -183,7 +183,7 @@ def trim(
         keep = keep[keep < min(own, vocab_size)]
     if keep is None or len(keep) == own:
         return model, draft.params
-    return model, Trimmed(hybrid.trim_head(draft.params, keep), jnp.asarray(keep))
+    return model, Trimmed(forms.trim_head(draft.params, keep), jnp.asarray(keep))
 
 
 def _mtp(tools: Tools, shape: str) -> Made:
@@ -197,7 +197,7 @@ def _mtp(tools: Tools, shape: str) -> Made:
         _, params = pretrained.load_mtp(tools.target, target, tools.dtype)
         if keep is None:
             return params
-        return Trimmed(hybrid.trim_head(params, keep), jnp.asarray(keep))
+        return Trimmed(forms.trim_head(params, keep), jnp.asarray(keep))
 
     return Made(draft_head(head, builder), None, join)
 
