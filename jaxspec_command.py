@@ -12,7 +12,7 @@ def main() -> int:
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_ours:  # an exception could surface anywhere in what is being imported
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    from jaxspec.cli import __main__ as command
+    from jaxspec import __main__ as command
 
     if is_ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from checkpoints_conv import families, stored
+from checkpoints_conv import families
 from checkpoints_conv.family import Family
 from checkpoints_conv.source import BESIDE, DTYPES, GENERATION, Source, read_config
 from checkpoints_conv.table import AS_IT_IS, Leaf, Part, Tensor
-from jaxspec import digests, files, tokenizer_files
+from jaxspec import digests, files, tokenizer_files, weights
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
 
@@ -118,7 +118,7 @@ def _kept(family: Family, source: Source) -> list[Part]:
         for name, shape in shapes.items()
         if family.is_kept(name)
     ]
-    return [Part(stored.KEPT, tuple(leaves))] if leaves else []
+    return [Part(weights.KEPT, tuple(leaves))] if leaves else []
 
 
 def _check_names(
@@ -190,7 +190,7 @@ def _check_copy(source: Source, family: Family, name: str, original: str) -> Non
 
 
 def _tokenizer(path: pathlib.Path) -> str:
-    path = path / "tokenizer.json" if path.is_dir() else path
+    path = path / tokenizer_files.NAME if path.is_dir() else path
     if not path.is_file():
         raise ValueError(
             f"There is no tokenizer {path}; give --tokenizer FILE (state-spaces' models "
@@ -226,8 +226,8 @@ def convert(
     _begin(todo, partial)
     for done, part in enumerate(todo.parts):
         advance(part.name, done, len(todo.parts))
-        if not stored.is_sound(partial, part.name):
-            stored.write_part(partial, part.name, _read_part(todo.source, part))
+        if not weights.is_sound(partial, part.name):
+            weights.write_part(partial, part.name, _read_part(todo.source, part))
     partial.rename(destination)
     advance("", len(todo.parts), len(todo.parts))
     return todo
@@ -244,30 +244,30 @@ def _begin(todo: Conversion, partial: pathlib.Path) -> None:
     """Makes the folder, or keeps what is whole in one of the same source."""
     texts = {
         "config.json": configs.to_json(todo.config),
-        "tokenizer.json": todo.tokenizer,
-        stored.SOURCE: json.dumps(provenance(todo), indent=2) + "\n",
+        tokenizer_files.NAME: todo.tokenizer,
+        weights.SOURCE: json.dumps(provenance(todo), indent=2) + "\n",
     }
     same = partial.is_dir() and all(
         (partial / name).is_file() and (partial / name).read_bytes() == text.encode()
         for name, text in texts.items()
     )
     if partial.exists() and not same:
-        ours = {stored.PARAMS, digests.TABLE, *stored.CHAT, *texts}
+        ours = {weights.PARAMS, digests.TABLE, *weights.CHAT, *texts}
         if not partial.is_dir() or {path.name for path in partial.iterdir()} - ours:
             raise ValueError(
                 f"{partial} is no conversion that was interrupted; move it, or give "
                 "another folder."
             )
         shutil.rmtree(partial)
-    (partial / stored.PARAMS).mkdir(parents=True, exist_ok=True)
-    parts = {part.name for part in todo.parts}
-    for path in (partial / stored.PARAMS).iterdir():
-        if path.name not in parts:  # half of one
+    (partial / weights.PARAMS).mkdir(parents=True, exist_ok=True)
+    parts = {partial / weights.file(part.name) for part in todo.parts}
+    for path in (partial / weights.PARAMS).iterdir():
+        if path not in parts:  # half of one
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, text in texts.items():
         (partial / name).write_bytes(text.encode())
-    chat = stored.copy_chat(todo.source.folder, partial)
-    digests.write(partial, [*texts, *chat])
+    chat = weights.copy_chat(todo.source.folder, partial)
+    digests.add(partial, [*texts, *chat])
 
 
 def provenance(todo: Conversion) -> dict[str, Any]:
@@ -279,7 +279,7 @@ def provenance(todo: Conversion) -> dict[str, Any]:
     stops = next(filter(None, (_stop_tokens(record or {}) for record in records)), [])
     if not stops:
         token = tokenizers.Tokenizer.from_str(todo.tokenizer).token_to_id(
-            stored.END_OF_TEXT
+            weights.END_OF_TEXT
         )
         stops = [] if token is None else [token]
     if "model_type" not in config:  # its authors' form
@@ -287,7 +287,7 @@ def provenance(todo: Conversion) -> dict[str, Any]:
         record["eos_token_id"] = stops[0] if stops else None
         published["config.json"] = json.dumps(record, indent=2) + "\n"
     return {
-        "format": stored.FORMAT,
+        "format": weights.FORMAT,
         "family": todo.family.name,
         "form": todo.form,
         "published": published,

@@ -5,6 +5,7 @@ time; a shard is written when it is full. Configs go back as the texts that they
 of a model that jaxspec trained are written by its family.
 """
 
+import functools
 import json
 import pathlib
 import shutil
@@ -14,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.numpy
 
-from checkpoints_conv import families, native, stored
+from checkpoints_conv import families
 from checkpoints_conv.family import Family
 from checkpoints_conv.source import BESIDE, GENERATION
 from checkpoints_conv.table import Leaf, Part
-from jaxspec import tokenizer_files
+from jaxspec import tokenizer_files, weights
 from jaxspec.models import config as configs
 from jaxspec.models.config import ModelConfig
 
@@ -53,32 +54,25 @@ def plan(folder: pathlib.Path) -> Export:
     if not path.is_file():
         raise ValueError(f"There is no {path}; expected a model of jaxspec.")
     config = configs.read(path)
-    stored.check(folder)
-    if stored.is_converted(folder):
-        source = stored.read_source(folder)
-        family = _family(folder, source)
-        stored.check_parts(folder, source)
-
-        def read(part):
-            return stored.flatten(stored.read_part(folder, part.name))
-
-        def kept():
-            if not stored.has_part(folder, stored.KEPT):
-                return {}
-            return stored.flatten(stored.read_part(folder, stored.KEPT))
-
-        return Export(family, config, _texts(folder, source), read, kept)
-    family, record = families.publish(config)
-    tokenizer = tokenizer_files.read(folder / "tokenizer.json")
-    record["eos_token_id"] = tokenizer.token_to_id(stored.END_OF_TEXT)
-    arrays = native.read(folder / "model.safetensors")
+    weights.check(folder)
+    source = weights.read_source(folder)
+    weights.check_parts(folder, source)
 
     def read(part):
-        first = part.name + "."
-        return {
-            n.removeprefix(first): a for n, a in arrays.items() if n.startswith(first)
-        }
+        return weights.read_part(folder, part.name)
 
+    if "family" in source:  # it was published
+        has_more = weights.KEPT in source["parts"]
+        kept = functools.partial(weights.read_part, folder, weights.KEPT)
+        return Export(
+            family=_family(folder, source),
+            config=config,
+            texts=_texts(folder, source),
+            read=read,
+            kept=kept if has_more else dict,
+        )
+    family, record = families.publish(config)
+    record["eos_token_id"] = next(iter(source["stop_tokens"]), None)
     beside = {name: record.pop(name) for name in BESIDE if name in record}
     records = {"config": record, **beside}
     texts = {f"{name}.json": _to_json(value) for name, value in records.items()}
@@ -87,12 +81,12 @@ def plan(folder: pathlib.Path) -> Export:
 
 def _texts(folder: pathlib.Path, source: dict[str, Any]) -> dict[str, str]:
     """The configs as they were read, by the names of their files."""
-    texts = source["published"]
+    texts = source.get("published")
     known = {"config.json", GENERATION, *(f"{name}.json" for name in BESIDE)}
     is_table = isinstance(texts, dict) and {*map(type, texts.values())} == {str}
     if not is_table or not {"config.json"} <= texts.keys() <= known:
         raise ValueError(
-            f"{folder / stored.SOURCE} is damaged: published must be the texts of "
+            f"{folder / weights.SOURCE} is damaged: published must be the texts of "
             f"config.json and perhaps of {', '.join(sorted(known - {'config.json'}))}."
         )
     return texts
@@ -104,7 +98,7 @@ def _family(folder: pathlib.Path, source: dict[str, Any]) -> Family:
     family = families.FAMILIES.get(name)
     if family is None or form not in range(1 + len(family.others)):
         raise ValueError(
-            f"{folder / stored.SOURCE} names family {name!r}, form {form!r}, which there "
+            f"{folder / weights.SOURCE} names family {name!r}, form {form!r}, which there "
             f"is not; known are {', '.join(families.FAMILIES)}."
         )
     return family.form(form)
@@ -138,8 +132,9 @@ def export(
     partial.mkdir(parents=True)
     for name, text in todo.texts.items():
         (partial / name).write_bytes(text.encode())
-    shutil.copyfile(folder / "tokenizer.json", partial / "tokenizer.json")
-    stored.copy_chat(folder, partial)
+    name = tokenizer_files.NAME
+    shutil.copyfile(folder / name, partial / name)
+    weights.copy_chat(folder, partial)
     write_shards(partial, _tensors(todo, advance), shard_bytes)
     partial.rename(destination)
     return todo

@@ -13,18 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.core import Drafter, LanguageModel
+from jaxspec.core import Drafter, LanguageModel, Params
 
 Array = jax.Array
 
 _HINTS = {
     "Builder": "(3, 2, 1), chain(4) or dyspec(8) is one",
     "Datastore": "datastore.build or datastore.load makes one",
-    "DraftHead": "load_mtp(folder, params) gives one and its params",
+    "DraftHead": "load_mtp(target) gives one and its params",
     "DecodeState": "init_state makes one, and the loops return it (first of a pair)",
     "Drafter": "ngram(8) or draft_model(model, builder) makes one",
     "Pair": "fusion.Pair(first, second) holds those of both",
     "LanguageModel": "take apart what was loaded: model, params, tokenizer = load(...)",
+    "Outcome": "verify returns one (second of a pair)",
+    "Draft": "propose makes one (second of a pair), or deterministic_draft of a tree",
+    "Past": "init_past makes one",
     "Params": "wrap the parameters: Params(target=params)",
     "Verifier": "traversal() or sample_and_match() makes one",
 }
@@ -147,6 +150,20 @@ def tokens(prompt: Any, lengths: Any, vocab_size: int) -> None:
         )
 
 
+def machinery(params: Any, target: Any, drafter: Any = None) -> None:
+    """Refuses what is no `Params`, `LanguageModel`, or `Drafter` of its vocabulary.
+
+    Raises:
+        TypeError: naming what is not.
+        ValueError: if the drafter has another vocabulary.
+    """
+    record("params", params, Params)
+    record("target", target, LanguageModel)
+    if drafter is not None:
+        record("drafter", drafter, Drafter)
+        vocabulary(target, drafter)
+
+
 def vocabulary(target: LanguageModel, drafter: Drafter) -> None:
     """Refuses a drafter of another vocabulary than the target's."""
     require(
@@ -174,6 +191,7 @@ def setting(name: str, value: Any, batch: int, dtype: Any) -> Array:
 
 _RANGES = {
     "max_new_tokens": (lambda x: (x >= 1) & (x < 2**31), "must be positive, not huge"),
+    "draft_budgets": (lambda x: (x >= 0) & (x < 2**31), "must not be negative or huge"),
     "temperature": (
         lambda x: (x >= 0) & (x <= float(np.finfo(np.float32).max)),
         "must not be negative or infinite",

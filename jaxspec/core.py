@@ -15,12 +15,20 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec import rows
+from jaxspec import rows, trees
+from jaxspec.sampling import Sampling
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
 Carry = Any
 Tape = Any
+
+
+class Params(NamedTuple):
+    """Parameters of the target, and of the drafter if it has any."""
+
+    target: Any
+    drafter: Any = None
 
 
 class LanguageModel(NamedTuple):
@@ -95,6 +103,7 @@ class DraftHead(NamedTuple):
         keep: `tape, slots [B, K] -> tape` of `K` slots, as a `LanguageModel`'s.
         logits: `params, hidden [..., C] -> [..., V]` float32.
         vocab_size: `V`.
+        hidden_size: `C`, the target's and its own.
     """
 
     init: Callable[..., Any]
@@ -105,6 +114,7 @@ class DraftHead(NamedTuple):
     keep: Callable[..., Tape]
     logits: Callable[..., Array]
     vocab_size: int
+    hidden_size: int
 
 
 @struct.dataclass
@@ -115,14 +125,24 @@ class Draft:
     row of logits; a later sibling from the softmax of what has not been tested. In log
     space a law keeps its digits where one token has nearly all of it.
 
+    Scores say which nodes to keep where there is no room for all (`budgets.limit`). They
+    may depend on the history, on positions, and on the draft's laws and tokens above a
+    node and before it among its siblings; never on what was drawn at the node or below.
+    Nor may the company that a node is in: what ranks before it, earlier slots of no
+    smaller score and later ones of a larger, is there, with these scores, whatever its
+    token is.
+
     Attributes:
-        tree: `N` slots.
+        tree: `N` slots, in the order in which they were drawn.
         kind: `[B, N]` int32, how each node was chosen: `DETERMINISTIC`, `IID` or
             `WITHOUT_REPLACEMENT`.
         draft_logits: `[B, M, V']` float32, of the `M` nodes that were expanded, filtered
             and over the temperature, up to a constant; `M = 0` where all nodes are
             deterministic.
         logits_row: `[B, N]` int32, row of `draft_logits` that a node's children are of.
+        score: `[B, N]` float32 from 0 to 1, an estimate of the probability that the path
+            down to the node survives: 1 at the root, 0 at padding, no larger at a child
+            than at its parent, nor at a later sibling than at an earlier one.
         vocab_ids: `[V']` int32, tokens of the columns of a trimmed head; None for all.
         max_path: nodes on the longest path there can be, the root included.
         coupled: whether tokens were drawn with the noise that emits. Then they know more
@@ -133,6 +153,7 @@ class Draft:
     kind: Array  # [B, N]
     draft_logits: Array  # [B, M, V']
     logits_row: Array  # [B, N]
+    score: Array  # [B, N]
     vocab_ids: Array | None
     max_path: int = struct.field(pytree_node=False)
     coupled: bool = struct.field(pytree_node=False, default=False)
@@ -142,11 +163,32 @@ class Draft:
     WITHOUT_REPLACEMENT: ClassVar[int] = 2
 
 
-def deterministic_draft(tree: TokenTree, max_path: int) -> Draft:
-    """A draft whose nodes were all chosen without chance."""
+def deterministic_draft(
+    tree: TokenTree, max_path: int, score: Array | None = None
+) -> Draft:
+    """Makes a draft whose nodes were all chosen without chance.
+
+    Args:
+        tree: the tree.
+        max_path: nodes on the longest path there can be, the root included.
+        score: `[B, N]` of each draft (`Draft.score`; 1 at the root and 0 at padding are
+            put here). By default a half to the power of the depth: where nothing is known
+            every other draft survives, and a budget keeps the upper levels.
+    """
+    if score is None:
+        score = jnp.exp2(-trees.depth(tree).astype(jnp.float32))
+    slots = jnp.arange(tree.num_nodes)[None]
+    score = jnp.where(tree.parents >= 0, score.astype(jnp.float32), 0.0)
     zeros = jnp.zeros(tree.parents.shape, jnp.int32)
-    none = jnp.zeros((tree.parents.shape[0], 0, 0), jnp.float32)
-    return Draft(tree, zeros, none, zeros, None, max_path)
+    return Draft(
+        tree=tree,
+        kind=zeros,
+        draft_logits=jnp.zeros((tree.parents.shape[0], 0, 0), jnp.float32),
+        logits_row=zeros,
+        score=jnp.where(slots == 0, 1.0, score),
+        vocab_ids=None,
+        max_path=max_path,
+    )
 
 
 class Verdict(NamedTuple):
@@ -183,28 +225,84 @@ def emitted_tokens(tree: TokenTree, verdict: Verdict) -> tuple[Array, Array]:
     return tokens, count
 
 
+class Outcome(NamedTuple):
+    """What a verified draft has led to: all that a drafter, a server or a report needs.
+
+    Stops and budgets cut a path after it was verified. `shown` and `kept` are of the uncut
+    path, so that the end of a text is never taken for a rejection; in a row that was done
+    before the step both are empty.
+
+    Attributes:
+        tree: the tree that was verified: that of the draft, within the budget of each row.
+        verdict: what the row emits, cut.
+        tokens: `[B, D]` int32, the emitted tokens, 0 padded.
+        count: `[B]` int32, how many they are; 0 in a row that was done.
+        hidden: `[B, N, C]`, the target's.
+        logits: `[B, N, V]` float32, the target's, raw.
+        shown: `[B, N]` bool, drafts whose parent the verifier reached, which it accepted or
+            could have accepted.
+        kept: `[B, N]` bool, drafts that it accepted.
+    """
+
+    tree: TokenTree
+    verdict: Verdict
+    tokens: Array  # [B, D]
+    count: Array  # [B]
+    hidden: Array  # [B, N, C]
+    logits: Array  # [B, N, V]
+    shown: Array  # [B, N]
+    kept: Array  # [B, N]
+
+
+class Context(NamedTuple):
+    """The texts that a drafter proposes continuations of.
+
+    Attributes:
+        tokens: `[B, L]` int32, the texts so far, 0 beyond their lengths.
+        lengths: `[B]` int32, at least 1; the last token is the root.
+        keys: `[B]` typed keys, the texts' own; noise is drawn with `sampling.noise_key`.
+        sampling: how the target is sampled, which a drafter may imitate; its position is
+            the root's.
+        budget: `[B]` int32, draft nodes that will be verified at most, 0 in a row that is
+            done. What is beyond is cut (`limit`); a drafter may save itself the work.
+    """
+
+    tokens: Array  # [B, L]
+    lengths: Array  # [B]
+    keys: Array  # [B]
+    sampling: Sampling
+    budget: Array  # [B]
+
+    @property
+    def root(self) -> Array:
+        """`[B]` int32, the last token of every row."""
+        return rows.take_one(self.tokens, self.lengths - 1)
+
+
 class Drafter(NamedTuple):
     """Proposes trees of draft tokens.
 
-    Keys are the sequences' own; noise is drawn with `sampling.noise_key`. A drafter that
-    lives on the host is driven through `speculative_step` from Python.
+    Its state is a value with the same leaves after every `init`, `absorb` and `observe`;
+    `propose` may add to it what `observe` needs. It holds what the target has absorbed and
+    not the root. Whoever decodes without the drafter tells it so with `absorb`.
 
     Attributes:
-        init: `params, prompt [B, T], lengths [B], max_length, hidden [B, T, C] -> state`;
-            the hidden is the target's, of each row's prompt but its last token. The state
-            has room for `max_length` tokens and a path of the drafter's own; whoever tells
-            it of longer paths, as `fuse` does, asks for as many tokens more.
-        propose: `params, keys [B], state, root [B], Sampling -> state, Draft`; the
-            settings say how the target is sampled, which a drafter may imitate, and the
-            position of the root.
-        observe: `params, state, draft, verdict, hidden [B, N, C], logits [B, N, V] ->
-            state`: what became of the draft, after stops and budgets. A row that is done
-            has an empty path, and its state must not change.
+        init: `params, batch_size, max_length -> state`, of texts without tokens, with room
+            for `max_length` of them and a path.
+        absorb: `params, state, tokens [B, T], hidden [B, T, C], lengths [B] -> state`: the
+            target has read the first `lengths[b]` tokens, perhaps none, as in its `scan`,
+            and has the hidden after each: a prompt, a piece of one, or what was decoded
+            without drafts.
+        propose: `params, state, Context -> state, Draft`.
+        observe: `params, state, Outcome -> state`: what became of the draft, after stops
+            and budgets: the target has read `outcome.verdict.path`. A row that is done has
+            an empty path, and its state must not change.
         max_path: nodes on the longest path it proposes, the root included.
         vocab_size: `V` if it has one of its own, else None.
     """
 
     init: Callable[..., Any]
+    absorb: Callable[..., Any]
     propose: Callable[..., tuple[Any, Draft]]
     observe: Callable[..., Any]
     max_path: int

@@ -29,9 +29,17 @@ def write(folder: pathlib.Path, names: Iterable[str] | None = None) -> None:
         folder: of the files, and of the table.
         names: the files; all in the folder and below by default.
     """
-    names = sorted(_all(folder) if names is None else names)
-    lines = (f"{files.digest(folder / name)}  {name}\n" for name in names)
-    files.write_text(folder / TABLE, "".join(lines))
+    names = _all(folder) if names is None else names
+    _write(folder, {name: files.digest(folder / name) for name in names})
+
+
+def add(folder: pathlib.Path, names: Iterable[str]) -> None:
+    """Enters files into the table of a folder, atomically; a damaged one begins anew."""
+    try:
+        table = _read(folder / TABLE)
+    except (OSError, ValueError):
+        table = {}
+    _write(folder, table | {name: files.digest(folder / name) for name in names})
 
 
 def check(folder: pathlib.Path, names: Sequence[str] | None = None) -> None:
@@ -128,6 +136,11 @@ def _all(folder: pathlib.Path) -> list[str]:
     found = (path for path in folder.rglob("*") if path.is_file())
     names = (path.relative_to(folder).as_posix() for path in found)
     return [name for name in names if name != TABLE]
+
+
+def _write(folder: pathlib.Path, table: dict[str, str]) -> None:
+    lines = (f"{digest}  {name}\n" for name, digest in sorted(table.items()))
+    files.write_text(folder / TABLE, "".join(lines))
 
 
 def _read(path: pathlib.Path) -> dict[str, str]:

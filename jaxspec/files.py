@@ -1,11 +1,13 @@
 """Reading and writing files: text and JSON in one line of error, nothing half written."""
 
 import collections
+import contextlib
 import hashlib
 import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 DEPTH = 100
@@ -19,9 +21,19 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file beside its final name, and moves it into place."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a path beside a file's; what is written there takes the file's place.
+
+    Where an error is raised, the file stays as it was.
+    """
     path = pathlib.Path(path)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
+    yield partial
     os.replace(partial, path)
 
 

@@ -1,9 +1,8 @@
-"""The loop around a drafter that lives on the host: a jitted step, driven from Python.
+"""The loop around a drafter that lives on the host: `verify`, driven from Python.
 
-    given = jaxspec.given(num_nodes=16, max_path=8)
-    state = jaxspec.init_state(params, prompt, ..., target=model, drafter=given)
+    state = jaxspec.init_state(params, prompt, ..., target=model, speculative=True)
     state, info = jaxspec.generate_from_host(
-        params, state, target=model, drafter=given, host=jaxspec.SuffixDecoder()
+        params, state, target=model, host=jaxspec.SuffixDecoder()
     )
 
 In every step the host waits for the tokens of the last one (at most `D` per row), reads
@@ -20,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import compilation, loop_checks, rows
-from jaxspec.core import Drafter, LanguageModel, Verifier
-from jaxspec.decode_state import DecodeState, Params
-from jaxspec.decoding import SpecInfo, empty_report, speculative_step
+from jaxspec import checks, compilation, loop_checks, spec_info, stepping, trees
+from jaxspec.core import LanguageModel, Params, Verifier, deterministic_draft
+from jaxspec.decode_state import DecodeState
+from jaxspec.spec_info import SpecInfo
 from jaxspec.trees import TokenTree
 from jaxspec.verification.sample_and_match import sample_and_match
 
@@ -31,15 +30,18 @@ Array = jax.Array
 
 
 class Host(Protocol):
-    """What the loop asks of a drafter on the host; it treats every row alone."""
+    """A drafter on the host, as the loop drives it; it treats every row alone.
+
+    What it proposes must be chosen without chance: no verifier is told of laws.
+    """
 
     def begin(self, text: Iterable[int]) -> Any:
         """Reads a text; the loop calls `extend(tokens)` of what is returned."""
 
     def propose(
         self, text: Any, num_nodes: int, max_path: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and parents `[num_nodes]` of a tree whose root is the last token."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, parents and scores `[num_nodes]`; the tree's root is the last token."""
 
 
 class _News(NamedTuple):
@@ -55,8 +57,9 @@ def generate_from_host(
     state: DecodeState,
     *,
     target: LanguageModel,
-    drafter: Drafter,
     host: Host,
+    num_nodes: int = 16,
+    max_path: int = 8,
     verifier: Verifier | None = None,
     max_steps: int | None = None,
 ) -> tuple[DecodeState, SpecInfo]:
@@ -64,10 +67,11 @@ def generate_from_host(
 
     Args:
         params: of the target.
-        state: made by `init_state` with the same target and drafter.
+        state: made by `init_state` with the same target and `speculative=True`.
         target: the model whose law is kept.
-        drafter: `given`, with the size of the trees.
         host: makes the trees, a `SuffixDecoder` say.
+        num_nodes: slots of the trees, the root included.
+        max_path: nodes on the longest path, the root included; the target keeps as many.
         verifier: what decides; `sample_and_match` by default.
         max_steps: stop after as many steps, if not all rows are done before. The next
             call reads the texts from their beginning.
@@ -77,40 +81,41 @@ def generate_from_host(
 
     Raises:
         TypeError: on params that are not in `Params`, or something else than a state, a
-            drafter or a verifier.
-        ValueError: if the state was made with another target or drafter.
+            host or a verifier.
+        ValueError: if the state was made with another target, sizes are out of range, or
+            the host proposes what is no tree of that size.
     """
     verifier = sample_and_match() if verifier is None else verifier
-    loop_checks.records(target=target, drafter=drafter, verifier=verifier)
+    loop_checks.records(target=target, verifier=verifier)
     if isinstance(host, type):
         raise TypeError(f"Expected a host, got its type; call it: {host.__name__}().")
-    state, most = (
-        loop_checks.one_per_row(state, target),
-        int(loop_checks.steps(max_steps)),
-    )
-    loop_checks.drafts(state)
-    if not isinstance(state.drafter, TokenTree):
-        raise ValueError(
-            "Trees from the host need a state made with the drafter given."
-        )
-    report = empty_report(state, drafter)
-    tree = jax.tree.map(np.array, state.drafter)
+    num_nodes = checks.integer("num_nodes", num_nodes, least=1)
+    max_path = checks.integer("max_path", max_path, least=2)
+    most = int(loop_checks.steps(max_steps))
+    state = loop_checks.one_per_row(state, target)
+    loop_checks.paths(max_path, target)
+    report = spec_info.empty(state, max_path)
+    tree = _roots(len(state.lengths), num_nodes)
+    score = np.zeros(tree.parents.shape, np.float32)
     written, lengths, done = jax.device_get((state.tokens, state.lengths, state.done))
     texts = [host.begin(row[:n]) for row, n in zip(written, lengths, strict=True)]
     state = jax.tree.map(jnp.copy, state)  # the steps write into what they are given
     steps = 0
     while steps < most and not done.all():
         for row in np.flatnonzero(~done):
-            drafted = host.propose(texts[row], tree.num_nodes, drafter.max_path)
-            tree.tokens[row], tree.parents[row] = drafted
+            drafted = _checked(
+                host.propose(texts[row], num_nodes, max_path), num_nodes, max_path
+            )
+            tree.tokens[row], tree.parents[row], score[row] = drafted
         state, report, news = _step(
             params,
             state,
             report,
             tree,
+            score,
             target=target,
-            drafter=drafter,
             verifier=verifier,
+            max_path=max_path,
         )
         tokens, count, done = jax.device_get(news)
         for text, new, n in zip(texts, tokens, count, strict=True):
@@ -119,21 +124,45 @@ def generate_from_host(
     return state, report
 
 
+def _roots(batch: int, num_nodes: int) -> TokenTree:
+    """Trees of roots alone, in numpy."""
+    tokens = np.zeros((batch, num_nodes), np.int32)
+    return TokenTree(tokens, np.full_like(tokens, TokenTree.NO_PARENT))
+
+
+def _checked(
+    drafted: tuple[np.ndarray, ...], num_nodes: int, max_path: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, parents and scores of a tree, without the nodes that are too deep.
+
+    Raises:
+        ValueError: if they are no tree of `num_nodes` slots.
+    """
+    shapes = [np.shape(array) for array in drafted]
+    checks.require(
+        shapes == [(num_nodes,)] * 3,
+        f"Expected tokens, parents and scores of a tree of {num_nodes} slots from the "
+        f"host, got arrays of shapes {shapes}.",
+    )
+    tokens, parents = (np.asarray(array, np.int32) for array in drafted[:2])
+    trees.check(TokenTree(tokens[None], parents[None]))
+    depth = np.zeros(num_nodes, np.int32)
+    for slot, parent in enumerate(parents):
+        depth[slot] = depth[parent] + 1 if parent >= 0 else 0
+    parents = np.where(depth < max_path, parents, TokenTree.NO_PARENT)
+    return tokens, parents, np.asarray(drafted[2], np.float32)
+
+
 @functools.partial(
     compilation.jit,
-    static_argnames=("target", "drafter", "verifier"),
+    static_argnames=("target", "verifier", "max_path"),
     donate_argnames=("state", "report"),
 )
-def _step(params, state, report, tree, *, target, drafter, verifier):
+def _step(params, state, report, tree, score, *, target, verifier, max_path):
     """One step with a tree of the host's; the state is overwritten."""
-    before = state.lengths
-    state, info = speculative_step(
-        params,
-        state.replace(drafter=tree),
-        target=target,
-        drafter=drafter,
-        verifier=verifier,
+    before, draft = state, deterministic_draft(tree, max_path, score)
+    state, outcome = stepping.verify(
+        params, state, draft, target=target, verifier=verifier
     )
-    new = before[:, None] + jnp.arange(drafter.max_path)[None]
-    news = _News(rows.take(state.tokens, new), state.lengths - before, state.done)
-    return state, report + info, news
+    news = _News(outcome.tokens, outcome.count, state.done)
+    return state, report + spec_info.report(before, outcome), news

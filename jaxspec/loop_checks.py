@@ -1,19 +1,19 @@
 """Checks at the entrance of a loop: does the state belong to the model and the drafter?"""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import checks, sampling
-from jaxspec.core import Draft, Drafter, LanguageModel, Verifier
-from jaxspec.decode_state import DecodeState, Params, check_machinery, pad_stops
+from jaxspec import checks, padding, sampling
+from jaxspec.core import Draft, Drafter, LanguageModel, Params, Verifier
+from jaxspec.decode_state import DecodeState
 
 Array = jax.Array
 
 _SETTINGS = {"temperature": jnp.float32, "top_k": jnp.int32, "top_p": jnp.float32}
+_SETTINGS["draft_budgets"] = jnp.int32
 _ROWS = {"limits": jnp.int32, "done": jnp.bool_}
 _RECORDS = {"target": LanguageModel, "drafter": Drafter, "verifier": Verifier}
 _ENDLESS = 2**31 - 1
@@ -55,7 +55,7 @@ def one_per_row(state: DecodeState, target: LanguageModel) -> DecodeState:
         )
     if not isinstance(state.stops, jax.Array):
         found = checks.stops(state.stops, batch, target.vocab_size)
-        each["stops"] = pad_stops(found, batch)
+        each["stops"] = padding.pad_stops(found, batch)
     sampling.check_keys(checks.array("keys", state.keys))
     for name in ("keys", "lengths", "prompt_lengths"):
         shape = np.shape(getattr(state, name))
@@ -89,41 +89,53 @@ def drafts(state: DecodeState) -> None:
 
 
 def fits(
-    params: Params, state: DecodeState, target: LanguageModel, drafter: Drafter | None
+    params: Params,
+    state: DecodeState,
+    target: LanguageModel,
+    drafter: Drafter | None,
+    speculative: bool = False,
 ) -> None:
     """Refuses a state that `init_state` does not make of this target and this drafter.
 
     It compares shapes and dtypes, so that a state of equal ones passes. To be called while
     tracing.
 
+    Args:
+        params: of the target and the drafter.
+        state: from `init_state`, between steps.
+        target: the model.
+        drafter: what proposes; None where its state does not matter.
+        speculative: whether paths are committed; they are where there is a drafter.
+
     Raises:
         TypeError: on params that are not in `Params`, or a target or a drafter that is
             not a record.
         ValueError: if the state has other shapes.
     """
-    check_machinery(params, target, drafter)
+    checks.machinery(params, target, drafter)
     if drafter is not None:
-        checks.require(
-            drafter.max_path <= target.max_path,
-            f"The drafter proposes paths of {drafter.max_path} nodes and the target keeps "
-            f"paths of {target.max_path}; raise the target's max_path.",
-        )
+        paths(drafter.max_path, target)
         drafts(state)
-    other = checks.difference(state.carry, _carry(params, state, target))
+    forms = [True] if speculative or drafter is not None else [False, True]
+    others = [
+        checks.difference(state.carry, _carry(params, state, target, form))
+        for form in forms
+    ]
+    if speculative and others[0] is not None:
+        without = _carry(params, state, target, False)
+        checks.require(
+            checks.difference(state.carry, without) is not None,
+            "The state was made without a drafter; give it to init_state, or make room "
+            "for drafts with speculative=True.",
+        )
     checks.require(
-        other is None,
-        f"The state was made with another target: in its carry {other}. Give init_state "
-        "and the loop the same target.",
+        None in others,
+        f"The state was made with another target: in its carry {others[0]}. Give "
+        "init_state and the loop the same target.",
     )
     if drafter is None:
         return
-    short, longer = (
-        functools.partial(_drafting, params, state, target, drafter, size)
-        for size in (1, 2)
-    )
-    other = checks.difference(state.drafter, short())
-    if other is not None and checks.difference(short(), longer()) is not None:
-        return  # it depends on the prompt's size, which the state does not tell
+    other = checks.difference(state.drafter, _drafting(params, state, target, drafter))
     checks.require(
         other is None,
         f"The state was made with another drafter, or other params of it: in its state "
@@ -131,13 +143,23 @@ def fits(
     )
 
 
-def draft(draft: Draft, drafter: Drafter, batch: int) -> None:
-    """Refuses a draft whose shapes are not those that its drafter announced."""
-    checks.record("what a drafter proposes", draft, Draft)
+def paths(max_path: int, target: LanguageModel) -> None:
+    """Refuses paths that are longer than a target keeps."""
+    checks.require(
+        max_path <= target.max_path,
+        f"The drafter proposes paths of {max_path} nodes and the target keeps paths of "
+        f"{target.max_path}; raise the target's max_path.",
+    )
+
+
+def draft(draft: Draft, batch: int, max_path: int | None) -> None:
+    """Refuses a draft whose shapes are not one, or whose paths are not as announced."""
+    checks.record("draft", draft, Draft)
     shapes = {
         "tree.tokens": draft.tree.tokens.shape,
         "tree.parents": draft.tree.parents.shape,
         "kind": draft.kind.shape,
+        "score": draft.score.shape,
     }
     expected = (batch, draft.tree.parents.shape[-1])
     for name, shape in shapes.items():
@@ -146,16 +168,17 @@ def draft(draft: Draft, drafter: Drafter, batch: int) -> None:
             f"Expected a draft's {name} to be [B, N], got {shape} for {batch} rows.",
         )
     checks.require(
-        draft.max_path == drafter.max_path,
+        max_path in (None, draft.max_path),
         f"The drafter proposed paths of {draft.max_path} nodes, and its max_path is "
-        f"{drafter.max_path}.",
+        f"{max_path}.",
     )
 
 
-def _carry(params: Params, state: DecodeState, target: LanguageModel) -> Any:
+def _carry(
+    params: Params, state: DecodeState, target: LanguageModel, speculative: bool
+) -> Any:
     """The shapes of the target's past, as `init_state` makes it."""
     batch, width = state.tokens.shape
-    speculative = state.drafter is not None
 
     def begin(params):
         room = width - target.max_path
@@ -165,22 +188,13 @@ def _carry(params: Params, state: DecodeState, target: LanguageModel) -> Any:
 
 
 def _drafting(
-    params: Params,
-    state: DecodeState,
-    target: LanguageModel,
-    drafter: Drafter,
-    size: int,
+    params: Params, state: DecodeState, target: LanguageModel, drafter: Drafter
 ) -> Any:
-    """The shapes of the drafter's state, as `init_state` makes it of prompts of a size."""
+    """The shapes of the drafter's state, as `init_state` makes it."""
     batch, width = state.tokens.shape
 
-    def begin(params, carry, tokens, lengths):
-        _, hidden = target.step(params.target, carry, tokens[:, 0])
-        hidden = jnp.repeat(hidden[:, None], size, axis=1)
-        room = width - target.max_path
-        with checks.drafter_errors(params.drafter):
-            return drafter.init(params.drafter, tokens, lengths, room, hidden)
+    def begin(params):
+        with checks.drafter_errors(params):
+            return drafter.init(params, batch, width - target.max_path)
 
-    tokens = jax.ShapeDtypeStruct((batch, size), jnp.int32)
-    lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    return jax.eval_shape(begin, params, state.carry, tokens, lengths)
+    return jax.eval_shape(begin, params.drafter)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxspec import sampling
 from jaxspec.core import LanguageModel
 from jaxspec.decode_state import DecodeState
-from jaxspec.decoding import SpecInfo
+from jaxspec.spec_info import SpecInfo
 
 NEAR_TIE = 1e-4
 """Two scores are a tie if they differ by less than this times the largest logit."""

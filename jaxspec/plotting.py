@@ -224,6 +224,38 @@ def tuned_trees(record: dict[str, Any]) -> figures.Figure:
     return picture
 
 
+def reliability(record: dict[str, Any]) -> figures.Figure:
+    """Draws what `jaxspec tune survival` found: drafts kept against what was promised.
+
+    On the left by the scores as they are, on the right by the fitted curves; both on texts
+    that nothing was fitted to. A point's area is in proportion to its drafts.
+
+    Args:
+        record: what the command writes.
+    """
+    picture = figures.Figure((9.2, 3.8))
+    panels = picture.subplots(1, 2, sharex=True, sharey=True)
+    rows = record["drafters"]
+    colours = matplotlib.colormaps["tab20"](np.linspace(0.0, 1.0, len(rows)))
+    for axes, name in zip(panels, ("as_told", "by_curve"), strict=True):
+        axes.plot([0.0, 1.0], [0.0, 1.0], color=REJECTED, linewidth=0.8)
+        for row, colour in zip(rows, colours, strict=True):
+            bins, error = row[name], row[f"error_{name}"]
+            label = f"{row['drafter']}, {error:.3f}"
+            points = bins["estimate"], bins["outcome"]
+            axes.plot(*points, color=colour, linewidth=1.0, label=label)
+            area = 60.0 * np.sqrt(np.array(bins["count"]) / sum(bins["count"]))
+            axes.scatter(*points, area, color=[colour])
+        axes.set(xlabel="promised", title=name.replace("_", " "))
+        axes.legend(frameon=False, fontsize=6, title="error", title_fontsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("kept")
+    title = f"{record['draft']} for {record['target']}, T = {record['temperature']:g}"
+    picture.suptitle(title, fontsize=10)
+    picture.tight_layout()
+    return picture
+
+
 def save(picture: figures.Figure, path: str | pathlib.Path) -> None:
     """Writes a picture; the ending says in which format."""
     with matplotlib.rc_context({"svg.fonttype": "none"}):

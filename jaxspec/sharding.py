@@ -1,4 +1,4 @@
-"""The whole loop on many devices: a mesh, where everything goes, and what is exchanged.
+"""The whole loop on many devices: a mesh, and where everything goes.
 
     with sharding.mesh(data=2, tensor=4) as mesh:
         params = jaxspec.Params(sharding.shard_params(config, params, mesh))
@@ -13,10 +13,8 @@ and holds its devices' part of every array.
 """
 
 import contextlib
-import math
-import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -153,118 +151,3 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 def _on(mesh: Mesh, specs: Any) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-
-
-class Collective(NamedTuple):
-    """An exchange between devices.
-
-    Attributes:
-        kind: `all-reduce`, `all-gather`, `all-to-all`, ...
-        shape: of a device's result.
-        num_bytes: its size.
-        devices: how many take part in one exchange.
-        count: how often it is run.
-    """
-
-    kind: str
-    shape: str
-    num_bytes: int
-    devices: int
-    count: int
-
-
-def collectives(program: str) -> list[Collective]:
-    """Lists what devices exchange when they run `compiled.as_text()` once.
-
-    What is within a loop counts as often as the compiler knows it to run, and once if it
-    does not know. Of the branches of a conditional, the one that exchanges most counts.
-    """
-    computations, entry = _parse(program)
-
-    def total(name: str) -> dict[tuple, int]:
-        found: dict[tuple, int] = {}
-        for kind, shape, devices, times, branches, bodies in computations.get(name, ()):
-            add = [{(kind, shape, devices): 1}] if kind else []
-            if branches:
-                add.append(max(map(total, branches), key=_weight))
-            add += map(total, bodies)
-            for key, count in (item for part in add for item in part.items()):
-                found[key] = found.get(key, 0) + times * count
-        return found
-
-    return [
-        Collective(kind, shape, _num_bytes(kind, shape), devices, count)
-        for (kind, shape, devices), count in sorted(total(entry).items())
-    ]
-
-
-def _weight(found: dict[tuple, int]) -> int:
-    """How many bytes are exchanged in all."""
-    return sum(n * _num_bytes(kind, shape) for (kind, shape, _), n in found.items())
-
-
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.<>-]+) .*\{$")
-_COLLECTIVE = re.compile(
-    r" = (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all"
-    r"|collective-permute|collective-broadcast)(?:-start)?\("
-)
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_BODIES = re.compile(r"(?:body|condition|calls|to_apply)=%?([\w.<>-]+)")
-_BRANCHES = re.compile(
-    r"(?:branch_computations=\{(.*?)\}|true_computation=(\S+), false_computation=(\S+?)"
-    r"(?:,|$))"
-)
-_GROUPS = re.compile(
-    r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[(.*?)\].*?\{(.*?)\})"
-)
-_ARRAY = re.compile(r"\b([a-z]+\d*)\w*\[([\d,]*)\]")
-
-
-def _parse(program: str) -> tuple[dict[str, list[tuple]], str]:
-    """What matters of each instruction, by computation, and the first one's name."""
-    computations: dict[str, list[tuple]] = {}
-    entry, own = "", []
-    for line in program.splitlines():
-        if (match := _HEADER.match(line)) and not line.startswith(" "):
-            own = computations.setdefault(match[2], [])
-            entry = match[2] if match[1] else entry
-            continue
-        kind, shape, devices = "", "", 0
-        if match := _COLLECTIVE.search(line):
-            shape, kind = re.sub(r"\{[^}]*\}", "", match[1]), match[2]
-            devices = _group_size(line)
-        trips = _TRIPS.search(line) if " while(" in line else None
-        branches = []
-        if match := _BRANCHES.search(line):
-            names = match[1].split(",") if match[1] else [match[2], match[3]]
-            branches = [name.strip().lstrip("%") for name in names]
-        bodies = _BODIES.findall(line)
-        if kind or branches or bodies:
-            times = int(trips[1]) if trips else 1
-            own.append((kind, shape, devices, times, branches, bodies))
-    return computations, entry
-
-
-def _group_size(line: str) -> int:
-    """How many devices meet, in any of the ways to write it; pairs have no groups."""
-    match = _GROUPS.search(line)
-    if match is None:
-        return 2
-    listed, size, axes, over = match.groups()
-    if listed is not None:
-        return listed.count(",") + 1
-    if size is not None:
-        return int(size)
-    sizes = dict(re.findall(r"'([^']*)'=(\d+)", axes))
-    return math.prod(int(sizes[name]) for name in re.findall(r"'([^']*)'", over))
-
-
-def _num_bytes(kind: str, shape: str) -> int:
-    """Size of what an exchange leaves; one that is started also lists what it takes."""
-    sizes = []
-    for dtype, dims in _ARRAY.findall(shape):
-        bits = re.search(r"\d+$", dtype)
-        count = math.prod(int(dim) for dim in dims.split(",") if dim)
-        sizes.append(count * int(bits[0]) // 8 if bits else count)
-    one = kind in ("all-gather", "collective-permute") and len(sizes) == 2
-    return max(sizes) if one else sum(sizes)

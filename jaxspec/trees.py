@@ -41,8 +41,7 @@ class TokenTree:
     @property
     def is_node(self) -> Array:
         """`[B, N]` bool: the root, and whatever hangs from it."""
-        slots = jnp.arange(self.num_nodes)[None]
-        return (self.parents >= 0) | (slots == 0)
+        return (self.parents >= 0) | (jnp.arange(self.num_nodes)[None] == 0)
 
 
 def ancestor_mask(tree: TokenTree) -> Array:
@@ -137,11 +136,12 @@ def join(first: TokenTree, second: TokenTree) -> TokenTree:
 
 def merge(
     first: TokenTree, second: TokenTree, num_nodes: int, max_path: int
-) -> TokenTree:
+) -> tuple[TokenTree, Array]:
     """Merges two trees of one root by longest prefix: equal siblings become one node.
 
     Nodes of `first` keep their order and come first; what does not fit into `num_nodes`
     slots is dropped with all that hangs from it. `max_path` bounds the paths, in nodes.
+    Returns as `deduplicate` of `join(first, second)`.
     """
     return deduplicate(join(first, second), num_nodes, max_path)
 
@@ -178,7 +178,6 @@ def graft(
     place = jnp.where(slots < size, slots.astype(jnp.int32), place)
     place = jnp.take_along_axis(place, stands, axis=1)
     place = jnp.where(alive & (place < num_nodes), place, -1)
-
     parents = jnp.take_along_axis(place, jnp.maximum(both.parents, 0), axis=1)
     free = jnp.arange(size, num_nodes)[None, :, None]
     here = (place[:, None] == free) & new[:, None]  # [B, free, N + N' - 1]
@@ -198,8 +197,8 @@ def from_paths(
     lengths: Array,
     num_nodes: int,
     weights: Array | None = None,
-) -> TokenTree:
-    """The tree of several continuations of a root, equal prefixes shared.
+) -> tuple[TokenTree, Array]:
+    """Makes the tree of several continuations of a root, equal prefixes shared.
 
     Args:
         root: `[B]` int32 tokens.
@@ -208,24 +207,25 @@ def from_paths(
         num_nodes: slots of the tree.
         weights: `[B, M, L]` float32, what a path adds to the score of each of its nodes
             (see `deduplicate`); by default the first path goes in whole, then the next.
+
+    Returns as `deduplicate`, of nodes `1 + m L + i` for token `i` of path `m`.
     """
     batch, several, length = paths.shape
-    slots = jnp.arange(length, dtype=jnp.int32)[None, None]
-    starts = jnp.arange(several, dtype=jnp.int32)[None, :, None] * length
-    parents = jnp.where(slots == 0, 0, starts + slots)
-    parents = jnp.where(slots < lengths[:, :, None], parents, TokenTree.NO_PARENT)
+    above = jnp.arange(several * length, dtype=jnp.int32).reshape(1, several, length)
+    parents = jnp.where(above % length == 0, 0, above)
+    counts = above % length < lengths[:, :, None]
+    parents = jnp.where(counts, parents, TokenTree.NO_PARENT)
     tokens = jnp.concatenate([root[:, None], paths.reshape(batch, -1)], axis=1)
-    top = jnp.full((batch, 1), TokenTree.NO_PARENT, jnp.int32)
-    parents = jnp.concatenate([top, parents.reshape(batch, -1)], axis=1)
+    parents = jnp.pad(parents.reshape(batch, -1), ((0, 0), (1, 0)), constant_values=-1)
+    tree = TokenTree(tokens, parents)
     if weights is not None:
         weights = jnp.pad(weights.reshape(batch, -1), ((0, 0), (1, 0)))
-    tree = TokenTree(tokens, parents)
     return deduplicate(tree, num_nodes, length + 1, weights)
 
 
 def deduplicate(
     tree: TokenTree, num_nodes: int, max_path: int, weights: Array | None = None
-) -> TokenTree:
+) -> tuple[TokenTree, Array]:
     """Makes siblings of the same token one node, and keeps the best `num_nodes` nodes.
 
     Two nodes are the same if the tokens along their paths are. The first of them stands
@@ -238,13 +238,15 @@ def deduplicate(
         weights: `[B, N]` float32, positive and smaller at a child than at its parent, so
             that what is kept is a tree: the nodes of the largest scores, in their order.
             By default nodes keep their order and the first are kept.
+
+    Returns:
+        The tree, and `[B, num_nodes, N]` bool the nodes that each of its own stands for.
     """
     batch, size = tree.parents.shape
     slots = jnp.arange(size)
     same, alive = _same_paths(tree, max_path)
     first = jnp.argmax(same, axis=2)  # the node that stands for each
     new = alive & (first == slots[None])
-
     if weights is None:
         score = jnp.broadcast_to(-slots[None].astype(jnp.float32), (batch, size))
     else:
@@ -254,15 +256,16 @@ def deduplicate(
     better = (other > mine) | ((other == mine) & _earlier(size))
     place = jnp.sum(better & new[:, None], axis=2, dtype=jnp.int32)
     place = jnp.where(new, place, max(size, num_nodes))  # beyond all slots if not new
-
     above = jnp.take_along_axis(first, jnp.maximum(tree.parents, 0), axis=1)
     parents = jnp.take_along_axis(place, above, axis=1)
     here = place[:, None] == jnp.arange(num_nodes)[None, :, None]  # [B, num_nodes, N]
     tokens = jnp.sum(jnp.where(here, tree.tokens[:, None], 0), axis=2)
     parents = jnp.sum(jnp.where(here, parents[:, None], 0), axis=2)
-    is_child = jnp.any(here, axis=2) & (jnp.arange(num_nodes)[None] > 0)
-    parents = jnp.where(is_child, parents, TokenTree.NO_PARENT)
-    return TokenTree(tokens.astype(jnp.int32), parents.astype(jnp.int32))
+    filled = jnp.any(here, axis=2)
+    parents = jnp.where(filled, parents, TokenTree.NO_PARENT).at[:, 0].set(-1)
+    members = jnp.take_along_axis(same, jnp.argmax(here, axis=2)[:, :, None], axis=1)
+    members &= filled[:, :, None]
+    return TokenTree(tokens.astype(jnp.int32), parents.astype(jnp.int32)), members
 
 
 def _same_paths(tree: TokenTree, max_path: int) -> tuple[Array, Array]:

@@ -3,7 +3,8 @@
 One package an op: `tree_ssd` (Mamba-2), `tree_scan` (Mamba-1), `tree_delta` (the gated
 delta rule), `tree_conv`, `tree_attention`, and `tree_path`, which keeps what was accepted.
 In each, `__init__` is the contract, `reference.py` the plain loop that defines it, and
-every other file a faster implementation of the same functions.
+every other file a faster implementation of the same functions. `gated` is no op: it holds
+the recurrence that `tree_ssd` and `tree_delta` share.
 
 What a model keeps per layer (states, rings, caches) may be handed over stacked, with the
 layer's index: a kernel then reads and writes it in place, and no program slices it.

@@ -56,7 +56,7 @@ class Op(NamedTuple):
 
 
 class Layout(tuple):
-    """What each axis of an array means, None for nothing that matters here."""
+    """The role of each axis of an array (`ROWS`, `HEADS`, `LAYERS`), or None."""
 
     def __new__(cls, *axes: str | None):
         """Makes a layout of its axes."""
@@ -240,5 +240,6 @@ def _specs(axes: set[str], layouts: Any, arg: Any = ()) -> Any:
         return None
     if isinstance(layouts, Layout):
         return PartitionSpec(*(name if name in axes else None for name in layouts))
-    parts = tuple(_specs(axes, layout) for layout in layouts)
+    args = arg or [()] * len(layouts)
+    parts = tuple(_specs(axes, *pair) for pair in zip(layouts, args, strict=True))
     return type(layouts)(*parts) if hasattr(layouts, "_fields") else parts

@@ -1,4 +1,4 @@
-"""How the Mosaic GPU kernels are launched, on Hopper and Blackwell GPUs."""
+"""Launches Mosaic GPU kernels, on Hopper and Blackwell GPUs, and loads their operands."""
 
 import functools
 import inspect
@@ -116,6 +116,17 @@ def iota(shape: tuple, axis: int, layout: plgpu.Layout, interpret: Any) -> jax.A
     """The index along an axis."""
     layout = None if interpret else layout
     return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout)
+
+
+def split(value: jax.Array, parts: int) -> list[jax.Array]:
+    """Bfloat16 parts of a float32 array, the largest first; their sum is the array."""
+    if value.dtype != jnp.float32:
+        return [value]
+    out = []
+    for _ in range(parts):
+        out.append(value.astype(jnp.bfloat16))
+        value = value - out[-1].astype(value.dtype)
+    return out
 
 
 def num_bytes(*trees: Any) -> int:

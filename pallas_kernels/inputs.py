@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
     B: jax.Array
 
     def only(self, used: jax.Array) -> "Inputs":
-        """Leaves no effect to the tokens that `used` `[B, T]` does not name."""
+        """Neutralises the tokens where `used` `[B, T]` is False."""
         return self._replace(dt=jnp.where(used[..., None], self.dt, 0))
 
     def complete(self, read: jax.Array) -> tuple["Inputs", jax.Array]:
@@ -55,7 +55,7 @@ class DeltaInputs(NamedTuple):
     k: jax.Array
 
     def only(self, used: jax.Array) -> "DeltaInputs":
-        """Leaves no effect to the tokens that `used` `[B, T]` does not name."""
+        """Neutralises the tokens where `used` `[B, T]` is False."""
         used = used[..., None]
         u, g = (jnp.where(used, a, 0) for a in (self.u, self.g))
         return self._replace(u=u, g=g)

@@ -22,10 +22,10 @@ import jaxspec
 import mutations
 import published
 from checkpoints_conv import conversion, exporting
-from jaxspec import checkpointing, digests, pretrained
+from jaxspec import checkpointing, digests
 from jaxspec.bench import drafters as record_files
-from jaxspec.bench import prompts
 from jaxspec.drafting import datastore, tree_file, vocabulary
+from jaxspec.measure import prompts
 from jaxspec.train import loop
 from weights import as_pickle, as_shards
 
@@ -59,8 +59,8 @@ def leaves(*trees):
 
 
 def load(path):
-    model, params, tokenizer = jaxspec.load(path)
-    return model, leaves(params), tokenizer.to_str(), pretrained.stop_tokens(path)
+    found = jaxspec.load(path)
+    return found.model, leaves(found.params), found.tokenizer.to_str(), found.stops
 
 
 def plan_of_export(path):

@@ -8,37 +8,50 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-LAYERS = [  # lowest first; a module may import from its own layer and from those below
+LAYERS = [  # lowest first: folders and modules that may import each other one way only
     ["pallas_kernels"],
-    ["jaxspec.checks", "jaxspec.compilation", "jaxspec.core", "jaxspec.digests"]
-    + ["jaxspec.files", "jaxspec.mesh", "jaxspec.rows", "jaxspec.sampling"]
-    + ["jaxspec.text", "jaxspec.tokenizer_files", "jaxspec.trees"],
-    ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification", "checkpoints_conv"],
-    ["jaxspec.checkpointing", "jaxspec.decode_state", "jaxspec.decoding"]
-    + [
-        "jaxspec.host_decoding",
-        "jaxspec.loop_checks",
-        "jaxspec.metrics",
-        "jaxspec.plotting",
-    ]
-    + ["jaxspec.pretrained", "jaxspec.sharding"],
-    ["jaxspec.assets", "jaxspec.bench", "jaxspec.cli", "jaxspec.train"]
-    + ["jaxspec.tune"],
+    [
+        f"jaxspec.{name}"
+        for name in (
+            "batch_rows budgets checks compilation core digests files mesh padding "
+            "rows sampling tensor_files text tokenizer_files trees weights"
+        ).split()
+    ],
+    ["jaxspec.models", "jaxspec.drafting", "jaxspec.verification"],
+    [
+        f"jaxspec.{name}"
+        for name in (
+            "checkpointing decode_state decoding drafters host_decoding loop_checks "
+            "metrics plotting prefill pretrained sharding spec_info stepping"
+        ).split()
+    ],
+    ["checkpoints_conv"],  # above what it converts for, which knows it not
+    ["jaxspec.measure", "jaxspec.aot"],
+    ["jaxspec.assets", "jaxspec.cli"],
+    ["jaxspec.train"],
+    ["jaxspec.bench", "jaxspec.tune"],
+    ["jaxspec.__main__"],  # the roof: it alone knows all commands
 ]
 DRAFTS = ["jaxspec.drafting", "jaxspec.verification"]
 NEIGHBOURS = {  # a module, and what it knows nothing of
     "jaxspec.decoding": ["jaxspec.models", *DRAFTS],
     "jaxspec.decode_state": ["jaxspec.models", *DRAFTS],
     "jaxspec.host_decoding": ["jaxspec.models", *DRAFTS],
+    "jaxspec.prefill": ["jaxspec.models", *DRAFTS],
+    "jaxspec.spec_info": ["jaxspec.models", *DRAFTS],
+    "jaxspec.stepping": ["jaxspec.models", *DRAFTS],
     "jaxspec.models": [*DRAFTS, "checkpoints_conv"],
     "checkpoints_conv": ["jaxspec"],
+    "jaxspec.measure": ["jaxspec.aot"],
+    "jaxspec.bench": ["jaxspec.tune"],
+    "jaxspec.tune": ["jaxspec.bench"],
 }
 EXCEPT = {  # what it knows nevertheless
     "jaxspec.decoding": {"jaxspec.verification.sample_and_match"},  # the default
     "jaxspec.host_decoding": {"jaxspec.verification.sample_and_match"},
     # A record of numbers, and files as such.
     "checkpoints_conv": {"jaxspec.models.config", "jaxspec.digests", "jaxspec.files"}
-    | {"jaxspec.tokenizer_files"},
+    | {"jaxspec.tokenizer_files", "jaxspec.weights"},
 }
 ASKS_FOR_THE_PLATFORM = re.compile(
     r"platform_dependent|default_backend|jax\.devices\(|\.platform\b"
@@ -82,6 +95,22 @@ def test_every_module_has_a_layer():
     assert homeless == ["jaxspec"]  # the table of contents
 
 
+def circle(graph):
+    """One, as a list of names that begins and ends alike; None if there is none."""
+    done, trail = set(), []
+
+    def visit(name):
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name not in done:
+            trail.append(name)
+            found = [c for c in map(visit, sorted(graph[name])) if c]
+            done.add(trail.pop())
+            return found[0] if found else None
+
+    return next(filter(None, map(visit, sorted(graph))), None)
+
+
 @pytest.mark.parametrize("name, path", list(modules()))
 def test_imports_go_down(name, path):
     if name == "jaxspec":
@@ -98,24 +127,45 @@ def test_kernels_import_jax_only():
             assert tops <= {"jax", "pallas_kernels", *sys.stdlib_module_names}, name
 
 
+def test_ops_of_kernels_know_the_wing_and_not_each_other():
+    """An op's folder imports itself, what ops share at the top, and `gated`."""
+    folders = sorted(p.parent.name for p in ROOT.glob("pallas_kernels/*/__init__.py"))
+    ops = {f"pallas_kernels.{name}" for name in folders}
+    wing = "pallas_kernels.gated"
+    assert wing in ops and len(ops) > 5
+    for name, path in modules():
+        home = ".".join(name.split(".")[:2])
+        if home in ops:
+            others = [m for m in imported(path) if within(m, ops - {home, wing})]
+            assert not others, f"{name} imports {others}"
+        elif name.startswith("pallas_kernels."):
+            assert not any(within(m, ops) for m in imported(path)), name
+
+
 def test_there_are_no_cycles():
     names = dict(modules())
     graph = {
         name: {m for m in imported(path) if m in names and m != name}
         for name, path in names.items()
     }
-    done, trail = set(), []
+    assert circle(graph) is None
 
-    def visit(name):
-        assert name not in trail, f"cycle: {' -> '.join([*trail, name])}"
-        if name not in done:
-            trail.append(name)
-            for other in graph[name]:
-                visit(other)
-            done.add(trail.pop())
 
-    for name in graph:
-        visit(name)
+def test_folders_of_a_layer_import_each_other_one_way_only():
+    """Two folders may be beside each other; then one of them is the ground."""
+    homes = [home for names in LAYERS for home in names]
+    graph = {home: set() for home in homes}
+    for name, path in modules():
+        for home in homes:
+            if within(name, [home]):
+                known = {h for h in homes for m in imported(path) if within(m, [h])}
+                graph[home] |= known - {home}
+    assert circle(graph) is None
+
+
+def test_a_circle_is_found():
+    assert circle({"cli": {"bench"}, "bench": {"cli"}}) == ["bench", "cli", "bench"]
+    assert circle({"cli": set(), "bench": {"cli"}, "tune": {"cli", "bench"}}) is None
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 import folder
-from jaxspec.cli.__main__ import parser
+from jaxspec.__main__ import parser
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

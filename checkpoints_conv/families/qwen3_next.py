@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_conv import mixers, settings, stored, table
+from checkpoints_conv import mixers, settings, table
 from checkpoints_conv.family import Family
 from checkpoints_conv.fields import Fields
 from checkpoints_conv.table import Leaf, Part, columns
+from jaxspec import weights
 from jaxspec.models.config import MLPConfig, ModelConfig, MoEConfig
 
 _KINDS = {"linear_attention": "G", "full_attention": "*"}
@@ -165,7 +166,7 @@ def list_head_parts(config: ModelConfig, stacked: bool = False) -> list[Part]:
         "layers.1": _feed_forward(config, config.mtp[1], at, stacked),
         "final_norm": (table.rows("scale", ("mtp.norm.weight", d_model)),),
     }
-    return [Part(stored.MTP + name, own) for name, own in leaves.items()]
+    return [Part(weights.MTP + name, own) for name, own in leaves.items()]
 
 
 def head_blocks(config: ModelConfig) -> str:

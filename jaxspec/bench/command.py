@@ -14,26 +14,19 @@ an accelerator; `compile` and `cycles` need none to say what one would run.
 import argparse
 
 from jaxspec.bench import (
-    ahead,
-    bandwidth,
+    compile,
     convert,
     cycles,
     decode,
     drafters,
+    kernels,
     rollback,
     verify,
 )
 
-BENCHMARKS = {
-    "decode": decode,
-    "drafters": drafters,
-    "rollback": rollback,
-    "verify": verify,
-    "kernels": bandwidth,
-    "cycles": cycles,
-    "compile": ahead,
-    "convert": convert,
-}
+MODULES = (decode, drafters, rollback, verify, kernels, cycles, compile, convert)
+BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+"""A benchmark's name is its file's."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,8 +22,9 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints_conv import exporting, families
-from jaxspec.bench import published, timing
+from jaxspec import tokenizer_files
 from jaxspec.cli import terminal
+from jaxspec.measure import published, timing
 from jaxspec.models.config import ModelConfig
 
 _TOKENIZER = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}}}
@@ -104,7 +105,7 @@ def write(config: ModelConfig, folder: pathlib.Path) -> tuple[int, int]:
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(record))
-    (folder / "tokenizer.json").write_text(json.dumps(_TOKENIZER))
+    (folder / tokenizer_files.NAME).write_text(json.dumps(_TOKENIZER))
     exporting.write_shards(folder, tensors(), exporting.SHARD_BYTES)
     sizes = [
         2 * sum(int(np.prod(tensor.shape)) for tensor in part.tensors())
@@ -115,7 +116,7 @@ def write(config: ModelConfig, folder: pathlib.Path) -> tuple[int, int]:
 
 def _measure(command: str, *paths: pathlib.Path) -> dict[str, Any]:
     """Seconds and peak memory of a command in a process of its own."""
-    line = [sys.executable, "-m", "jaxspec.cli", command, *map(str, paths), "--json"]
+    line = [sys.executable, "-m", "jaxspec", command, *map(str, paths), "--json"]
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", _WATCH, *line], capture_output=True, text=True

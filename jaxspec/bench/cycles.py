@@ -19,9 +19,10 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec.bench import kernels, published, survey, targets
-from jaxspec.bench.kernels import Case
+from jaxspec.aot import cases, compile_cases, compilers
+from jaxspec.aot.cases import Case
 from jaxspec.cli import terminal
+from jaxspec.measure import published
 
 _MODELS = ("mamba2-2.7b", "mamba-2.8b", "nemotron-h-8b", "qwen3.5-9b")
 _FOLD_EVERY = 5  # steps
@@ -50,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chip",
         nargs="+",
-        choices=targets.TPU,
-        default=list(targets.TPU),
+        choices=compilers.TPU,
+        default=list(compilers.TPU),
         help="(default: all)",
     )
     parser.add_argument(
@@ -79,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the benchmark."""
     for chip in args.chip:
-        if reason := targets.missing(chip):
+        if reason := compilers.missing(chip):
             raise ValueError(reason)
     parts = [part for model in args.model for part in _parts(model, args.ring)]
     rows = []
@@ -113,7 +114,7 @@ def _parts(model: str, ring: int) -> Iterator[Part]:
             conv = {"op": "tree_conv", "function": "convolve"}
             yield Part(model, "tree_conv", "convolve", "token", conv)
     if config.attention is not None:
-        name = f"{kernels.CACHE} rows"
+        name = f"{cases.CACHE} rows"
         attend = {"op": "tree_attention", "function": "attend"}
         yield Part(model, "tree_attention", name, "head", attend)
 
@@ -129,12 +130,12 @@ def _recurrence(model: str, op: str, unit: str, ring: int) -> Iterator[Part]:
 
 def _measure(chip: str, parts: list[Part], nodes: list[int]) -> Iterator[dict]:
     """Compiles every part for every size of the tree."""
-    with survey.Compiler(chip) as compiler:
+    with compile_cases.Compiler(chip) as compiler:
         for part in parts:
             for size in nodes:
                 case = Case(model=part.model, nodes=size, **part.arguments)
                 result = compiler(case)
-                units = kernels.num_units(case) * kernels.BATCH
+                units = cases.num_units(case) * cases.BATCH
                 bundles = sum(k.steps * k.bundles for k in result.kernels)
                 yield {
                     "chip": chip,

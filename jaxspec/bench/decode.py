@@ -21,19 +21,17 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import numpy as np
 from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decode_state, decoding, metrics, pretrained, sampling
-from jaxspec.bench import peer as peers
-from jaxspec.bench import prompts as prompt_files
-from jaxspec.bench import published, synthetic, timing, totals
+from jaxspec import pretrained, tokenizer_files
 from jaxspec.cli import options, terminal
+from jaxspec.measure import peer as peers
+from jaxspec.measure import prompts as prompt_files
+from jaxspec.measure import published, speed, synthetic, timing
 from jaxspec.models import hybrid
 from jaxspec.text import encoding
 
@@ -41,15 +39,6 @@ DEFAULT_DRAFTERS = ("ngram:8", "ngram:chain:7", "model:chain:4", "model:2,2,1")
 LOOKUPS = DEFAULT_DRAFTERS[:2]  # what needs no draft model
 
 LEFT = ("drafter", "rollback")  # columns of words
-
-
-class Job(NamedTuple):
-    """Some prompts at one temperature, decoded side by side."""
-
-    prompt: jax.Array
-    lengths: jax.Array
-    settings: dict[str, Any]
-    count: int  # prompts; rows beyond fill the batch up and are not looked at
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,10 +123,9 @@ def _model(args: argparse.Namespace) -> Iterator[str]:
         return
     config = published.MODELS[args.shape]
     config = dataclasses.replace(config, dtype=args.dtype or "float32")
-    tokenizer = pretrained.find(options.TARGET) / "tokenizer.json"
     params = synthetic.params(config, hybrid.language_model(config))
+    tokenizer = tokenizer_files.load(pretrained.find(options.TARGET))
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = pretrained.load_tokenizer(tokenizer)
         pretrained.save(folder, config, params, tokenizer)
         del params
         yield folder
@@ -147,25 +135,38 @@ def _run(args: argparse.Namespace) -> None:
     """Runs it with a target that there is."""
     texts = prompt_files.read(args.prompts)[: args.limit]
     names = args.drafter or list(LOOKUPS if args.shape else DEFAULT_DRAFTERS)
+    folder = pretrained.read(args.model, args.dtype)
+    drafters = {name: options.make(args, name, folder) for name in names}
+    target = folder.load()
     setups = {
-        (name, rollback): options.load(args, name, rollback)
-        for name in names
+        (name, rollback): made.beside(target.having(rollback=rollback))
+        for name, made in drafters.items()
         for rollback in args.rollback
     }
-    target = next(iter(setups.values())).target
     peer = None
     if args.peer:
-        dtype = args.dtype or pretrained.read_config(args.model).dtype
-        peer = peers.Transformers(pretrained.find(args.model), dtype)
+        peer = peers.Transformers(folder.path, folder.config.dtype)
     ids = [encoding.encode(target.tokenizer, text) for text in texts]
     rows = []
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
         for temperature in args.temperature:
-            jobs = _jobs(args, ids, temperature, target)
+            settings = {
+                "max_new_tokens": args.max_tokens,
+                "temperature": temperature,
+                "top_k": args.top_k,
+                "top_p": args.top_p,
+                "stops": [*target.stops],
+            }
+            jobs = speed.jobs(ids, args.batch, args.seed, settings)
             task = bar.add_task(f"T = {temperature:g}", total=len(jobs))
-            rows += _measure(
-                args, setups, jobs, peer, lambda task=task: bar.advance(task)
+            rows += speed.measure(
+                setups,
+                jobs,
+                verifier=options.VERIFIERS[args.verifier](),
+                repeats=args.repeats,
+                peer=peer,
+                advance=lambda task=task: bar.advance(task),
             )
     record = {
         "environment": timing.environment(),
@@ -186,112 +187,6 @@ def _run(args: argparse.Namespace) -> None:
         print(json.dumps(record))
     else:
         _print_table(record)
-
-
-def _jobs(
-    args: argparse.Namespace, ids: list[list[int]], temperature: float, target
-) -> list[Job]:
-    """Cuts the prompts into batches of one shape, so that one program serves all."""
-    prompt, lengths = decode_state.pad_prompts(ids)
-    settings = {
-        "max_length": prompt.shape[1] + args.max_tokens,
-        "max_new_tokens": args.max_tokens,
-        "temperature": temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "stops": pretrained.stop_tokens(args.model),
-    }
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        sampling.key(args.seed), np.arange(len(ids))
-    )
-    jobs = []
-    for start in range(0, len(ids), args.batch):
-        index = np.arange(start, start + args.batch)
-        count, index = int(np.sum(index < len(ids))), index % len(ids)
-        own = {**settings, "keys": keys[index]}
-        jobs.append(Job(prompt[index], lengths[index], own, count))
-    return jobs
-
-
-def _measure(args, setups, jobs, peer, advance) -> list[dict[str, Any]]:
-    """Decodes every job autoregressively, with every drafter and by a peer, in turn."""
-    verifier = options.VERIFIERS[args.verifier]()
-    of_drafter = {name: totals.Total() for name in setups}
-    of_baseline = totals.Total()
-    of_peer = totals.PeerTotal(peer) if peer else None
-    written = []
-    for number, job in enumerate(jobs):
-        baseline = None
-        for name, setup in [(None, next(iter(setups.values()))), *setups.items()]:
-            model, drafter = setup.target.model, setup.drafter if name else None
-            state = decode_state.init_state(
-                setup.params,
-                job.prompt,
-                job.lengths,
-                target=model,
-                drafter=drafter,
-                **job.settings,
-            )
-            jax.block_until_ready(state)
-
-            def decode(setup=setup, state=state, model=model, name=name):
-                if name is None:
-                    return decoding.generate(setup.params, state, target=model), None
-                return setup.generate(
-                    setup.params,
-                    state,
-                    target=model,
-                    drafter=setup.drafter,
-                    verifier=verifier,
-                )
-
-            if number == 0:
-                jax.block_until_ready(decode())  # compiles
-            times = [timing.seconds(decode) for _ in range(args.repeats)]
-            out, info = _first_rows(*times[0][0], job.count)
-            seconds = float(np.median([t for _, t in times]))
-            total = of_drafter[name] if name else of_baseline
-            total.add(out, info, seconds)
-            if name is None:
-                baseline = out
-                written += _texts(setup.target.tokenizer, out)
-            else:
-                total.agreement.compare(setup.target, baseline, out)
-        if of_peer:
-            prompt = job.prompt[0, : int(job.lengths[0])].tolist()
-            of_peer.decode(setup.target, prompt, args.repeats, job.settings, baseline)
-        advance()
-    zlib = float(np.mean([metrics.zlib_ratio(text) for text in written]))
-    temperature = jobs[0].settings["temperature"]
-    return [
-        {
-            "name": name,
-            "rollback": rollback,
-            "temperature": temperature,
-            **total.record(of_baseline),
-            "zlib_ratio": zlib,
-            "peer": of_peer and of_peer.record(of_baseline),
-        }
-        for (name, rollback), total in of_drafter.items()
-    ]
-
-
-def _first_rows(state, info, count: int):
-    """Without the rows that only fill a batch up, and the pasts."""
-    looked_at = state.replace(carry=None, drafter=None), info
-    return jax.tree.map(lambda leaf: leaf[:count], looked_at)
-
-
-def _texts(tokenizer, state) -> list[str]:
-    return [
-        tokenizer.decode(tokens[start:length].tolist())
-        for tokens, start, length in zip(
-            np.asarray(state.tokens),
-            np.asarray(state.prompt_lengths),
-            np.asarray(state.lengths),
-            strict=True,
-        )
-    ]
 
 
 def _print_table(record: dict[str, Any]) -> None:

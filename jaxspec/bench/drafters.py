@@ -15,52 +15,34 @@ with `--repeats 0` nothing is timed, and a later run adds the times.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decode_state, decoding, digests, files, pretrained, sampling
-from jaxspec.bench import prompts as prompt_files
-from jaxspec.bench import resampling, timing
-from jaxspec.cli import drafters, options, terminal
-from jaxspec.core import Verifier
-from jaxspec.decode_state import Params
+from jaxspec import digests, files, pretrained
+from jaxspec.cli import options, terminal
+from jaxspec.drafters import kinds
+from jaxspec.measure import efficiency, timing
+from jaxspec.measure import prompts as prompt_files
+from jaxspec.measure.efficiency import Prompts
+from jaxspec.pretrained import Pretrained
 from jaxspec.text import encoding
 
 BUDGETS = [4, 8, 16, 32, 64]
 KINDS = "ngram suffix recycling model best-first chain specinfer rsd-c sequoia".split()
 KINDS += ["rsd-s", "dyspec", "chain-shared", "rsd-c-shared", "dyspec-shared"]
 FORMAT = "jaxspec drafters 2"
-FILES = ["datastore", "trees", "vocabulary"]  # that drafters are made from
+FILES = ["datastore", "trees", "vocabulary", "survival"]  # that drafters are made from
 TIMES = [f"{name}{end}" for name in ("step", "speed") for end in ("", "_low", "_high")]
+# By whether tokens are drawn.
+VERIFIERS = {True: ["recursive-rejection", "traversal"], False: ["sample-and-match"]}
 RETRIEVE = ["retrieval", "lookups", "rasd", "rasd-first"]
-
-
-class Prompts(NamedTuple):
-    """Rows of a batch: every prompt at every temperature."""
-
-    tokens: jax.Array  # [R, T]
-    lengths: jax.Array  # [R]
-    temperature: np.ndarray  # [R]
-    domain: np.ndarray  # [R] which file
-    number: np.ndarray  # [R] which prompt
-
-
-class Setup(NamedTuple):
-    """What decodes a case."""
-
-    generate: drafters.Loop
-    params: Params
-    machinery: dict[str, Any]  # target and drafter
-    verifier: Verifier
-    stops: list[int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,30 +130,24 @@ def run(args: argparse.Namespace) -> None:
         from jaxspec import plotting  # needs an extra: if it is missing, say so now
     options.check_positive(args, "nodes", "limit", "longest", "max_tokens", "steps")
     options.check_files(args, "out", "plot")
-    tools = options.tools(args)
-    names = args.kind or KINDS + (RETRIEVE if tools.datastore else [])
-    for name in names:
-        if name not in drafters.KINDS:
-            raise ValueError(
-                f"Unknown kind {name!r}; expected some of {tuple(drafters.KINDS)}."
-            )
-    tokenizer = pretrained.load_tokenizer(
-        pretrained.find(tools.target) / "tokenizer.json"
-    )
-    prompts = _read(args, tokenizer)
+    names = args.kind or KINDS + (RETRIEVE if args.datastore else [])
+    if unknown := [name for name in names if name not in kinds.KINDS]:
+        known = tuple(kinds.KINDS)
+        raise ValueError(f"Unknown kind {unknown[0]!r}; expected some of {known}.")
+    target = pretrained.load(args.model, args.dtype, rollback=args.rollback)
+    prompts = _read(args, target)
     record = _begin(args, prompts)
     cases = [
         (name, nodes, verifier)
-        for name in names
-        for nodes in args.nodes
-        for verifier in args.verifiers or _verifiers(name)
+        for name, nodes in itertools.product(names, args.nodes)
+        for verifier in args.verifiers or VERIFIERS[kinds.KINDS[name].draws]
     ]
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
         task = bar.add_task("drafters", total=len(cases))
         for case in cases:
             bar.update(task, description=" ".join(map(str, case)))
-            if _measure(args, tools, prompts, record["rows"], case) and args.out:
+            if _measure(args, target, prompts, record["rows"], case) and args.out:
                 files.write_text(args.out, digests.seal(record))
             bar.advance(task)
     if args.plot:
@@ -182,33 +158,24 @@ def run(args: argparse.Namespace) -> None:
         _print_tables(record)
 
 
-def _verifiers(name: str) -> list[str]:
-    draws = drafters.KINDS[name].draws
-    return ["recursive-rejection", "traversal"] if draws else ["sample-and-match"]
-
-
-def _read(args: argparse.Namespace, tokenizer) -> Prompts:
+def _read(args: argparse.Namespace, target: Pretrained) -> Prompts:
     """The prompts that are short enough, at every temperature."""
     limits = args.limit or [None]
-    if len(limits) not in (1, len(args.prompts)):
+    if len(limits) == 1:
+        limits *= len(args.prompts)
+    if len(limits) != len(args.prompts):
         raise ValueError(
             f"Expected one --limit or {len(args.prompts)}, got {len(limits)}."
         )
-    limits = limits * len(args.prompts) if len(limits) == 1 else limits
-    ids, domain = [], []
-    for number, (path, limit) in enumerate(zip(args.prompts, limits, strict=True)):
-        encoded = [encoding.encode(tokenizer, text) for text in prompt_files.read(path)]
+    domains = []
+    for path, limit in zip(args.prompts, limits, strict=True):
+        texts = prompt_files.read(path)
+        encoded = [encoding.encode(target.tokenizer, text) for text in texts]
         fits = [own for own in encoded if len(own) <= args.longest][:limit]
         if not fits:
             raise ValueError(f"{path} has no prompt of up to {args.longest} tokens.")
-        ids += fits
-        domain += [number] * len(fits)
-    tokens, lengths = decode_state.pad_prompts(ids)
-    each = np.tile(np.arange(len(ids)), len(args.temperature))
-    temperature = np.repeat(np.float32(args.temperature), len(ids))
-    return Prompts(
-        tokens[each], lengths[each], temperature, np.array(domain)[each], each
-    )
+        domains.append(fits)
+    return efficiency.at_every_temperature(domains, args.temperature)
 
 
 def _begin(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
@@ -220,7 +187,7 @@ def _begin(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
     made_from = {name: getattr(args, name) for name in FILES}
     settings = {
         "domains": [path.stem if path else "own" for path in args.prompts],
-        "prompts": [int((prompts.domain == i).sum()) for i in range(len(args.prompts))],
+        "prompts": (np.bincount(prompts.domain) // len(args.temperature)).tolist(),
         "temperatures": args.temperature,
         "max_tokens": args.max_tokens,
         "seed": args.seed,
@@ -231,7 +198,6 @@ def _begin(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
         "sha256": {"prompts": prompt_files.digest(np.asarray(prompts.tokens).tolist())}
         | {name: path and files.digest(path) for name, path in made_from.items()},
     }
-    settings["prompts"] = [n // len(args.temperature) for n in settings["prompts"]]
     record = {"format": FORMAT, "environment": timing.environment()}
     record |= {"settings": settings, "rows": []}
     if args.out is None or not args.out.exists():
@@ -252,7 +218,7 @@ def _begin(args: argparse.Namespace, prompts: Prompts) -> dict[str, Any]:
 
 
 def _measure(
-    args, tools: drafters.Tools, prompts: Prompts, rows: list[dict], case: tuple
+    args, target: Pretrained, prompts: Prompts, rows: list[dict], case: tuple
 ) -> bool:
     """Adds what is not known of a case to the rows, and says whether anything was not."""
     name, nodes, verifier = case
@@ -261,105 +227,33 @@ def _measure(
     untimed = args.repeats > 0 and not timed
     if mine and not untimed:
         return False
-    made = drafters.make(f"{name}:{nodes}", tools)
-    max_path = made.drafter.max_path
-    target = pretrained.load(
-        tools.target, tools.dtype, rollback=args.rollback, max_path=max_path
-    )
-    setup = Setup(
-        made.generate,
-        made.beside(target.params),
-        {"target": target.model, "drafter": made.drafter},
-        options.VERIFIERS[verifier](),
-        pretrained.stop_tokens(tools.target),
-    )
+    setup = options.make(args, f"{name}:{nodes}", target.folder).beside(target)
+    verify = options.VERIFIERS[verifier]()
     if not mine:
-        mine = _decode(args, setup, prompts, case)
+        own = {"kind": name, "nodes": nodes, "verifier": verifier}
+        found = efficiency.decode(
+            setup, verify, prompts, max_new_tokens=args.max_tokens, seed=args.seed
+        )
+        mine = [own | row | dict.fromkeys(TIMES) for row in found]
         rows += mine
     if untimed:
-        steps = {t: _step(args, setup, prompts, t) for t in args.temperature}
+        steps = {
+            temperature: efficiency.cycle(
+                setup,
+                verify,
+                prompts,
+                temperature=temperature,
+                steps=args.steps,
+                repeats=args.repeats,
+            )
+            for temperature in args.temperature
+        }
         for row in mine:
             low, middle, high = steps[row["temperature"]]
             row |= {"step": middle, "step_low": low, "step_high": high}
             row["speed"] = row["block_efficiency"] / middle
             row["speed_low"], row["speed_high"] = row["low"] / high, row["high"] / low
     return True
-
-
-def _decode(args, setup: Setup, prompts: Prompts, case: tuple) -> list[dict[str, Any]]:
-    """Decodes all rows: a record for each domain and temperature."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        sampling.key(args.seed), jnp.arange(len(prompts.lengths))
-    )
-    state = decode_state.init_state(
-        setup.params,
-        prompts.tokens,
-        prompts.lengths,
-        **setup.machinery,
-        max_length=prompts.tokens.shape[1] + args.max_tokens,
-        max_new_tokens=args.max_tokens,
-        temperature=prompts.temperature,
-        stops=setup.stops,
-        keys=keys,
-    )
-    state, info = setup.generate(
-        setup.params, state, **setup.machinery, verifier=setup.verifier
-    )
-    written = np.asarray(state.lengths - state.prompt_lengths)
-    calls, drafted = np.asarray(info.target_calls), np.asarray(info.drafted)
-    rows = []
-    for temperature in args.temperature:
-        for domain in range(len(args.prompts)):
-            here = prompts.temperature == np.float32(temperature)
-            here &= prompts.domain == domain
-            low, middle, high = resampling.ratio(written[here], calls[here])
-            rows.append(
-                {
-                    "kind": case[0],
-                    "nodes": case[1],
-                    "verifier": case[2],
-                    "temperature": temperature,
-                    "domain": domain,
-                    "tokens": int(written[here].sum()),
-                    "target_calls": int(calls[here].sum()),
-                    "drafted_per_call": float(drafted[here].sum() / calls[here].sum()),
-                    "block_efficiency": middle,
-                    "low": low,
-                    "high": high,
-                    "per_prompt": (written[here] / calls[here]).round(3).tolist(),
-                    "max_path": setup.machinery["drafter"].max_path,
-                    **dict.fromkeys(TIMES),
-                }
-            )
-    return rows
-
-
-def _step(args, setup: Setup, prompts: Prompts, temperature: float):
-    """A cycle in autoregressive steps, at batch 1: the first prompt, timed in turn."""
-    room = args.steps * (setup.machinery["drafter"].max_path + 1)
-    begin = {
-        "max_new_tokens": room,
-        "temperature": temperature,
-        "max_length": prompts.tokens.shape[1] + room,
-    }
-    text = prompts.tokens[:1], prompts.lengths[:1]
-    model, steps = setup.machinery["target"], args.steps
-    plain = decode_state.init_state(setup.params, *text, target=model, **begin)
-    state = decode_state.init_state(setup.params, *text, **setup.machinery, **begin)
-    calls = {
-        "autoregressive": lambda: decoding.generate(
-            setup.params, plain, target=model, max_steps=steps
-        ),
-        "speculative": lambda: setup.generate(
-            setup.params,
-            state,
-            **setup.machinery,
-            verifier=setup.verifier,
-            max_steps=steps,
-        ),
-    }
-    found = timing.rounds(calls, args.repeats)
-    return resampling.median(found["speculative"] / found["autoregressive"])
 
 
 def _print_tables(record: dict[str, Any]) -> None:

@@ -1,239 +1,203 @@
-"""Calls of the kernels at the shapes of published models, to compile or to count."""
+"""Times the recurrent kernels of each rollback alone, against copying an array.
 
-import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+    jaxspec bench kernels --batch 1 8 64 128
+    jaxspec bench kernels --implementation xla --layers 2 --batch 1
 
-import jax
-import jax.numpy as jnp
+Random states of a published Mamba-2 shape, several layers of them so that no cache holds
+them, go through steps of N nodes of which some are kept: for each rollback what a step does
+to the states, their rings and records, without projections. `lazy` runs whole cycles, from
+an empty ring to the fold that empties it. GB/s is what a step has to move, by the formula
+of `jaxspec bench rollback`, over its time. Then the errors of all kernels, at published
+shapes, against float64, relative to the largest output. The last line names the batch from
+which `lazy` is ahead of `replay`.
+"""
 
-from jaxspec.bench import published
-from jaxspec.models.config import DeltaConfig, ModelConfig
-from pallas_kernels import (
-    topology,
-    tree_attention,
-    tree_conv,
-    tree_delta,
-    tree_scan,
-    tree_ssd,
-)
-from pallas_kernels.inputs import DeltaInputs, Inputs, Ring
+import argparse
+import json
+from typing import Any
 
-BATCH = 2
-LAYERS = 256  # no chip holds the states of so many in fast memory
-CACHE = 512  # rows of a layer's keys and values
-MAX_DEPTH = 16
+import numpy as np
+from rich import console as consoles
+from rich import progress
+from rich import table as tables
 
-
-class Case(NamedTuple):
-    """A call of a kernel.
-
-    Attributes:
-        op: package of `pallas_kernels`.
-        function: of the package.
-        model: of `published.MODELS`, or of `published.DELTA`.
-        nodes: of the tree, or tokens to fold.
-        queries: the last nodes that are asked for; 0 is all.
-        ring: slots between the state and the tree; 0 is no ring.
-        dtype: of the activations.
-    """
-
-    op: str
-    function: str
-    model: str
-    nodes: int
-    queries: int = 0
-    ring: int = 0
-    dtype: str = "bfloat16"
-
-    def __str__(self) -> str:
-        """Names the case, without what it has not."""
-        words = [f"{self.op}.{self.function}", self.model, f"N{self.nodes}"]
-        words += [f"n{self.queries}"] if self.queries else []
-        words += [f"W{self.ring}"] if self.ring else []
-        return "-".join([*words, self.dtype])
+from jaxspec.cli import options, terminal
+from jaxspec.measure import errors, published, rollback_steps, timing
+from jaxspec.models.rollback import ROLLBACKS
 
 
-class Program(NamedTuple):
-    """A function of arrays.
-
-    Attributes:
-        function: to be compiled.
-        args: shapes of its arguments.
-        written: the argument that it writes in place, None if there is none.
-        resident: the argument that is to stay where it is, None if there is none.
-    """
-
-    function: Callable[..., Any]
-    args: tuple
-    written: int | None = None
-    resident: int | None = None
-
-    def resident_bytes(self) -> int:
-        """Size of what is to stay where it is, all layers of it."""
-        if self.resident is None:
-            return 0
-        stacked = self.args[self.resident]
-        return stacked.size * stacked.dtype.itemsize
-
-
-def program(case: Case, implementation: str | None) -> Program:
-    """The function that a case calls, and the shapes of its arguments."""
-    if case.op == "tree_delta":
-        return _delta(case, published.DELTA[case.model], implementation)
-    config = published.MODELS[case.model]
-    config = dataclasses.replace(config, dtype=case.dtype)
-    build = {
-        "tree_ssd": _mamba2,
-        "tree_scan": _mamba1,
-        "tree_conv": _convolution,
-        "tree_attention": _attention,
-    }
-    return build[case.op](case, config, implementation)
-
-
-def num_units(case: Case) -> int:
-    """Heads, with states or of queries; tokens, the ring's included, of other ops."""
-    if case.op == "tree_delta":
-        return published.DELTA[case.model].num_value_heads
-    config = published.MODELS[case.model]
-    if case.op == "tree_ssd":
-        return config.mamba2.nheads
-    if case.op == "tree_attention":
-        return config.attention.num_heads
-    return case.nodes + case.ring
-
-
-def _array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _tree(case: Case) -> topology.Topology:
-    return jax.eval_shape(topology.derive, _array(BATCH, case.nodes, dtype=jnp.int32))
-
-
-def _mamba2(case: Case, config: ModelConfig, implementation: str | None) -> Program:
-    m = config.mamba2
-    call = functools.partial(
-        getattr(tree_ssd, case.function), implementation=implementation
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the benchmark's options."""
+    names = [name for name, config in published.MODELS.items() if config.mamba2]
+    parser.add_argument(
+        "--model", choices=names, default="mamba2-2.7b", help="(default: %(default)s)"
     )
-    widths = m.d_inner, m.nheads, m.ngroups * m.d_state
-    state = m.nheads, m.headdim, m.d_state
-    return _recurrence(case, call, widths, (m.nheads,), state)
-
-
-def _mamba1(case: Case, config: ModelConfig, implementation: str | None) -> Program:
-    m = config.mamba1
-    channels = m.expand * config.d_model
-    static = {"implementation": implementation}
-    if case.function != "fold":
-        static["max_depth"] = min(case.nodes, MAX_DEPTH)
-    call = functools.partial(getattr(tree_scan, case.function), **static)
-    state = m.d_state, channels
-    return _recurrence(case, call, (channels, channels, m.d_state), state, state)
-
-
-def _recurrence(case, call, widths, rates, state) -> Program:
-    """A call of `read`, `verify` or `fold`.
-
-    Args:
-        case: what is called.
-        call: the function.
-        widths: of `x`, `dt` and `B`.
-        rates: shape of `A`.
-        state: shape of a state.
-    """
-    dtypes = case.dtype, jnp.float32, case.dtype
-
-    def inputs(*leading):
-        pairs = zip(widths, dtypes, strict=True)
-        return Inputs(*(_array(*leading, width, dtype=d) for width, d in pairs))
-
-    stacked = _array(LAYERS, BATCH, *state)
-    if case.function == "fold":
-        args = stacked, _array(LAYERS, *rates), inputs(LAYERS, BATCH, case.nodes)
-        return Program(jax.vmap(call), args, written=0, resident=0)
-    C = _array(BATCH, case.queries or case.nodes, widths[2], dtype=case.dtype)
-    args = _tree(case), inputs(BATCH, case.nodes), _array(*rates), C
-    args += _array(widths[0]), stacked
-    return _tree_call(case, call, args, inputs)
-
-
-def _tree_call(case, call, args, inputs) -> Program:
-    """A call of `read` or `verify`.
-
-    Args:
-        case: what is called.
-        call: the function.
-        args: its arguments up to the state.
-        inputs: makes records of leading axes.
-    """
-    state = len(args)  # after the layer
-    if case.ring:
-        length = _array(BATCH, dtype=jnp.int32)
-        args += (Ring(inputs(LAYERS, BATCH, case.ring), length),)
-    if case.function == "verify":
-        args += (_array(BATCH, dtype=bool),)
-
-    def function(layer, *args):
-        return call(*args, layer=layer)
-
-    written = state if case.function == "verify" else None
-    return Program(function, (_array(dtype=jnp.int32), *args), written, resident=state)
-
-
-def _delta(case: Case, shape: DeltaConfig, implementation) -> Program:
-    call = functools.partial(
-        getattr(tree_delta, case.function), implementation=implementation
+    parser.add_argument(
+        "--layers", type=int, default=8, help="states at once (default: %(default)s)"
     )
-    heads, dim, width = shape.num_value_heads, shape.value_head_dim, shape.key_head_dim
-    keys = shape.num_key_heads * width
-
-    def inputs(*leading):
-        u, g = _array(*leading, heads * dim), _array(*leading, heads)
-        return DeltaInputs(u, g, _array(*leading, keys, dtype=case.dtype))
-
-    stacked = _array(LAYERS, BATCH, heads, dim, width)
-    if case.function == "fold":
-        args = stacked, inputs(LAYERS, BATCH, case.nodes)
-        return Program(jax.vmap(call), args, written=0, resident=0)
-    new = BATCH, case.queries or case.nodes
-    args = _tree(case), inputs(BATCH, case.nodes), _array(*new, heads)
-    args += _array(*new, keys, dtype=case.dtype), stacked
-    return _tree_call(case, call, args, inputs)
-
-
-def _convolution(case: Case, config: ModelConfig, implementation) -> Program:
-    m = config.mamba2 or config.mamba1
-    channels = m.conv_dim if config.mamba2 else m.expand * config.d_model
-    args = (
-        _array(BATCH, case.queries or case.nodes, m.d_conv, dtype=jnp.int32),
-        _array(BATCH, case.nodes, channels, dtype=case.dtype),
-        _array(BATCH, m.d_conv - 1, channels, dtype=case.dtype),
-        _array(m.d_conv, channels, dtype=case.dtype),
-        _array(channels, dtype=case.dtype),
+    parser.add_argument(
+        "--batch",
+        type=int,
+        nargs="+",
+        default=[1, 8, 64, 128],
+        help="(default: 1 8 64 128)",
     )
-    call = functools.partial(tree_conv.convolve, implementation=implementation)
-    return Program(call, args)
+    parser.add_argument("--nodes", type=int, default=16, help="(default: %(default)s)")
+    parser.add_argument(
+        "--accepted", type=int, default=4, help="nodes kept (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-path", type=int, default=8, help="longest path (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ring", type=int, default=32, help="slots under lazy (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rollback", nargs="+", choices=ROLLBACKS, default=list(ROLLBACKS)
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=("bfloat16", "float32"),
+        default=["bfloat16", "float32"],
+    )
+    parser.add_argument(
+        "--implementation",
+        nargs="+",
+        default=["default"],
+        help="names that `jaxspec info` lists; `default` is the platform's",
+    )
+    parser.add_argument(
+        "--cycles", type=int, default=4, help="in a loop (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
 
 
-def _attention(case: Case, config: ModelConfig, implementation) -> Program:
-    a = config.attention
-    keys = a.num_kv_heads * a.head_dim
-    q = BATCH, case.queries or case.nodes, a.num_heads * a.head_dim
-    node = _array(BATCH, case.nodes, keys, dtype=case.dtype)
-    cache = _array(LAYERS, BATCH, CACHE, keys, dtype=case.dtype)
-    args = _array(dtype=jnp.int32), _tree(case), _array(*q, dtype=case.dtype)
-    args += node, node, cache, cache, _array(BATCH, dtype=jnp.int32)
-
-    def function(layer, *args):
-        return tree_attention.attend(
-            *args,
-            layer=layer,
-            head_dim=a.head_dim,
-            scale=a.head_dim**-0.5,
-            implementation=implementation,
+def run(args: argparse.Namespace) -> None:
+    """Runs the benchmark."""
+    names = ("layers", "batch", "nodes", "accepted", "max_path", "cycles", "repeats")
+    options.check_positive(args, *names)
+    if not args.accepted <= args.max_path <= min(args.nodes, args.ring):
+        raise ValueError(
+            "Expected --accepted <= --max-path <= --nodes and --ring; got "
+            f"{args.accepted}, {args.max_path}, {args.nodes} and {args.ring}."
         )
+    copy = timing.copy_bandwidth(args.repeats)
+    found = []
+    columns = progress.Progress.get_default_columns()
+    with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
+        task = bar.add_task("", total=len(args.batch) * len(args.dtype))
+        for dtype in args.dtype:
+            for batch in args.batch:
+                bar.update(task, description=f"{dtype}, batch {batch}")
+                found += measure(args, batch, dtype, copy)
+                bar.advance(task)
+    settings = ("model", "layers", "nodes", "accepted", "max_path", "ring")
+    record = {
+        "environment": timing.environment(),
+        "settings": {key: getattr(args, key) for key in settings},
+        "copy_gigabytes_per_second": copy / 1e9,
+        "rows": found,
+        "errors": [
+            {"implementation": name, "dtype": dtype, "op": op, "error": error}
+            for name in args.implementation
+            for dtype in args.dtype
+            for op, error in errors.measure(args.nodes, dtype, _chosen(name)).items()
+        ],
+        "lazy_ahead_from_batch": _lazy_ahead(found),
+    }
+    if args.json:
+        print(json.dumps(record))
+    else:
+        _print_table(record)
 
-    return Program(function, args, resident=5)
+
+def measure(args, batch: int, dtype: str, copy: float) -> list[dict[str, Any]]:
+    """The rows of a batch size."""
+    shape = rollback_steps.Shape(
+        config=published.MODELS[args.model],
+        layers=args.layers,
+        batch=batch,
+        nodes=args.nodes,
+        accepted=args.accepted,
+        max_path=args.max_path,
+        ring=args.ring,
+        dtype=dtype,
+    )
+    steps = args.cycles * shape.cycle
+    calls = {
+        (kind, name): rollback_steps.repeated(shape, kind, _chosen(name), steps)
+        for name in args.implementation
+        for kind in args.rollback
+    }
+    times = timing.medians(calls, args.repeats)
+    found = []
+    for (kind, name), seconds in times.items():
+        moved = rollback_steps.moved(shape, kind) * batch * args.layers
+        found.append(
+            {
+                "rollback": kind,
+                "implementation": name,
+                "batch": batch,
+                "dtype": dtype,
+                "milliseconds": 1e3 * seconds / steps,
+                "gigabytes_per_second": moved * steps / seconds / 1e9,
+                "of_copy": moved * steps / seconds / copy,
+            }
+        )
+    return found
+
+
+def _chosen(name: str) -> str | None:
+    return None if name == "default" else name
+
+
+def _lazy_ahead(found: list[dict[str, Any]]) -> int | None:
+    """The least batch from which on lazy is ahead of replay, None if there is none."""
+    times: dict[int, dict[str, float]] = {}
+    for row in found:
+        times.setdefault(row["batch"], {})[row["rollback"]] = row["milliseconds"]
+    ahead = None
+    for batch, by_name in sorted(times.items(), reverse=True):
+        if not by_name.get("lazy", np.inf) < by_name.get("replay", -np.inf):
+            break
+        ahead = batch
+    return ahead
+
+
+def _print_table(record: dict[str, Any]) -> None:
+    where, settings = record["environment"], record["settings"]
+    copy = record["copy_gigabytes_per_second"]
+    table = tables.Table(
+        title=f"{settings['model']}, {settings['layers']} layers, "
+        f"{settings['nodes']} nodes; {where['device']}, copy {copy:.0f} GB/s, "
+        f"jax {where['jax']}, {where['date']}"
+    )
+    headings = ("", "implementation", "dtype", "batch", "ms", "GB/s", "of copy")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i < 3 else "right")
+    for row in record["rows"]:
+        table.add_row(
+            row["rollback"],
+            row["implementation"],
+            row["dtype"],
+            str(row["batch"]),
+            f"{row['milliseconds']:.3f}",
+            f"{row['gigabytes_per_second']:.0f}",
+            f"{100 * row['of_copy']:.0f} %",
+        )
+    console = terminal.console()
+    console.print(table)
+    table = tables.Table(title="errors against float64")
+    for heading in ("", "implementation", "dtype", "error"):
+        table.add_column(heading)
+    for row in record["errors"]:
+        error = f"{row['error']:.1e}"
+        table.add_row(row["op"], row["implementation"], row["dtype"], error)
+    console.print(table)
+    ahead = record["lazy_ahead_from_batch"]
+    found = "at no batch size" if ahead is None else f"from batch {ahead} on"
+    console.print(f"lazy is ahead of replay {found}")

@@ -17,11 +17,13 @@ import jax.numpy as jnp
 from rich import table as tables
 
 from jaxspec import compilation, pretrained, trees
-from jaxspec.bench import timing, traffic
+from jaxspec.aot import compiled_traffic
 from jaxspec.cli import options, terminal
 from jaxspec.core import LanguageModel
+from jaxspec.measure import timing, traffic
 from jaxspec.models import forms
 from jaxspec.models.rollback import ROLLBACKS
+from jaxspec.pretrained import Pretrained
 
 _STEPS = 32  # steps of a loop that is timed
 _CACHE = 384  # tokens that the caches hold
@@ -63,8 +65,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--accepted must be from 1 to {min(args.nodes)}, got {args.accepted}."
         )
-    config = pretrained.read_config(args.model)
-    rows = [row for size in args.batch for row in _measure(args, config, size)]
+    loaded = pretrained.load(args.model, args.dtype, max_path=max(args.nodes))
+    rows = [row for size in args.batch for row in _measure(args, loaded, size)]
     record = {
         "environment": timing.environment(),
         "model": args.model,
@@ -78,10 +80,9 @@ def run(args: argparse.Namespace) -> None:
         _print_table(record)
 
 
-def _measure(args, config, batch: int) -> list[dict[str, Any]]:
-    max_path = max(args.nodes)
+def _measure(args, plain: Pretrained, batch: int) -> list[dict[str, Any]]:
+    config, max_path = plain.config, max(args.nodes)
     jit = jax.jit if args.xla_defaults else compilation.jit
-    plain = pretrained.load(args.model, args.dtype, max_path=max_path)
     params, token = plain.params, jnp.zeros((batch,), jnp.int32)
     calls = {("AR", 1): _call(jit, _autoregressive, plain.model, params, token)}
     moved = {}
@@ -92,14 +93,12 @@ def _measure(args, config, batch: int) -> list[dict[str, Any]]:
     for nodes in args.nodes:
         tokens = jnp.zeros((batch, nodes), jnp.int32)
         for rollback in ROLLBACKS:
-            model = pretrained.load(
-                args.model, args.dtype, rollback=rollback, max_path=max_path
-            ).model
+            model = plain.having(rollback=rollback).model
             call = _call(jit, _speculative, model, params, tokens, args.accepted)
             calls[rollback, nodes] = call
             moved[rollback, nodes] = (
                 traffic.formula(config, rollback, batch, nodes, 2 * max_path),
-                traffic.compiled(model, batch, nodes, _CACHE),
+                compiled_traffic.measure(model, batch, nodes, _CACHE),
             )
     times = timing.medians(calls, args.repeats)
     rows = []

@@ -21,21 +21,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec.bench import published, synthetic, timing
 from jaxspec.cli import options, terminal
+from jaxspec.measure import published, steps, synthetic, timing
 from jaxspec.models import hybrid
-from jaxspec.models.config import ModelConfig
 from jaxspec.models.rollback import ROLLBACKS
-from jaxspec.trees import TokenTree
 
 MODELS = ("mamba2-130m", "mamba2-1.3b", "mamba2-2.7b", "mamba2-hybrid-8b")
-_COPY = 1 << 30  # bytes of the array that is copied
-_SMALL_COPY = 1 << 26  # where there is little memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.layers is not None:
         options.check_positive(args, "layers")
-    copy = copy_bandwidth(args.repeats)
+    copy = timing.copy_bandwidth(args.repeats)
     rows = []
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
@@ -116,15 +111,6 @@ def run(args: argparse.Namespace) -> None:
         _print_table(record)
 
 
-def copy_bandwidth(repeats: int) -> float:
-    """Bytes per second, read and written, of copying an array on this device."""
-    size = _SMALL_COPY if jax.devices()[0].platform == "cpu" else _COPY
-    array = jnp.zeros((size // 4,), jnp.float32)
-    copy = jax.jit(lambda a: jax.lax.fori_loop(0, 8, lambda _, a: a + 1.0, a))
-    seconds = timing.medians({"copy": lambda: copy(array)}, repeats)["copy"]
-    return 8 * 2 * size / seconds
-
-
 def measure(args, name: str, batch: int, copy: float) -> list[dict[str, Any]]:
     """The rows of a model and a batch size."""
     config = dataclasses.replace(published.MODELS[name], dtype=args.dtype)
@@ -141,19 +127,22 @@ def measure(args, name: str, batch: int, copy: float) -> list[dict[str, Any]]:
     params = synthetic.params(config, plain)
     length = args.context + args.steps * (args.repeats + 1) * args.max_path
     start = functools.partial(_start, batch=batch, context=args.context, length=length)
-    step = loop(functools.partial(_autoregressive, plain), args.steps)
+    step = steps.loop(functools.partial(steps.autoregressive, plain), args.steps)
     calls = {("AR", 1): _keep(step, params, start(plain, params, False), batch, 1)}
     for kind in args.rollback:
         other = model(rollback=kind)
         for nodes in args.nodes:
             body = functools.partial(
-                speculative_step, other, nodes, args.max_path, args.accepted
+                steps.speculative,
+                other,
+                max_path=args.max_path,
+                accepted=args.accepted,
             )
             carry = start(other, params, True)
-            step = loop(body, args.steps)
+            step = steps.loop(body, args.steps)
             calls[kind, nodes] = _keep(step, params, carry, batch, nodes)
     state = synthetic.num_bytes(jax.eval_shape(lambda: start(plain, params, False)))
-    least = read_weights(config, params, batch) + 2 * state
+    least = steps.read_weights(config, params, batch) + 2 * state
     times = timing.medians(calls, args.repeats)
     baseline = times["AR", 1]
     return [
@@ -174,46 +163,10 @@ def _bandwidth(rate: float, copy: float) -> dict[str, float]:
     return {"gigabytes_per_second": rate / 1e9, "of_copy": rate / copy}
 
 
-def read_weights(config: ModelConfig, params: Any, batch: int) -> float:
-    """Bytes of the weights that a step of `batch` rows reads, on average.
-
-    A table that is no head is looked up. An expert is read if a row chooses it, and rows
-    choose each as often as any other.
-
-    Args:
-        config: the shape of the model.
-        params: of it, stacked, arrays or their shapes.
-        batch: rows.
-    """
-    table = 0 if config.tie_embeddings else synthetic.num_bytes(params["embed"])
-    return synthetic.num_bytes(params) - table - _idle_experts(config, params, batch)
-
-
-def _idle_experts(config: ModelConfig, params: Any, batch: int) -> float:
-    if "E" not in config.layers:
-        return 0.0
-    own = params["layers"]["E"]["moe"]
-    idle = (1 - config.moe.top_k / config.moe.num_experts) ** batch
-    return idle * synthetic.num_bytes((own["up_proj"], own["down_proj"]))
-
-
 def _start(model, params, speculative: bool, *, batch: int, context: int, length: int):
     """A past of `context` tokens; their values do not matter."""
     carry = model.init_carry(params, batch, length, speculative)
     return carry._replace(position=jnp.full((batch,), context, jnp.int32))
-
-
-def loop(step, steps: int):
-    """`carry, tokens = step(params, carry, tokens)` several times, jitted.
-
-    The past is written where it is.
-    """
-
-    def call(params, carry, tokens):
-        once = functools.partial(step, params)
-        return jax.lax.fori_loop(0, steps, lambda _, now: once(*now), (carry, tokens))
-
-    return jax.jit(call, donate_argnums=1)
 
 
 def _keep(step, params, carry, batch: int, nodes: int):
@@ -225,44 +178,6 @@ def _keep(step, params, carry, batch: int, nodes: int):
         return now[1]
 
     return call
-
-
-def _autoregressive(model, params, carry, tokens):
-    carry, hidden = model.step(params, carry, tokens[:, 0])
-    logits = model.logits(params, hidden)
-    return carry, jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
-
-
-def speculative_step(
-    model, nodes: int, max_path: int, accepted: int, params, carry, tokens
-):
-    """One step over a random tree, of which `accepted` nodes are kept."""
-    parents = _parents(nodes, max_path)
-    path, batch = _path(parents, accepted, max_path), tokens.shape[0]
-    tree = TokenTree(tokens, jnp.broadcast_to(parents, (batch, len(parents))))
-    carry, tape, hidden = model.scan_tree(params, carry, tree)
-    logits = model.logits(params, hidden)
-    carry = model.commit(carry, tape, jnp.broadcast_to(path, (batch, len(path))))
-    return carry, jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-
-def _parents(nodes: int, max_path: int) -> np.ndarray:
-    """A random tree no path of which is longer than `max_path`; its spine is a chain."""
-    rng, parents, depth = np.random.default_rng(nodes), [-1], [0]
-    spine = min(nodes, max_path)
-    for node in range(1, nodes):
-        room = [i for i in range(node) if depth[i] < max_path - 1]
-        parent = node - 1 if node < spine else int(rng.choice(room or [0]))
-        parents.append(parent)
-        depth.append(depth[parent] + 1)
-    return np.array(parents, np.int32)
-
-
-def _path(parents: np.ndarray, accepted: int, max_path: int) -> np.ndarray:
-    """The first nodes of the spine."""
-    slots = np.arange(max_path)
-    kept = slots < min(accepted, len(parents))
-    return np.where(kept, slots, -1).astype(np.int32)
 
 
 def _print_table(record: dict[str, Any]) -> None:

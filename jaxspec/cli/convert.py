@@ -2,8 +2,8 @@
 
 SOURCE is a folder as the Hugging Face Hub keeps it: config.json, the weights in
 safetensors or PyTorch's .bin (one file or several; nothing pickled is executed), and
-tokenizer.json. DEST holds jaxspec's config, the tokenizer with its chat template, and one
-Orbax checkpoint per layer, in the dtypes of the source. Memory holds a layer and the file
+tokenizer.json. DEST holds jaxspec's config, the tokenizer with its chat template, and a
+safetensors file per layer, in the dtypes of the source. Memory holds a layer and the file
 that is mapped; a conversion that was interrupted goes on where it stopped, and DEST appears
 when it is whole. Of a model that sees, the text's part is used and the other tensors are
 kept, so that `jaxspec export` gives all of them back. The head of a model that predicts a
@@ -27,7 +27,8 @@ from rich import console as consoles
 from rich import progress
 
 import checkpoints_conv
-from checkpoints_conv import families, stored
+from checkpoints_conv import families
+from jaxspec import weights
 from jaxspec.cli import terminal
 
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         "source_dtype": done.dtype,
         "mtp": done.config.mtp,
         "tensors": len(done.source.entries),
-        "kept": sum(len(p.leaves) for p in done.parts if p.name == stored.KEPT),
+        "kept": sum(len(p.leaves) for p in done.parts if p.name == weights.KEPT),
         "bytes": sum(path.stat().st_size for path in done.source.files),
         "seconds": time.perf_counter() - started,
     }

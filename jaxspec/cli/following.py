@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.decode_state import DecodeState
-from jaxspec.decoding import SpecInfo
+from jaxspec.spec_info import SpecInfo
 from jaxspec.text.continuation import Continuation
 
 STEPS = 4  # of the loop, between two looks at the texts

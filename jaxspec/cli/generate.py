@@ -25,10 +25,11 @@ from typing import Any
 import jax
 import tokenizers
 
-from jaxspec import decode_state, decoding, pretrained, sampling
-from jaxspec.cli import drafters, following, options, prompting, report, terminal
+from jaxspec import decoding, padding, prefill, pretrained, sampling
+from jaxspec.cli import following, options, prompting, report, terminal
 from jaxspec.cli.prompting import Prompt
 from jaxspec.decode_state import DecodeState
+from jaxspec.drafters.sources import Setup
 from jaxspec.text.continuation import Continuation
 
 
@@ -85,23 +86,20 @@ def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     _check(args)
     is_speculative = args.drafter != "none"
-    made = drafters.make(
-        args.drafter if is_speculative else "ngram", options.tools(args)
-    )
-    folder = pretrained.find(args.model)
-    tokenizer = pretrained.load_tokenizer(folder / "tokenizer.json")
-    prompt = prompting.read(args, folder, tokenizer)
+    target = pretrained.read(args.model, args.dtype)
+    made = options.make(args, args.drafter if is_speculative else "ngram", target)
+    prompt = prompting.read(args, target)
     screen = terminal.Screen(is_quiet=args.json)
     loop = f"loop with {args.drafter}" if is_speculative else "autoregressive loop"
     screen.say(f"Compiling {args.model}: the pass over the prompt, then the {loop}.")
     screen.write(prompt.text, "dim")
-    setup = options.load_target(args, made, args.rollback)
-    state = _start(args, setup, prompt, made.drafter if is_speculative else None)
+    setup = made.beside(target.load(rollback=args.rollback))
+    state = _start(args, setup, prompt, setup.drafter if is_speculative else None)
     decode = _speculatively(args, setup) if is_speculative else _plainly(setup)
     found = following.follow(
         decode,
         state,
-        _readers(args, tokenizer, prompt),
+        _readers(args, target.tokenizer, prompt),
         lambda piece, is_draft: screen.write(piece, "green" if is_draft else ""),
     )
     screen.write("\n")
@@ -111,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     if args.compare and found.not_finite is None:
         screen.say("Compiling the autoregressive loop, to compare.")
         plain = _without_drafter(setup, state) or _start(args, setup, prompt, None)
-        readers = _readers(args, tokenizer, prompt)
+        readers = _readers(args, target.tokenizer, prompt)
         baseline = following.follow(_plainly(setup), plain, readers)
         record |= report.compare(setup.target, baseline, found)
     if args.json:
@@ -148,13 +146,13 @@ def _readers(
 
 def _start(
     args: argparse.Namespace,
-    setup: options.Setup,
+    setup: Setup,
     prompt: Prompt,
     drafter: Any,
 ) -> DecodeState:
     """The state after the prompt."""
-    tokens, lengths = decode_state.pad_prompts([prompt.tokens] * args.batch)
-    return decode_state.init_state(
+    tokens, lengths = padding.pad_prompts([prompt.tokens] * args.batch)
+    return prefill.init_state(
         setup.params,
         tokens,
         lengths,
@@ -169,7 +167,7 @@ def _start(
     )
 
 
-def _without_drafter(setup: options.Setup, state: DecodeState) -> DecodeState | None:
+def _without_drafter(setup: Setup, state: DecodeState) -> DecodeState | None:
     """The state for the autoregressive loop, where it needs no pass over the prompt.
 
     None where the carry holds a ring or pending tokens, for which a baseline must not pay.
@@ -187,7 +185,7 @@ def _without_drafter(setup: options.Setup, state: DecodeState) -> DecodeState | 
     return state.replace(drafter=None) if same else None
 
 
-def _plainly(setup: options.Setup) -> following.Decode:
+def _plainly(setup: Setup) -> following.Decode:
     """A few steps of the loop without drafts."""
 
     def decode(state):
@@ -202,7 +200,7 @@ def _plainly(setup: options.Setup) -> following.Decode:
     return decode
 
 
-def _speculatively(args: argparse.Namespace, setup: options.Setup) -> following.Decode:
+def _speculatively(args: argparse.Namespace, setup: Setup) -> following.Decode:
     """A few steps of the loop with drafts."""
     return functools.partial(
         setup.generate,

@@ -18,7 +18,8 @@ from rich import table as tables
 
 from checkpoints_conv import families
 from jaxspec import compilation, pretrained
-from jaxspec.cli import drafters, options, terminal
+from jaxspec.cli import options, terminal
+from jaxspec.drafters.kinds import KINDS, Kind
 from jaxspec.models.rollback import ROLLBACKS, resolve
 from pallas_kernels import (
     PLATFORMS,
@@ -72,7 +73,7 @@ def gather() -> dict[str, Any]:
             op.__name__.split(".")[-1]: op.implementations() for op in OPS
         },
         "rollbacks": {"available": list(ROLLBACKS), "auto is": resolve("auto")},
-        "drafters": {name: _kind(kind) for name, kind in drafters.KINDS.items()},
+        "drafters": {name: _kind(kind) for name, kind in KINDS.items()},
         "verifiers": list(options.VERIFIERS),
         "families": list(families.FAMILIES),
         "models": {name: _describe(name) for name in pretrained.shipped()},
@@ -85,7 +86,7 @@ def _serving(op: Any) -> dict[str, str]:
     return {name: made.get(name, "xla") for name in ("cpu", "tpu", "cuda")}
 
 
-def _kind(kind: drafters.Kind) -> str:
+def _kind(kind: Kind) -> str:
     shapes = f" [N, or {kind.shapes}]" if kind.shapes else " [N]"
     return kind.summary + shapes
 

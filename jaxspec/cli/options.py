@@ -3,13 +3,14 @@
 import argparse
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxspec import pretrained
-from jaxspec.cli import drafters
-from jaxspec.core import Drafter
-from jaxspec.decode_state import Params
-from jaxspec.models.rollback import ROLLBACKS, Rollback
+from jaxspec.drafters import registry
+from jaxspec.drafters.kinds import KINDS
+from jaxspec.drafters.sources import Made, Sources
+from jaxspec.models.rollback import ROLLBACKS
+from jaxspec.pretrained import Folder
 from jaxspec.verification.recursive_rejection import recursive_rejection
 from jaxspec.verification.sample_and_match import sample_and_match
 from jaxspec.verification.traversal import traversal
@@ -23,17 +24,8 @@ VERIFIERS = {
 WIDE = {"seed": 32, "shard_bytes": 63}  # bits of options that need more than int32 has
 DRAFTER_HELP = (
     "KIND:SHAPE. The shape is a number of nodes, the root included; `jaxspec info` "
-    f"lists the shapes that a kind takes besides. Kinds: {', '.join(drafters.KINDS)}"
+    f"lists the shapes that a kind takes besides. Kinds: {', '.join(KINDS)}"
 )
-
-
-class Setup(NamedTuple):
-    """A target and a drafter, ready to decode in the loop that they need."""
-
-    target: pretrained.Pretrained
-    drafter: Drafter
-    params: Params
-    generate: drafters.Loop
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -44,12 +36,17 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         help=f"the target: a shipped name ({TARGET}, {DRAFT}) or a folder that "
         "`jaxspec convert` or `jaxspec train` made (default: %(default)s)",
     )
+    add_dtype(parser)
+    add_drafting(parser)
+
+
+def add_drafting(parser: argparse.ArgumentParser) -> None:
+    """Options that say what drafters are made from, besides the target."""
     parser.add_argument(
         "--draft-model",
         default=DRAFT,
         help="the draft model of drafters that have one (default: %(default)s)",
     )
-    add_dtype(parser)
     parser.add_argument(
         "--datastore",
         type=pathlib.Path,
@@ -66,6 +63,12 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         type=pathlib.Path,
         help="tokens that the draft model's head keeps, made by `jaxspec tune "
         "vocabulary` (default: all)",
+    )
+    parser.add_argument(
+        "--survival",
+        type=pathlib.Path,
+        help="how often drafts are kept, for `dyspec-measured`, made by `jaxspec tune "
+        "survival` (default: as measured with the shipped pair at temperature 1)",
     )
 
 
@@ -180,30 +183,18 @@ def check_files(args: argparse.Namespace, *names: str) -> None:
             raise ValueError(f"--{name} must be a file, and {path} is a folder.")
 
 
-def tools(args: argparse.Namespace) -> drafters.Tools:
-    """What `add_models`' options name."""
-    return drafters.Tools(
-        args.model,
-        args.draft_model,
-        args.datastore,
-        args.trees,
-        args.vocabulary,
-        args.dtype,
+def sources(args: argparse.Namespace) -> Sources:
+    """What `add_models`' options name, besides the target."""
+    return Sources(
+        draft=args.draft_model,
+        datastore=args.datastore,
+        trees=args.trees,
+        vocabulary=args.vocabulary,
+        dtype=args.dtype,
+        survival=args.survival,
     )
 
 
-def load(args: argparse.Namespace, drafter: str, rollback: Rollback) -> Setup:
-    """Loads the models that `add_models`' options name, and makes the drafter."""
-    return load_target(args, drafters.make(drafter, tools(args)), rollback)
-
-
-def load_target(
-    args: argparse.Namespace, made: drafters.Made, rollback: Rollback
-) -> Setup:
-    """Loads the target, for a drafter that is made already."""
-    max_path = made.drafter.max_path
-    target = pretrained.load(
-        args.model, args.dtype, rollback=rollback, max_path=max_path
-    )
-    params = made.beside(target.params)
-    return Setup(target, made.drafter, params, made.generate)
+def make(args: argparse.Namespace, drafter: str, target: Folder) -> Made:
+    """Makes a drafter from what `add_models`' options name."""
+    return registry.plan(drafter, sources(args))(target)

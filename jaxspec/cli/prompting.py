@@ -5,10 +5,9 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-import tokenizers
-
-from jaxspec import files, pretrained
-from jaxspec.cli import drafters
+from jaxspec import files
+from jaxspec.drafters.lookups import LOOKUP_PATH
+from jaxspec.pretrained import Folder
 from jaxspec.text import chat, encoding
 
 DEMO_PROMPT = '''\
@@ -64,20 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read(
-    args: argparse.Namespace,
-    folder: pathlib.Path,
-    tokenizer: tokenizers.Tokenizer,
-) -> Prompt:
+def read(args: argparse.Namespace, target: Folder) -> Prompt:
     """Reads the prompt, renders it if it is a conversation, and encodes it.
 
     Raises:
         ValueError: if it is empty, not UTF-8, too long for --max-tokens, or a conversation
             that the model has no template for.
     """
-    text, stops = _text(args), pretrained.stop_tokens(args.model)
+    text, stops, tokenizer = _text(args), [*target.stops], target.tokenizer
     if args.chat:
-        template = chat.load(folder)
+        template = chat.load(target.path)
         system = [] if args.system is None else [_message("system", args.system)]
         text = chat.render(template, [*system, _message("user", text)])
         end = tokenizer.token_to_id(template.special_tokens.get("eos_token", ""))
@@ -86,7 +81,7 @@ def read(
     ids = encoding.encode(tokenizer, text, add_special_tokens=is_added)
     if not ids:
         raise ValueError("The prompt is empty; expected at least one token.")
-    room = 2**31 - 1 - len(ids) - 2 * drafters.LOOKUP_PATH
+    room = 2**31 - 1 - len(ids) - 2 * LOOKUP_PATH
     if args.max_tokens > room:
         raise ValueError(
             f"--max-tokens must be at most {room} after a prompt of {len(ids)} tokens, "

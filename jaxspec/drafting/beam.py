@@ -12,6 +12,12 @@ Siblings descend in `G`, which is the order of a draw without replacement. Given
 and the earlier siblings, which token has the next value is a draw from what is left of `q`:
 whether a child is kept is known before its token is, and the target's law is kept.
 
+Which nodes there are depends on all values, and a value on the token drawn before it among
+siblings. So a node may be preferred to an earlier one only if its value is larger: with
+`s` the score of a draw without replacement (`drafting.survival`), and level by level,
+
+    score = min of s over the nodes of its level and above whose value is no smaller.
+
 A greedy row is a beam search without noise.
 """
 
@@ -20,10 +26,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec import mesh, sampling
-from jaxspec.core import Draft
-from jaxspec.drafting import builder
+from jaxspec.core import Context, Draft
+from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 
 Array = jax.Array
@@ -34,6 +41,7 @@ class _Beams(NamedTuple):
 
     phi: Array  # [B, w]
     value: Array  # [B, w] `G`; minus infinity where there is no node
+    score: Array  # [B, w] of each as a draw
 
 
 def stochastic_beam(width: int, length: int) -> Builder:
@@ -59,31 +67,46 @@ def stochastic_beam(width: int, length: int) -> Builder:
 def _stochastic_beam(width: int, length: int) -> Builder:
     num_nodes = 1 + width * length
 
-    def build(reader: Reader, tape, keys, root, settings) -> Built:
-        tree = builder.start(root, num_nodes)
-        start, stop, beams, draft_logits = 0, 1, None, []
-        for _ in range(length):
-            tape, logits = reader.read(tape, tree, start, stop)
-            if beams is None:
-                zeros = jnp.zeros(logits.shape[:2], logits.dtype)
-                beams = _Beams(zeros, zeros)
-            descend = functools.partial(_descend, width=width, start=start)
-            args, shared = (logits, keys, settings, beams), (reader.vocab_ids,)
-            tokens, above, beams, scaled = mesh.by_rows(
-                descend, *args, shared=shared, over=mesh.AXES
-            )
-            parents = jnp.where(beams.value > -jnp.inf, start + above, -1)
+    def build(reader: Reader, tape, context: Context) -> Built:
+        tree = builder.start(context.root, num_nodes)
+        zeros = jnp.zeros(context.root.shape, jnp.float32)[:, None]
+        beams = _Beams(zeros, zeros, zeros + 1.0)
+        start, stop, levels, draft_logits, is_read = 0, 1, [beams], [], []
+        for depth in range(length):
+
+            def descend(tape, tree=tree, start=start, stop=stop, beams=beams):
+                tape, logits = reader.read(tape, tree, start, stop)
+                return tape, mesh.by_rows(
+                    functools.partial(_descend, width=width, start=start),
+                    logits,
+                    context.keys,
+                    context.sampling,
+                    beams,
+                    shared=(reader.vocab_ids,),
+                    over=mesh.AXES,
+                )
+
+            needed = builder.reaches(context, depth + 1)
+            tape, drawn = builder.when(needed, descend, tape)
+            tokens, above, beams, scaled = drawn
+            is_read += [needed] * (stop - start)
+            exists = needed & (beams.value > -jnp.inf)
+            parents = jnp.where(exists, start + above, -1)
             tree = builder.grow(tree, stop, tokens, parents)
             draft_logits.append(scaled)
+            levels.append(beams)
             start, stop = stop, stop + tokens.shape[1]
-        slots = builder.read_slots(tree, start)
+        row = builder.read_slots(tree, start)
+        on_tape = jnp.pad(jnp.stack(is_read), (0, num_nodes - start))
+        slots = jnp.where(on_tape[None], row, -1)
         draft = Draft(
-            tree,
-            jnp.full(slots.shape, Draft.WITHOUT_REPLACEMENT, jnp.int32),
-            jnp.concatenate(draft_logits, axis=1),
-            jnp.maximum(slots, 0),
-            reader.vocab_ids,
-            length + 1,
+            tree=tree,
+            kind=jnp.full(slots.shape, Draft.WITHOUT_REPLACEMENT, jnp.int32),
+            draft_logits=jnp.concatenate(draft_logits, axis=1),
+            logits_row=jnp.maximum(row, 0),
+            score=survival.settle(tree, _scores(levels, num_nodes)),
+            vocab_ids=reader.vocab_ids,
+            max_path=length + 1,
         )
         return Built(tape, draft, slots)
 
@@ -128,9 +151,23 @@ def _descend(
         return tokens, jnp.take_along_axis(phi, tokens, axis=2)
 
     columns, values = builder.by_temperature(settings, perturbed, likeliest)
+    law = "without_replacement"
+    score, _ = survival.of_draws(jnp.exp(above), scaled, columns, law)
     phi = jnp.take_along_axis(phi, columns, axis=2).reshape(batch, -1)
     values = jnp.where(alive[:, :, None], values, -jnp.inf).reshape(batch, -1)
     value, place = jax.lax.top_k(values, min(width, count * most))
-    below = _Beams(jnp.take_along_axis(phi, place, axis=1), value)
+    score = jnp.take_along_axis(score.reshape(batch, -1), place, axis=1)
+    below = _Beams(jnp.take_along_axis(phi, place, axis=1), value, score)
     columns = jnp.take_along_axis(columns.reshape(batch, -1), place, axis=1)
     return builder.token_ids(columns, vocab_ids), place // most, below, scaled
+
+
+def _scores(levels: list[_Beams], num_nodes: int) -> Array:
+    """Scores `[B, N]`, so that a node ranks before an earlier one by its value alone."""
+    depth = np.concatenate([[i] * each.value.shape[1] for i, each in enumerate(levels)])
+    value = jnp.concatenate([each.value for each in levels], axis=1)
+    score = jnp.concatenate([each.score for each in levels], axis=1)
+    above = (depth[None] <= depth[:, None])[None]  # [1, N, N]: of `j` for `i`
+    bounds = above & (value[:, None] >= value[:, :, None])
+    score = jnp.min(jnp.where(bounds, score[:, None], 1.0), axis=2)
+    return jnp.pad(score, ((0, 0), (0, num_nodes - score.shape[1])))

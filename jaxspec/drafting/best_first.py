@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import mesh, rows, sampling
-from jaxspec.core import deterministic_draft
-from jaxspec.drafting import builder
+from jaxspec.core import Context, deterministic_draft
+from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 
 Array = jax.Array
@@ -53,17 +53,29 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
     num_read = 1 + depth * width
     max_path = min(depth + 2, num_nodes)
 
-    def build(reader: Reader, tape, keys, root, settings) -> Built:
+    def build(reader: Reader, tape, context: Context) -> Built:
+        root = context.root
         read = builder.start(root, num_read)  # the nodes that are expanded
         start, stop, score = 0, 1, None
         pool, scores, places = [], [], [jnp.full((len(root), 1), -1, jnp.int32)]
+        is_read = []
         for level in range(depth + 1):
-            tape, logits = reader.read(tape, read, start, stop)
-            expand = functools.partial(_expand, width=width)
-            shared = (reader.vocab_ids,)
-            tokens, score, best = mesh.by_rows(
-                expand, logits, score, settings, shared=shared, over=mesh.AXES
-            )
+
+            def descend(tape, read=read, start=start, stop=stop, score=score):
+                tape, logits = reader.read(tape, read, start, stop)
+                return tape, mesh.by_rows(
+                    functools.partial(_expand, width=width),
+                    logits,
+                    score,
+                    context.sampling,
+                    shared=(reader.vocab_ids,),
+                    over=mesh.AXES,
+                )
+
+            needed = builder.reaches(context, level + 1)
+            tape, drawn = builder.when(needed, descend, tape, fill=-jnp.inf)
+            tokens, score, best = drawn
+            is_read += [needed] * (stop - start)
             each = tokens.shape[1] // (
                 stop - start
             )  # children of slot i: from i * each on
@@ -77,11 +89,15 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
                 start, stop = stop, stop + best.shape[1]
         args = (jnp.concatenate(parts, axis=1) for parts in (pool, scores, places))
         keep = functools.partial(_keep, num_nodes=num_nodes)
-        tokens, parents, slots = mesh.by_rows(jax.vmap(keep), *args)
+        tokens, parents, slots, found = mesh.by_rows(jax.vmap(keep), *args)
         tree = builder.grow(builder.start(root, num_nodes), 1, tokens, parents)
-        free = num_nodes - 1 - slots.shape[1]
-        slots = jnp.pad(slots, ((0, 0), (1, free)), constant_values=((0, 0), (0, -1)))
-        return Built(tape, deterministic_draft(tree, max_path), slots)
+        around = ((0, 0), (1, num_nodes - 1 - slots.shape[1]))
+        slots = jnp.pad(slots, around, constant_values=((0, 0), (0, -1)))
+        on_tape = jnp.stack(is_read)[jnp.maximum(slots, 0)]
+        slots = jnp.where(on_tape, slots, -1)
+        score = jnp.exp(jnp.pad(found, around))
+        draft = deterministic_draft(tree, max_path, survival.settle(tree, score))
+        return Built(tape, draft, slots)
 
     return Builder(build, num_nodes, num_read, max_path, 1)
 
@@ -113,8 +129,8 @@ def _expand(
 
 def _keep(
     pool: Array, scores: Array, places: Array, *, num_nodes: int
-) -> tuple[Array, Array, Array]:
-    """Cuts a pool to size: tokens, parents, and slots on the tape, all `[n]`.
+) -> tuple[Array, Array, Array, Array]:
+    """Cuts a pool to size: tokens, parents, slots on the tape and scores, all `[n]`.
 
     Args:
         pool: `[P]` tokens, as many children of every slot of the tape.
@@ -131,4 +147,5 @@ def _keep(
     parents = jnp.where(kept < size, parents, -1)
     is_read = kept[:, None] == places[None]
     slots = jnp.where(jnp.any(is_read, axis=1), jnp.argmax(is_read, axis=1), -1)
-    return pool[jnp.minimum(kept, size - 1)], parents, slots.astype(jnp.int32)
+    kept = jnp.minimum(kept, size - 1)
+    return pool[kept], parents, slots.astype(jnp.int32), scores[kept]

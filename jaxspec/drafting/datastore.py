@@ -20,12 +20,10 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 import tokenizers
 from flax import struct
 
-from jaxspec import files
+from jaxspec import tensor_files
 
 Array = jax.Array
 
@@ -140,7 +138,7 @@ def save(
         "suffix_array": np.asarray(store.suffix_array),
     }
     metadata = _metadata(tokenizer) | {"sha256": _hash(arrays)}
-    files.write_bytes(path, safetensors.numpy.save(arrays, metadata))
+    tensor_files.write(path, arrays, metadata)
 
 
 def load(path: str | os.PathLike, tokenizer: tokenizers.Tokenizer) -> Datastore:
@@ -156,16 +154,7 @@ def load(path: str | os.PathLike, tokenizer: tokenizers.Tokenizer) -> Datastore:
     """
     if not pathlib.Path(path).is_file():
         raise ValueError(f"There is no datastore {path}.")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except OSError:
-        raise
-    except Exception as error:  # of the header, or of a dtype that numpy lacks
-        raise ValueError(
-            f"{path} is not a whole datastore: {files.one_line(error)}."
-        ) from None
+    arrays, metadata = tensor_files.read(path, "datastore")
     for name, expected in _metadata(tokenizer).items():
         if metadata.get(name) != expected:
             raise ValueError(

@@ -11,9 +11,11 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxspec import checks, trees
-from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft
+from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
+from jaxspec.drafting import survival
 
 Array = jax.Array
 
@@ -55,37 +57,39 @@ def _fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
     max_path = max(first.max_path, second.max_path)
     vocab_size = second.vocab_size if first.vocab_size is None else first.vocab_size
 
-    def init(
-        params: Pair, prompt: Array, lengths: Array, max_length: int, hidden
-    ) -> Pair:
+    def init(params: Pair, batch_size: int, max_length: int) -> Pair:
         checks.record("the params of two drafters", params, Pair)
-
-        def begin(drafter: Drafter, own: Any) -> Any:
-            size = max_length + max_path - drafter.max_path  # it is told of joint paths
-            return drafter.init(own, prompt, lengths, size, hidden)
-
-        return Pair(begin(first, params.first), begin(second, params.second))
-
-    def propose(
-        params: Pair, keys: Array, state: Pair, root: Array, settings
-    ) -> tuple[Pair, Draft]:
-        own, draft = first.propose(params.first, keys, state.first, root, settings)
-        other, more = second.propose(params.second, keys, state.second, root, settings)
-        check_deterministic(draft)
-        check_deterministic(more)
-        tree = trees.merge(draft.tree, more.tree, num_nodes, max_path)
-        return Pair(own, other), deterministic_draft(tree, max_path)
-
-    def observe(
-        params: Pair, state: Pair, draft: Draft, verdict: Verdict, hidden, logits
-    ) -> Pair:
-        told = draft, verdict, hidden, logits
         return Pair(
-            first.observe(params.first, state.first, *told),
-            second.observe(params.second, state.second, *told),
+            first.init(params.first, batch_size, max_length),
+            second.init(params.second, batch_size, max_length),
         )
 
-    return Drafter(init, propose, observe, max_path, vocab_size)
+    def absorb(
+        params: Pair, state: Pair, tokens: Array, hidden: Array, lengths: Array
+    ) -> Pair:
+        return Pair(
+            first.absorb(params.first, state.first, tokens, hidden, lengths),
+            second.absorb(params.second, state.second, tokens, hidden, lengths),
+        )
+
+    def propose(params: Pair, state: Pair, context: Context) -> tuple[Pair, Draft]:
+        own, draft = first.propose(params.first, state.first, context)
+        other, more = second.propose(params.second, state.second, context)
+        check_deterministic(draft)
+        check_deterministic(more)
+        tree, members = trees.merge(draft.tree, more.tree, num_nodes, max_path)
+        scores = jnp.concatenate([draft.score, more.score[:, 1:]], axis=1)
+        score = jnp.max(jnp.where(members, scores[:, None], 0.0), axis=2)
+        score = survival.settle(tree, survival.ordered(tree, score))
+        return Pair(own, other), deterministic_draft(tree, max_path, score)
+
+    def observe(params: Pair, state: Pair, outcome: Outcome) -> Pair:
+        return Pair(
+            first.observe(params.first, state.first, outcome),
+            second.observe(params.second, state.second, outcome),
+        )
+
+    return Drafter(init, absorb, propose, observe, max_path, vocab_size)
 
 
 def check_deterministic(draft: Draft) -> None:

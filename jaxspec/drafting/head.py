@@ -3,12 +3,13 @@
 The head reads a token together with the hidden of the token before. What it drafts it
 draws from its own hidden, node by node (EAGLE, Li et al. 2024): a node takes its parent's.
 Once the target has seen the tree, the head reads what was emitted with the target's hidden
-of the path, so that its past is of true ones alone:
+of the path, so that its cache holds only what the target's own hidden states gave:
 
     emitted  y_1 .. y_e    beside the hidden of the path  h_0 .. h_(e-1),  the root's first.
 
-Its last pair is the next root's, whose children are drawn without another call. Drafts
-leave nothing behind, and there is nothing to roll back.
+Its last pair is the next root's, whose children are drawn without another call. After a
+prompt, or tokens decoded without drafts, that pair is due, and is read first. Drafts leave
+nothing behind, and there is nothing to roll back.
 """
 
 import functools
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import checks, rows
-from jaxspec.core import Draft, Drafter, DraftHead, Verdict, emitted_tokens
+from jaxspec.core import Context, Draft, Drafter, DraftHead, Outcome
 from jaxspec.drafting.builder import Builder, Reader
 from jaxspec.drafting.model import as_builder, head_for, whole
 from jaxspec.trees import TokenTree
@@ -28,13 +29,20 @@ Array = jax.Array
 
 
 class State(NamedTuple):
-    """The head's past, with the root's pair, and its hidden there.
+    """The head's past.
 
-    A text of one token has no pair yet: its hidden is zero, and its law even.
+    A text of one token has no pair: its hidden is zero, and its law even.
+
+    Attributes:
+        carry: the head's.
+        hidden: `[B, C]`: where the root's pair is due, the target's of the token before
+            it, to be read with it; else the head's own at the root.
+        due: `[B]` bool.
     """
 
     carry: Any
     hidden: Array  # [B, C]
+    due: Array  # [B]
 
 
 class Tape(NamedTuple):
@@ -68,47 +76,84 @@ def draft_head(head: DraftHead, builder: Builder | Sequence[int] = (1,) * 4) -> 
 
 @functools.cache
 def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
-    def init(
-        params, prompt: Array, lengths: Array, max_length: int, hidden: Array
-    ) -> State:
+    def init(params, batch_size: int, max_length: int) -> State:
         params = head_for(builder, params).params
-        carry = head.init_carry(params, len(prompt), max_length)
-        following = jnp.roll(prompt, -1, axis=1)
-        carry, own = head.scan(params, carry, following, hidden, lengths - 1)
-        return _advance(carry, own, lengths - 1, jnp.zeros_like(own[:, 0]))
+        carry = head.init_carry(params, batch_size, max_length)
+        hidden = jnp.zeros((batch_size, 1, head.hidden_size), jnp.float32)
+        one = jnp.zeros((batch_size,), jnp.int32)
+        own = jax.eval_shape(head.scan, params, carry, one[:, None], hidden, one)[1]
+        return State(carry, hidden[:, 0].astype(own.dtype), one > 0)
 
-    def propose(
-        params, keys: Array, state: State, root: Array, settings
-    ) -> tuple[State, Draft]:
+    def absorb(
+        params, state: State, tokens: Array, hidden: Array, lengths: Array
+    ) -> State:
+        params = whole(params).params
+        checks.require(
+            hidden.shape[-1] == head.hidden_size,
+            f"The head reads a hidden of {head.hidden_size} numbers beside its tokens, "
+            f"got {hidden.shape}; is it the target's own?",
+        )
+        hidden = hidden.astype(state.hidden.dtype)
+        before = jnp.concatenate([state.hidden[:, None], hidden[:, :-1]], axis=1)
+        # The first token's pair was read when the token was emitted, unless it is due.
+        known = (~state.due).astype(jnp.int32)
+        index = jnp.minimum(
+            known[:, None] + jnp.arange(tokens.shape[1])[None], tokens.shape[1] - 1
+        )
+        carry, _ = head.scan(
+            params,
+            state.carry,
+            rows.take(tokens, index),
+            rows.take(before, index),
+            jnp.maximum(lengths - known, 0),
+        )
+        last = rows.take_one(hidden, jnp.maximum(lengths - 1, 0))
+        some = lengths > 0
+        return State(carry, rows.select(some, last, state.hidden), state.due | some)
+
+    def propose(params, state: State, context: Context) -> tuple[State, Draft]:
         params, vocab_ids = head_for(builder, params)
+        root, size = context.root, builder.num_read
+        state = _catch_up(head, params, state, root)
         reader = Reader(
             functools.partial(_read, head, params, state.carry),
             vocab_ids,
             head.vocab_size,
         )
-        size = builder.num_read
         hidden = jnp.zeros((len(root), size, state.hidden.shape[1]), state.hidden.dtype)
         hidden = hidden.at[:, 0].set(state.hidden)
         tape = Tape(head.init_tape(params, len(root), size), hidden)
-        return state, builder.build(reader, tape, keys, root, settings).draft
+        built = builder.build(reader, tape, context)
+        return state, built.draft
 
-    def observe(
-        params, state: State, draft: Draft, verdict: Verdict, hidden: Array, logits
-    ) -> State:
-        del logits
-        tokens, count = emitted_tokens(draft.tree, verdict)
-        before = rows.take(hidden, jnp.maximum(verdict.path, 0))
-        params = whole(params).params
-        carry, own = head.scan(params, state.carry, tokens, before, count)
-        return _advance(carry, own, count, state.hidden)
+    def observe(params, state: State, outcome: Outcome) -> State:
+        before = rows.take(outcome.hidden, jnp.maximum(outcome.verdict.path, 0))
+        carry, own = head.scan(
+            whole(params).params, state.carry, outcome.tokens, before, outcome.count
+        )
+        return _advance(state, carry, own, outcome.count)
 
-    return Drafter(init, propose, observe, builder.max_path, head.vocab_size)
+    return Drafter(init, absorb, propose, observe, builder.max_path, head.vocab_size)
 
 
-def _advance(carry, hidden: Array, count: Array, old: Array) -> State:
-    """The state after `count` `[B]` pairs, which left `hidden` `[B, T, C]`."""
+def _catch_up(head: DraftHead, params, state: State, root: Array) -> State:
+    """Reads the root's pair in the rows where it is due."""
+
+    def read(state: State) -> State:
+        count = state.due.astype(jnp.int32)
+        carry, own = head.scan(
+            params, state.carry, root[:, None], state.hidden[:, None], count
+        )
+        return _advance(state, carry, own, count)
+
+    return jax.lax.cond(jnp.any(state.due), read, lambda state: state, state)
+
+
+def _advance(state: State, carry: Any, hidden: Array, count: Array) -> State:
+    """The state after `count` `[B]` pairs, of which the last is the root's."""
     last = rows.take_one(hidden, jnp.maximum(count - 1, 0))
-    return State(carry, rows.select(count > 0, last, old))
+    kept = rows.select(count > 0, last, state.hidden)
+    return State(carry, kept, state.due & (count == 0))
 
 
 def _read(
@@ -120,7 +165,14 @@ def _read(
         size = tape.hidden.shape[1]
         tree = TokenTree(tree.tokens[:, :size], tree.parents[:, :size])
         above = jnp.maximum(tree.parents[:, first:stop], 0)
-        args = tree, rows.take(tape.hidden, above), first, stop
-        nodes, hidden = head.extend_tree(params, carry, tape.nodes, *args)
+        nodes, hidden = head.extend_tree(
+            params,
+            carry,
+            tape.nodes,
+            tree,
+            rows.take(tape.hidden, above),
+            first,
+            stop,
+        )
         tape = Tape(nodes, tape.hidden.at[:, first:stop].set(hidden))
     return tape, head.logits(params, tape.hidden[:, start:stop])

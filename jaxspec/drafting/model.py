@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import checks, rows
-from jaxspec.core import Draft, Drafter, LanguageModel, Verdict
+from jaxspec.core import Context, Draft, Drafter, LanguageModel, Outcome
 from jaxspec.drafting.builder import Builder, Reader
 from jaxspec.drafting.static import static_tree
 from jaxspec.trees import TokenTree
@@ -82,38 +82,39 @@ def draft_model(
 def _draft_model(
     model: LanguageModel, builder: Builder, temperature: float | None
 ) -> Drafter:
-    def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
-        del hidden
+    def init(params, batch_size: int, max_length: int) -> State:
         params = head_for(builder, params).params
-        carry = model.init_carry(params, len(prompt), max_length)
-        carry, _ = model.scan(params, carry, prompt, lengths - 1)
+        return State(model.init_carry(params, batch_size, max_length), None, None)
+
+    def absorb(
+        params, state: State, tokens: Array, hidden: Array, lengths: Array
+    ) -> State:
+        del hidden
+        params = whole(params).params
+        carry, _ = model.scan(params, state.carry, tokens, lengths)
         return State(carry, None, None)
 
-    def propose(
-        params, keys: Array, state: State, root: Array, settings
-    ) -> tuple[State, Draft]:
+    def propose(params, state: State, context: Context) -> tuple[State, Draft]:
         params, vocab_ids = head_for(builder, params)
         carry = model.prepare(params, state.carry)
-        tape = model.init_tape(params, len(root), builder.num_read)
+        tape = model.init_tape(params, len(context.lengths), builder.num_read)
         reader = Reader(
             functools.partial(read, model, params, carry, builder.num_read),
             vocab_ids,
             model.vocab_size,
         )
         if temperature is not None:
-            own = jnp.where(settings.is_drawn, temperature, 0.0)
-            settings = settings._replace(temperature=own)
-        built = builder.build(reader, tape, keys, root, settings)
+            own = jnp.where(context.sampling.is_drawn, temperature, 0.0)
+            settings = context.sampling._replace(temperature=own)
+            context = context._replace(sampling=settings)
+        built = builder.build(reader, tape, context)
         return State(carry, built.tape, built.slots), built.draft
 
-    def observe(
-        params, state: State, draft: Draft, verdict: Verdict, hidden, logits
-    ) -> State:
-        del hidden, logits
-        carry = absorb(model, whole(params).params, state, draft, verdict, most=1)
+    def observe(params, state: State, outcome: Outcome) -> State:
+        carry = keep(model, whole(params).params, state, outcome, most=1)
         return State(carry, None, None)
 
-    return Drafter(init, propose, observe, builder.max_path, model.vocab_size)
+    return Drafter(init, absorb, propose, observe, builder.max_path, model.vocab_size)
 
 
 def as_builder(builder: Builder | Sequence[int]) -> Builder:
@@ -139,25 +140,22 @@ def read(
     return tape, model.logits(params, hidden)
 
 
-def absorb(
-    model: LanguageModel,
-    params,
-    state: State,
-    draft: Draft,
-    verdict: Verdict,
-    most: int,
-):
-    """The carry after the accepted path, of which the last nodes may not have been read.
+def keep(
+    model: LanguageModel, params, state: State, outcome: Outcome, most: int
+) -> Any:
+    """Commits the accepted path, and reads its last nodes where they were not.
 
     Args:
         model: the draft model.
         params: its params.
         state: between `propose` and `observe`.
-        draft: what was proposed.
-        verdict: what became of it.
+        outcome: of the draft.
         most: nodes at the end of a path that may not have been read.
+
+    Returns:
+        The carry after.
     """
-    path = verdict.path
+    path = outcome.verdict.path
     on_path = path >= 0
     slots = rows.take(state.slots, jnp.maximum(path, 0))
     known = on_path & (slots >= 0)
@@ -167,7 +165,7 @@ def absorb(
     first = jnp.sum(known, axis=1, dtype=jnp.int32)[:, None]
     places = jnp.minimum(first + jnp.arange(most)[None], path.shape[1] - 1)
     nodes = jnp.maximum(rows.take(path, places), 0)
-    tokens = rows.take(draft.tree.tokens, nodes)
+    tokens = rows.take(outcome.tree.tokens, nodes)
     return jax.lax.cond(
         jnp.any(count > 0),
         lambda carry: model.scan(params, carry, tokens, count)[0],

@@ -2,27 +2,20 @@
 
 Several earlier places are looked up, in the prompt and in the output, and merged into one
 tree that keeps the nodes that most and best matches agree on (Saxena 2023; REST 2023 and
-Snakes and Ladders 2025 rank by counts). It is a search in an array: no model, no state but
-the text, all of it on the device.
+Snakes and Ladders 2025 rank by counts). It is a search in the text: no model, no state, all
+of it on the device.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec import mesh, rows, trees
-from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft, emitted_tokens
+from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
+from jaxspec.drafting import survival
 
 Array = jax.Array
-
-
-class State(NamedTuple):
-    """The text so far."""
-
-    tokens: Array  # [B, L]
-    lengths: Array  # [B]
 
 
 def ngram(
@@ -35,7 +28,8 @@ def ngram(
     """Makes a drafter that looks up the last `min_match` to `max_match` tokens.
 
     A place that agrees in more tokens is preferred, then the later one. A node scores
-    `0.81^depth` times the sum of `2^agreed` over the matches that go through it.
+    `0.81^depth` times the sum of `2^agreed` over the matches that go through it; its
+    `Draft.score` is that in proportion to the sum over all matches, and one.
 
     Args:
         num_nodes: slots of the tree, the root included.
@@ -90,55 +84,56 @@ def longest_path(
 
 @functools.cache
 def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
-    def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
-        del params, hidden
+    def init(params, batch_size: int, max_length: int) -> tuple[()]:
+        del params, batch_size
         if max_match * (max_length + max_path) >= 2**24:  # `_find` ranks in float32
             raise ValueError(
                 f"Look-up holds {2**24 // max_match - max_path} tokens, not {max_length}."
             )
-        live = jnp.arange(prompt.shape[1])[None] < lengths[:, None]
-        room = max_length + max_path - prompt.shape[1]
-        text = jnp.pad(jnp.where(live, prompt, 0), ((0, 0), (0, room)))
-        return State(text, lengths)
+        return ()
 
-    def propose(
-        params, keys: Array, state: State, root: Array, settings
-    ) -> tuple[State, Draft]:
-        del params, keys, settings
+    def absorb(
+        params, state: tuple[()], tokens: Array, hidden: Array, lengths: Array
+    ) -> tuple[()]:
+        del params, tokens, hidden, lengths
+        return state
+
+    def propose(params, state: tuple[()], context: Context) -> tuple[tuple[()], Draft]:
+        del params
+        root, lengths = context.root, context.lengths
         find = functools.partial(_find, sizes=(num_matches, min_match, max_match))
-        places, agreed = mesh.by_rows(find, state)
+        places, agreed = mesh.by_rows(find, context.tokens, lengths)
         # A continuation that reaches the end of the text goes on by copying itself: at
         # place `i` the text is taken to have the period `length - 1 - i`.
-        period = jnp.maximum(state.lengths[:, None] - 1 - places, 1)
+        period = jnp.maximum(lengths[:, None] - 1 - places, 1)
         steps = jnp.arange(max_path - 1)[None, None]
         index = places[:, :, None] + 1 + steps % period[:, :, None]
-        paths = rows.take(state.tokens, index.reshape(len(root), -1))
-        lengths = jnp.where(agreed > 0, max_path - 1, 0)
+        paths = rows.take(context.tokens, index.reshape(len(root), -1))
+        reach = jnp.where(agreed > 0, max_path - 1, 0)
         decay = 0.81 ** steps.astype(jnp.float32)
         weights = jnp.exp2(agreed[:, :, None].astype(jnp.float32)) * decay
-        tree = trees.from_paths(
-            root, paths.reshape(index.shape), lengths, num_nodes, weights
+        tree, members = trees.from_paths(
+            root, paths.reshape(index.shape), reach, num_nodes, weights
         )
-        return state, deterministic_draft(tree, max_path)
+        every = jnp.sum(jnp.where(agreed > 0, weights[:, :, 0], 0.0), axis=1)
+        score = survival.of_members(members, weights) / (1.0 + every[:, None])
+        return state, deterministic_draft(tree, max_path, score)
 
-    def observe(
-        params, state: State, draft: Draft, verdict: Verdict, hidden, logits
-    ) -> State:
-        del params, hidden, logits
-        tokens, count = emitted_tokens(draft.tree, verdict)
-        text = rows.write(state.tokens, tokens, state.lengths)
-        return State(text, state.lengths + count)
+    def observe(params, state: tuple[()], outcome: Outcome) -> tuple[()]:
+        del params, outcome
+        return state
 
-    return Drafter(init, propose, observe, max_path, None)
+    return Drafter(init, absorb, propose, observe, max_path, None)
 
 
-def _find(state: State, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+def _find(
+    tokens: Array, lengths: Array, sizes: tuple[int, int, int]
+) -> tuple[Array, Array]:
     """The best places `[B, M]`, and in how many tokens each agrees, 0 if in too few.
 
     The sizes are `num_matches`, `min_match` and `max_match`.
     """
     num_matches, min_match, max_match = sizes
-    tokens, lengths = state
     size = tokens.shape[1]
     place = jnp.arange(size)[None]
     run = place < lengths[:, None] - 1

@@ -16,7 +16,9 @@ of their slots, each against the law it was drawn from. Two orders keep the targ
 
 No sampled node gives way to a retrieved one: that would choose among drawn tokens, and
 the text would no longer have the target's law. Retrieved nodes that do not fit are
-dropped, the last first.
+dropped, the last first. Which those are depends on the sampled tokens where these come
+first, so that the retrieved nodes' scores are then below all of theirs; else the sampled
+ones' are below those of the retrieved children of the root, whose rest they are drawn from.
 """
 
 import functools
@@ -27,9 +29,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import checks, mesh, rows, trees
-from jaxspec.core import Draft, Drafter, LanguageModel, Verdict
+from jaxspec.core import Context, Draft, Drafter, LanguageModel, Outcome
 from jaxspec.drafting import builder as builders
-from jaxspec.drafting import fusion
+from jaxspec.drafting import fusion, survival
 from jaxspec.drafting import model as models
 from jaxspec.drafting.builder import Builder, Built, Reader
 from jaxspec.drafting.fusion import Pair
@@ -95,30 +97,31 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
     drafter = models.draft_model(model, builder)
     max_path = max(builder.max_path, retriever.max_path)
 
-    def init(
-        params: Pair, prompt: Array, lengths: Array, max_length: int, hidden
-    ) -> Pair:
+    def init(params: Pair, batch_size: int, max_length: int) -> Pair:
         checks.record("the params of two drafters", params, Pair)
-        size = max_length + max_path - retriever.max_path  # it is told of joint paths
         return Pair(
-            drafter.init(params.first, prompt, lengths, max_length, hidden),
-            retriever.init(params.second, prompt, lengths, size, hidden),
+            drafter.init(params.first, batch_size, max_length),
+            retriever.init(params.second, batch_size, max_length),
         )
 
-    def propose(
-        params: Pair, keys: Array, state: Pair, root: Array, settings
-    ) -> tuple[Pair, Draft]:
-        own, vocab_ids = models.head_for(builder, params.first)
-        past, draft = retriever.propose(
-            params.second, keys, state.second, root, settings
+    def absorb(
+        params: Pair, state: Pair, tokens: Array, hidden: Array, lengths: Array
+    ) -> Pair:
+        return Pair(
+            drafter.absorb(params.first, state.first, tokens, hidden, lengths),
+            retriever.absorb(params.second, state.second, tokens, hidden, lengths),
         )
+
+    def propose(params: Pair, state: Pair, context: Context) -> tuple[Pair, Draft]:
+        own, vocab_ids = models.head_for(builder, params.first)
+        past, draft = retriever.propose(params.second, state.second, context)
         fusion.check_deterministic(draft)
         size = draft.tree.num_nodes
         carry = model.prepare(own, state.first.carry)
         num_read = size - 1 + builder.num_read
-        tape = model.init_tape(own, len(root), num_read)
+        tape = model.init_tape(own, len(context.lengths), num_read)
         read = functools.partial(models.read, model, own, carry, num_read)
-        free = builders.start(root, builder.num_read)
+        free = builders.start(context.root, builder.num_read)
         tape, logits = read(tape, trees.join(draft.tree, free), 0, size)
         prune = functools.partial(_prune, keep=keep, least=least)
         kept = mesh.by_rows(
@@ -128,22 +131,20 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
         def build(root_logits: Array) -> Built:
             beside = functools.partial(_read_beside, read, draft.tree, root_logits)
             reader = Reader(beside, vocab_ids, model.vocab_size)
-            return builder.build(reader, tape, keys, root, settings)
+            return builder.build(reader, tape, context)
 
         room = size - 1 if num_nodes is None else num_nodes - builder.num_nodes
+        kept = draft.replace(tree=kept)
         built = _fuse(build, logits[:, 0], kept, vocab_ids, order, room, max_path)
         return Pair(models.State(carry, built.tape, built.slots), past), built.draft
 
-    def observe(
-        params: Pair, state: Pair, draft: Draft, verdict: Verdict, hidden, logits
-    ) -> Pair:
-        told = draft, verdict, hidden, logits
+    def observe(params: Pair, state: Pair, outcome: Outcome) -> Pair:
         return Pair(
-            drafter.observe(params.first, state.first, *told),
-            retriever.observe(params.second, state.second, *told),
+            drafter.observe(params.first, state.first, outcome),
+            retriever.observe(params.second, state.second, outcome),
         )
 
-    return Drafter(init, propose, observe, max_path, model.vocab_size)
+    return Drafter(init, absorb, propose, observe, max_path, model.vocab_size)
 
 
 def _read_beside(
@@ -185,13 +186,14 @@ def _prune(
 def _fuse(
     build: Callable[[Array], Built],
     root_logits: Array,
-    kept: TokenTree,
+    retrieved: Draft,
     vocab_ids: Array | None,
     order: str,
     room: int,
     max_path: int,
 ) -> Built:
     """Builds the draft model's tree and joins `room` retrieved nodes to it."""
+    kept = retrieved.tree
     if order == "draft first":
         built = build(root_logits)
         tree = built.draft.tree
@@ -210,8 +212,12 @@ def _fuse(
         free = jnp.full((len(array), room), value, array.dtype)
         return jnp.concatenate([array[:, :at], free, array[:, at:]], axis=1)
 
+    here = places[:, None] == jnp.arange(tree.num_nodes)[None, :, None]
+    drawn = widen(built.draft.score, -1)
+    looked_up = jnp.max(jnp.where(here, retrieved.score[:, None], 0.0), axis=2)
     draft = built.draft.replace(
         tree=tree,
+        score=survival.settle(tree, _scores(tree, drawn, looked_up, order)),
         kind=widen(built.draft.kind, Draft.DETERMINISTIC),
         logits_row=widen(built.draft.logits_row, 0),
         max_path=max_path,
@@ -219,9 +225,23 @@ def _fuse(
     # Every node of the retrieved tree was read in its place there, wherever it is now.
     shift = kept.num_nodes - 1
     own = widen(jnp.where(built.slots > 0, built.slots + shift, built.slots), -1)
-    here = places[:, None] == jnp.arange(tree.num_nodes)[None, :, None]
+    own = own.at[:, 0].set(0)
     found = jnp.argmax(here, axis=2).astype(jnp.int32)
     return Built(built.tape, draft, jnp.where(jnp.any(here, axis=2), found, own))
+
+
+def _scores(tree: TokenTree, drawn: Array, looked_up: Array, order: str) -> Array:
+    """Scores of a fused tree: of its drawn slots, -1 at others, and of the retrieved."""
+    slots = jnp.arange(tree.num_nodes)[None]
+    is_drawn = tree.is_node & (drawn >= 0.0)
+    if order == "draft first":
+        least = jnp.min(jnp.where(is_drawn, drawn, 1.0), axis=1, keepdims=True)
+        return jnp.where(is_drawn, drawn, looked_up * least)
+    first = (tree.parents == 0) & ~is_drawn
+    rest = jnp.prod(jnp.where(first, 1.0 - looked_up, 1.0), axis=1, keepdims=True)
+    least = jnp.min(jnp.where(first, looked_up, 1.0), axis=1, keepdims=True)
+    score = jnp.where(is_drawn, drawn * jnp.minimum(rest, least), looked_up)
+    return jnp.where(slots == 0, 1.0, score)
 
 
 def _without(logits: Array, tree: TokenTree, vocab_ids: Array | None) -> Array:

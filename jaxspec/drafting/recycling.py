@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec import mesh, sampling
-from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft
-from jaxspec.drafting import sequoia, static
+from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
+from jaxspec.drafting import sequoia, static, survival
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
@@ -73,32 +73,36 @@ def recycling(
 @functools.cache
 def _recycling(vocab_size: int, topology: tuple[int, ...], successors: int) -> Drafter:
     max_path = len(static.levels_of(topology)) + 1
+    by_rank = survival.of_ranks(topology, ACCEPTANCE)
 
-    def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
-        del params, lengths, max_length, hidden
-        shape = len(prompt), vocab_size, successors
+    def init(params, batch_size: int, max_length: int) -> State:
+        del params, max_length
+        shape = batch_size, vocab_size, successors
         return State(jnp.full(shape, UNKNOWN, jnp.int32))
 
-    def propose(
-        params, keys: Array, state: State, root: Array, settings
-    ) -> tuple[State, Draft]:
-        del params, keys, settings
-        fill = functools.partial(_fill, topology=topology)
-        tree = mesh.by_rows(fill, state.successors, root)
-        return state, deterministic_draft(tree, max_path)
-
-    def observe(
-        params, state: State, draft: Draft, verdict: Verdict, hidden, logits: Array
+    def absorb(
+        params, state: State, tokens: Array, hidden: Array, lengths: Array
     ) -> State:
-        del params, hidden
-        best = functools.partial(_best, count=successors)
-        found = mesh.by_rows(best, logits, over=mesh.AXES)
-        live = draft.tree.is_node & (verdict.path[:, :1] >= 0)
-        return State(
-            mesh.by_rows(_learn, state.successors, draft.tree.tokens, live, found)
-        )
+        del params, tokens, hidden, lengths  # without logits they teach nothing
+        return state
 
-    return Drafter(init, propose, observe, max_path, vocab_size)
+    def propose(params, state: State, context: Context) -> tuple[State, Draft]:
+        del params
+        fill = functools.partial(_fill, topology=topology)
+        tree = mesh.by_rows(fill, state.successors, context.root)
+        score = jnp.broadcast_to(by_rank, tree.parents.shape)
+        return state, deterministic_draft(tree, max_path, score)
+
+    def observe(params, state: State, outcome: Outcome) -> State:
+        del params
+        best = functools.partial(_best, count=successors)
+        found = mesh.by_rows(best, outcome.logits, over=mesh.AXES)
+        tree = outcome.tree
+        live = tree.is_node & (outcome.count > 0)[:, None]
+        learn = mesh.by_rows(_learn, state.successors, tree.tokens, live, found)
+        return State(learn)
+
+    return Drafter(init, absorb, propose, observe, max_path, vocab_size)
 
 
 def _fill(known: Array, root: Array, topology: tuple[int, ...]) -> TokenTree:

@@ -3,35 +3,28 @@
 The longest end of the text that occurs there, of `min_match` to `max_match` tokens, is
 looked up. Of its places as many as are asked for, spread evenly over all, each give a
 continuation; the tree keeps the prefixes that most of them share, and the shorter among
-equals (REST, He et al. 2023; in RASD, Quan et al. 2025, a draft model prunes them).
+equals (REST, He et al. 2023; in RASD, Quan et al. 2025, a draft model prunes them). The
+score of a node is its part of all the continuations, and one more.
 
 The search is three binary ones, `log2 M` steps each of `max_match` compares in every row
-(see `datastore`); the second and the third run at once. The state is the last
-`max_match` tokens: what is retrieved from the text itself is `ngram`'s, and `fusion` joins
-the two.
+(see `datastore`); the second and the third run at once. There is no state. What is looked
+up in the text itself is `ngram`'s, and `fusion` joins the two.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec import checks, mesh, rows, trees
-from jaxspec.core import Draft, Drafter, Verdict, deterministic_draft, emitted_tokens
-from jaxspec.drafting import datastore, ngram
+from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
+from jaxspec.drafting import datastore, ngram, survival
 from jaxspec.drafting.datastore import Datastore
 
 Array = jax.Array
 
 NOTHING = -2  # before all tokens, and in no datastore
 ANYTHING = 2**31 - 1  # after all tokens
-
-
-class State(NamedTuple):
-    """The end of the text."""
-
-    tail: Array  # [B, max_match], `NOTHING` in front of a shorter text
 
 
 def retrieval(
@@ -61,44 +54,55 @@ def retrieval(
 
 @functools.cache
 def _retrieval(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
-    def init(params, prompt: Array, lengths: Array, max_length: int, hidden) -> State:
+    def init(params: Datastore, batch_size: int, max_length: int) -> tuple[()]:
         checks.record("the params of retrieval", params, Datastore)
-        del max_length, hidden
-        index = lengths[:, None] - max_match + jnp.arange(max_match)[None]
-        tail = rows.take(prompt, jnp.maximum(index, 0))
-        return State(jnp.where(index >= 0, tail, NOTHING))
+        del batch_size, max_length
+        return ()
+
+    def absorb(
+        params, state: tuple[()], tokens: Array, hidden: Array, lengths: Array
+    ) -> tuple[()]:
+        del params, tokens, hidden, lengths
+        return state
 
     def propose(
-        params: Datastore, keys: Array, state: State, root: Array, settings
-    ) -> tuple[State, Draft]:
-        del keys, settings
+        params: Datastore, state: tuple[()], context: Context
+    ) -> tuple[tuple[()], Draft]:
         retrieve = functools.partial(
             _retrieve, num_matches=num_matches, min_match=min_match, reach=max_path - 1
         )
-        paths, lengths = mesh.by_rows(retrieve, state, shared=(params,))
+        tail = _tail(context.tokens, context.lengths, max_match)
+        paths, lengths = mesh.by_rows(retrieve, tail, shared=(params,))
         # A path less gives less than all the depth there is: counts decide, then depth.
         depth = jnp.arange(max_path - 1, dtype=jnp.float32)
         weights = 1.0 - depth / (num_matches * max_path)
         weights = jnp.broadcast_to(weights[None, None], paths.shape)
-        tree = trees.from_paths(root, paths, lengths, num_nodes, weights)
-        return state, deterministic_draft(tree, max_path)
+        tree, members = trees.from_paths(
+            context.root, paths, lengths, num_nodes, weights
+        )
+        every = jnp.sum(lengths > 0, axis=1, keepdims=True, dtype=jnp.float32)
+        score = survival.of_members(members, weights) / (1.0 + every)
+        return state, deterministic_draft(tree, max_path, score)
 
-    def observe(
-        params, state: State, draft: Draft, verdict: Verdict, hidden, logits
-    ) -> State:
-        del params, hidden, logits
-        tokens, count = emitted_tokens(draft.tree, verdict)
-        text = jnp.concatenate([state.tail, tokens], axis=1)
-        return State(rows.take(text, count[:, None] + jnp.arange(max_match)[None]))
+    def observe(params, state: tuple[()], outcome: Outcome) -> tuple[()]:
+        del params, outcome
+        return state
 
-    return Drafter(init, propose, observe, max_path, None)
+    return Drafter(init, absorb, propose, observe, max_path, None)
+
+
+def _tail(tokens: Array, lengths: Array, size: int) -> Array:
+    """The last tokens `[B, size]` of each text, `NOTHING` in front of a shorter one."""
+    index = lengths[:, None] - size + jnp.arange(size)[None]
+    tail = rows.take(tokens, jnp.maximum(index, 0))
+    return jnp.where(index >= 0, tail, NOTHING)
 
 
 def _retrieve(
-    state: State, store: Datastore, *, num_matches: int, min_match: int, reach: int
+    tail: Array, store: Datastore, *, num_matches: int, min_match: int, reach: int
 ) -> tuple[Array, Array]:
     """Continuations `[B, num_matches, reach]`, and how long each is, perhaps 0."""
-    low, count = longest_match(state.tail, store, min_match)
+    low, count = longest_match(tail, store, min_match)
     taken = jnp.minimum(count, num_matches)[:, None]
     every, rest = jnp.divmod(count[:, None], jnp.maximum(taken, 1))
     which = jnp.arange(num_matches)[None]

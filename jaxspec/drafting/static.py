@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec import mesh, sampling, trees
-from jaxspec.core import Draft
-from jaxspec.drafting import builder
+from jaxspec.core import Context, Draft, deterministic_draft
+from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 
 Array = jax.Array
@@ -42,7 +42,10 @@ class Level(NamedTuple):
 
 
 def static_tree(
-    topology: Sequence[int], law: str = "top_k", noise: str = "own"
+    topology: Sequence[int],
+    law: str = "top_k",
+    noise: str = "own",
+    acceptance: Sequence[float] | None = None,
 ) -> Builder:
     """Makes a builder of trees of one shape.
 
@@ -54,6 +57,9 @@ def static_tree(
         noise: `"own"`; or `"shared"`, which draws with the noise that the target will emit
             with, so that `sample_and_match` accepts more (for laws without replacement
             and chains; verifiers that use laws refuse it).
+        acceptance: share of the nodes at which the child of each rank is the one accepted,
+            as `sequoia.optimal_tree` takes it. Scores are then products of these; by
+            default the model is taken at its word (`drafting.survival`).
 
     Raises:
         ValueError: if the topology is no tree, level by level, or a choice is unknown.
@@ -71,54 +77,92 @@ def static_tree(
             f"Shared noise orders the children of a draw; the law {law!r} of topology "
             f"{topology} has none. Use 'without_replacement'."
         )
-    return _static_tree(topology, law, noise)
+    if acceptance is not None:
+        acceptance = tuple(float(share) for share in acceptance)
+    return _static_tree(topology, law, noise, acceptance)
 
 
 def chain(length: int, law: str = "iid", noise: str = "own") -> Builder:
-    """A chain of `length` drafts."""
-    return static_tree((1,) * length, law, noise)
+    """A chain of `length` drafts; of none, the root alone, for a step without drafts."""
+    return static_tree((1,) * length, law, noise) if length else _root_alone()
 
 
 @functools.cache
-def _static_tree(topology: tuple[int, ...], law: str, noise: str) -> Builder:
+def _root_alone() -> Builder:
+    def build(reader: Reader, tape, context: Context) -> Built:
+        del reader
+        tree = builder.start(context.root, 1)
+        draft = deterministic_draft(tree, 1)
+        return Built(tape, draft, jnp.full_like(tree.parents, -1))
+
+    return Builder(build, 1, 1, 1, 1)
+
+
+@functools.cache
+def _static_tree(
+    topology: tuple[int, ...],
+    law: str,
+    noise: str,
+    acceptance: tuple[float, ...] | None,
+) -> Builder:
     levels = levels_of(topology)
     num_nodes, num_read = len(topology), levels[-1].stop
     read = np.concatenate([np.arange(level.start, level.stop) for level in levels])
-    is_read = np.isin(np.arange(num_nodes), read)[None]
     row = np.zeros(num_nodes, np.int32)  # of a node's logits
     row[read] = np.arange(len(read)) * (law != "top_k" and noise == "own")
 
-    def build(reader: Reader, tape, keys, root, settings) -> Built:
+    def build(reader: Reader, tape, context: Context) -> Built:
+        root = context.root
         tree = builder.start(root, num_nodes)
         draw = functools.partial(
             _children, law=law, noise=noise, vocab_size=reader.vocab_size
         )
-        draft_logits = []
+        draft_logits, reach = [], jnp.ones(root.shape, jnp.float32)[:, None]
+        scores, is_read = [reach], []
         for depth, level in enumerate(levels):
-            tape, logits = reader.read(tape, tree, level.start, level.stop)
-            pick = functools.partial(draw, level=level, depth=depth)
-            args = logits, keys, settings
-            shared = (reader.vocab_ids,)
-            tokens, exists, scaled = mesh.by_rows(
-                pick, *args, shared=shared, over=mesh.AXES
-            )
+            above = reach[:, : level.stop - level.start]
+
+            def descend(tape, tree=tree, depth=depth, level=level, above=above):
+                tape, logits = reader.read(tape, tree, level.start, level.stop)
+                return tape, mesh.by_rows(
+                    functools.partial(draw, level=level, depth=depth),
+                    logits,
+                    context.keys,
+                    context.sampling,
+                    above,
+                    shared=(reader.vocab_ids,),
+                    over=mesh.AXES,
+                )
+
+            needed = builder.reaches(context, depth + 1)
+            tape, drawn = builder.when(needed, descend, tape)
+            tokens, exists, scaled, score, reach = drawn
+            scores.append(score)
+            is_read += [needed] * (level.stop - level.start)
             parents = jnp.array(level.parent) + level.start
             exists &= (tree.parents[:, parents] >= 0) | (parents == 0)[None]
             parents = jnp.where(exists, parents[None], -1)
             tree = builder.grow(tree, level.children[0], tokens, parents)
             draft_logits.append(scaled)
         shape = tree.parents.shape
+        score = jnp.concatenate(scores, axis=1)
+        if acceptance is not None:
+            score = jnp.broadcast_to(survival.of_ranks(topology, acceptance), shape)
         kind = Draft.DETERMINISTIC if noise == "shared" else KINDS[law]
         draft = Draft(
-            tree,
-            jnp.full(shape, kind, jnp.int32),
-            jnp.concatenate(draft_logits, axis=1),  # [B, num_read, V'], or no rows
-            jnp.broadcast_to(jnp.asarray(row)[None], shape),
-            reader.vocab_ids,
-            len(levels) + 1,
+            tree=tree,
+            kind=jnp.full(shape, kind, jnp.int32),
+            draft_logits=jnp.concatenate(
+                draft_logits, axis=1
+            ),  # [B, num_read, V'], or 0
+            logits_row=jnp.broadcast_to(jnp.asarray(row)[None], shape),
+            score=survival.settle(tree, score),
+            vocab_ids=reader.vocab_ids,
+            max_path=len(levels) + 1,
             coupled=noise == "shared",
         )
-        slots = jnp.where(tree.is_node & is_read, jnp.arange(num_nodes)[None], -1)
+        on_tape = jnp.zeros((num_nodes,), bool).at[read].set(jnp.stack(is_read))
+        slots = jnp.where(tree.is_node & on_tape[None], jnp.arange(num_nodes)[None], -1)
         return Built(tape, draft, slots.astype(jnp.int32))
 
     most = max(max(level.rank) for level in levels) + 1
@@ -129,6 +173,7 @@ def _children(
     logits: Array,
     keys: Array,
     settings: sampling.Sampling,
+    reach: Array,
     vocab_ids: Array | None,
     *,
     level: Level,
@@ -136,8 +181,12 @@ def _children(
     law: str,
     noise: str,
     vocab_size: int,
-) -> tuple[Array, Array, Array]:
-    """Draws a level: tokens `[B, n]`, whether each exists, and logits `[B, m, V']`."""
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Draws a level from nodes of some reach `[B, m]`.
+
+    Returns tokens `[B, n]`, whether each exists, logits `[B, m, V']`, and the scores and
+    the reach of the tokens.
+    """
     most = max(level.rank) + 1
     scaled = builder.law_logits(logits, settings)
     nodes = jax.vmap(jax.vmap(functools.partial(sampling.largest, count=most)))
@@ -163,9 +212,12 @@ def _children(
     else:
         tokens, exists = builder.by_temperature(settings, drawn, likeliest)
         draft_logits = scaled
+    score, reach = survival.of_draws(reach, scaled, tokens, law)
     here = np.array(level.parent), np.array(level.rank)
     tokens = builder.token_ids(tokens, vocab_ids)
-    return tokens[:, *here], exists[:, *here], draft_logits
+    found = tokens, exists, score, reach
+    tokens, exists, score, reach = (array[:, *here] for array in found)
+    return tokens, exists, draft_logits, score, reach
 
 
 def _draws(key: Array, logits: Array, law: str, count: int) -> tuple[Array, Array]:

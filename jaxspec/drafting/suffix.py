@@ -112,8 +112,8 @@ class SuffixTree:
 
     def continuations(
         self, node: _Node, times: int, count: int, longest: int, least: float
-    ) -> tuple[list[tuple[int, ...]], float]:
-        """The likeliest continuations of a string, and the sum of their probabilities.
+    ) -> list[tuple[int, tuple[int, ...]]]:
+        """Finds the likeliest continuations of a string, and how often each came.
 
         Among equals the shorter one comes first, then the one of lower tokens. Each comes
         after those that it continues.
@@ -125,19 +125,18 @@ class SuffixTree:
             longest: tokens of the longest.
             least: probability below which none is taken.
         """
-        found, total = [], 0
+        found = []
         frontier = [(-node.count, 0, (), node)]
         while frontier and len(found) <= count:
             occurrences, length, path, here = heapq.heappop(frontier)
-            found.append(path)
-            total -= occurrences
+            found.append((-occurrences, path))
             if length == longest:
                 continue
             for token, child in self.children(here).items():
                 if child.count >= least * times:
                     entry = -child.count, length + 1, (*path, token), child
                     heapq.heappush(frontier, entry)
-        return found[1:], (total - node.count) / times
+        return found[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,18 +171,19 @@ class SuffixDecoder:
 
     def propose(
         self, text: SuffixTree, num_nodes: int, max_path: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Proposes a tree: tokens and parents `[num_nodes]` int32.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Proposes a tree: tokens and parents `[num_nodes]` int32, and scores, float32.
 
-        Of equal scores the longer match wins, and then the text itself. Slot 0 stands for
-        the last token, which whoever proposes the tree fills in.
+        The score of a node is the probability of its continuation (`Draft.score`). Of equal
+        trees the longer match wins, and then the text itself. Slot 0 stands for the last
+        token, which whoever proposes the tree fills in.
 
         Args:
             text: from `begin`.
             num_nodes: slots of the tree, the root included.
             max_path: nodes on its longest path, the root included.
         """
-        best = 0.0, 0, []
+        best = 0.0, 0, [], 1
         for tree in (text, self.past):
             if tree is None:
                 continue
@@ -193,15 +193,17 @@ class SuffixDecoder:
                     break
                 count = min(num_nodes - 1, int(self.factor * length + self.offset))
                 longest = min(max_path - 1, tree.depth - length)
-                found, score = tree.continuations(
+                found = tree.continuations(
                     node, times, count, longest, self.min_probability
                 )
+                score = sum(often for often, _ in found) / times
                 if (score, length) > best[:2]:
-                    best = score, length, found
+                    best = score, length, found, times
         tokens = np.zeros(num_nodes, np.int32)
         parents = np.full(num_nodes, TokenTree.NO_PARENT, np.int32)
-        slots = {(): 0}
-        for slot, path in enumerate(best[2], start=1):
+        score = np.zeros(num_nodes, np.float32)
+        slots, score[0] = {(): 0}, 1.0
+        for slot, (often, path) in enumerate(best[2], start=1):
             tokens[slot], parents[slot] = path[-1], slots[path[:-1]]
-            slots[path] = slot
-        return tokens, parents
+            slots[path], score[slot] = slot, often / best[3]
+        return tokens, parents, score

@@ -31,7 +31,7 @@ class Vocabulary(NamedTuple):
     Attributes:
         keep: `[n]` int32, ids, ascending.
         counts: `[V]` int64, how often each id was seen.
-        tokenizer_hash: whose ids they are (`pretrained.tokenizer_hash`).
+        tokenizer_hash: whose ids they are (`tokenizer_files.tokenizer_hash`).
     """
 
     keep: np.ndarray

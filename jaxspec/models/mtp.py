@@ -128,6 +128,7 @@ def mtp_head(config: ModelConfig) -> DraftHead:
         keep=network.keep,
         logits=network.logits,
         vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
     )
 
 

@@ -18,7 +18,7 @@ import shutil
 
 import tokenizers
 
-from jaxspec import files, pretrained
+from jaxspec import files, pretrained, tokenizer_files
 from jaxspec.cli import options
 from jaxspec.models import forms
 from jaxspec.train import card, corpus, loop, recipes
@@ -81,10 +81,10 @@ def run(args: argparse.Namespace) -> None:
                 f"The teacher has {loaded.model.vocab_size} tokens and the model "
                 f"{recipe.config.vocab_size}."
             )
-        record["teacher_sha256"] = files.digest(pretrained.find(args.teacher))
+        record["teacher_sha256"] = files.digest(loaded.folder.path)
     _same_or_new(args.out / "recipe.json", record)
     if teacher is None:
-        tokenizer = _tokenizer(args.out / "tokenizer.json", modules, recipe)
+        tokenizer = _tokenizer(args.out, modules, recipe)
     if tokenizer.get_vocab_size() > recipe.config.vocab_size:
         raise ValueError(
             f"The tokenizer has {tokenizer.get_vocab_size()} tokens and the model "
@@ -129,13 +129,14 @@ def _same_or_new(path: pathlib.Path, record: dict) -> None:
 
 
 def _tokenizer(
-    path: pathlib.Path, modules: list[corpus.Module], recipe: recipes.Recipe
+    folder: pathlib.Path, modules: list[corpus.Module], recipe: recipes.Recipe
 ) -> tokenizers.Tokenizer:
+    path = folder / tokenizer_files.NAME
     if not path.exists():
         texts = (m.text for m in modules if not m.held_out)
         trained = bpe.train(texts, recipe.config.vocab_size)
         files.write_text(path, trained.to_str())
-    return pretrained.load_tokenizer(path)
+    return tokenizer_files.load(folder)
 
 
 def _report(

@@ -17,7 +17,7 @@ import optax
 import tokenizers
 from rich import progress
 
-from jaxspec import checkpointing, compilation, files, pretrained, sampling
+from jaxspec import checkpointing, compilation, files, sampling, weights
 from jaxspec.core import LanguageModel
 from jaxspec.models import hybrid
 from jaxspec.train import corpus, evaluate
@@ -49,9 +49,9 @@ class Data(NamedTuple):
 
 def encode(modules: list[corpus.Module], tokenizer: tokenizers.Tokenizer) -> Data:
     """Tokenizes a corpus."""
-    end = tokenizer.token_to_id(pretrained.END_OF_TEXT)
+    end = tokenizer.token_to_id(weights.END_OF_TEXT)
     if end is None:
-        raise ValueError(f"The tokenizer has no token {pretrained.END_OF_TEXT}.")
+        raise ValueError(f"The tokenizer has no token {weights.END_OF_TEXT}.")
     documents: dict[bool, list[np.ndarray]] = {False: [], True: []}
     for module in modules:
         ids = tokenizer.encode(module.text).ids

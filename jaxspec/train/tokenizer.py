@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jaxspec.pretrained import END_OF_TEXT
+from jaxspec.weights import END_OF_TEXT
 
 
 def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:

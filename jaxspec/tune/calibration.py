@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import tokenizers
 
-from jaxspec import decode_state, decoding, pretrained, sampling
-from jaxspec.bench.prompts import digest
+from jaxspec import decoding, padding, prefill, pretrained, sampling
 from jaxspec.cli import options
+from jaxspec.core import Params
+from jaxspec.measure.prompts import digest
 from jaxspec.text import encoding
 from jaxspec.tune import prompts as prompt_files
 
@@ -137,14 +138,14 @@ def generate_texts(
         seed: of the noise.
         advance: called with the number of texts that were just written.
     """
-    padded, lengths = decode_state.pad_prompts(prompts)
+    padded, lengths = padding.pad_prompts(prompts)
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     keys = fold(sampling.key(seed), np.arange(len(prompts)))
-    params = decode_state.Params(target.params)
+    params = Params(target.params)
     texts = []
     for start in range(0, len(prompts), batch):
         index = np.arange(start, start + batch) % len(prompts)  # the last is filled up
-        state = decode_state.init_state(
+        state = prefill.init_state(
             params,
             padded[index],
             lengths[index],

@@ -1,7 +1,8 @@
-"""Prepares what to draft with: the best tree, the best tokens, a text to retrieve from.
+"""Prepares what to draft with: trees, tokens, survival, a text to retrieve from.
 
     jaxspec tune tree --temperature 0.8 --out tree.json
     jaxspec tune vocabulary --size 1024 --out vocabulary.json
+    jaxspec tune survival --temperature 1 --out survival.json
     jaxspec tune datastore --out store.safetensors
 
 All have the target go on with beginnings of Python functions, and measure on what it
@@ -12,9 +13,14 @@ evaluated on with `--disjoint-from`.
 
 import argparse
 
-from jaxspec.tune import datastore, tree, vocabulary
+from jaxspec.tune import datastore, survival, tree, vocabulary
 
-SUBJECTS = {"tree": tree, "vocabulary": vocabulary, "datastore": datastore}
+SUBJECTS = {
+    "tree": tree,
+    "vocabulary": vocabulary,
+    "survival": survival,
+    "datastore": datastore,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

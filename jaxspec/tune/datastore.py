@@ -18,10 +18,10 @@ from rich import console as consoles
 from rich import progress
 
 from jaxspec import files, pretrained
-from jaxspec.bench import prompts as prompt_files
-from jaxspec.bench import timing
 from jaxspec.cli import terminal
 from jaxspec.drafting import datastore
+from jaxspec.measure import prompts as prompt_files
+from jaxspec.measure import timing
 from jaxspec.train import corpus
 from jaxspec.tune import calibration
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
             text.prompts,
             max_new_tokens=args.max_tokens,
             temperature=args.temperature,
-            stops=pretrained.stop_tokens(args.model),
+            stops=target.stops,
             batch=args.batch,
             seed=args.seed,
             advance=lambda count: bar.advance(task, count),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxspec.bench import prompts as prompt_files
+from jaxspec.measure import prompts as prompt_files
 from jaxspec.train import corpus
 
 LEAST_LINES, MOST_LINES = 3, 12  # of a prompt

@@ -16,6 +16,7 @@ The file is read by `jaxspec.drafting.tree_file.load_tree`.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -25,14 +26,14 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import pretrained
-from jaxspec.bench import timing
-from jaxspec.cli import drafters, options, terminal
-from jaxspec.core import LanguageModel
-from jaxspec.decode_state import Params
+from jaxspec import pretrained, tokenizer_files
+from jaxspec.cli import options, terminal
+from jaxspec.core import LanguageModel, Params
+from jaxspec.drafters import sources
 from jaxspec.drafting import sequoia, tree_file
 from jaxspec.drafting import vocabulary as vocabularies
-from jaxspec.tune import acceptance, calibration, costs
+from jaxspec.measure import costs, timing
+from jaxspec.tune import acceptance, calibration
 
 BUSY = 1.3  # median over least time, above which times are not to be trusted
 
@@ -107,9 +108,9 @@ def run(args: argparse.Namespace) -> None:
         )
     target = pretrained.load(args.model, args.dtype, max_path=args.max_path)
     draft = pretrained.load(args.draft_model, args.dtype, max_path=args.max_path)
-    pretrained.check_same_tokenizer(target.tokenizer, draft.tokenizer)
+    tokenizer_files.check_same_tokenizer(target.tokenizer, draft.tokenizer)
     model, params = _trimmed(args, target, draft)
-    draft = draft._replace(model=model, params=params)
+    draft = dataclasses.replace(draft, model=model, params=params)
     text = calibration.Text.of(args, target.tokenizer)
 
     columns = progress.Progress.get_default_columns()
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
         "environment": timing.environment(),
         "target": str(args.model),
         "draft": str(args.draft_model),
-        "tokenizer_hash": pretrained.tokenizer_hash(target.tokenizer),
+        "tokenizer_hash": tokenizer_files.tokenizer_hash(target.tokenizer),
         "vocabulary": args.vocabulary and args.vocabulary.name,
         "temperature": args.temperature,
         "law": acceptance.law(args.temperature),
@@ -157,9 +158,9 @@ def _trimmed(args: argparse.Namespace, target, draft) -> tuple[LanguageModel, An
     """The draft model and its params, its head trimmed if that was asked for."""
     keep = None
     if args.vocabulary is not None:
-        own = pretrained.tokenizer_hash(draft.tokenizer)
+        own = tokenizer_files.tokenizer_hash(draft.tokenizer)
         keep = vocabularies.load(args.vocabulary, own).keep
-    return drafters.trim(draft, target.model.vocab_size, keep)
+    return sources.trim(draft, target.model.vocab_size, keep)
 
 
 def _count(args, target, draft, text: calibration.Text, bar) -> np.ndarray:
@@ -170,15 +171,15 @@ def _count(args, target, draft, text: calibration.Text, bar) -> np.ndarray:
         text.prompts,
         max_new_tokens=args.max_tokens,
         temperature=args.temperature,
-        stops=pretrained.stop_tokens(args.model),
+        stops=target.stops,
         batch=args.batch,
         seed=args.seed,
         advance=lambda count: bar.advance(writing, count),
     )
     counting = bar.add_task("accepted ranks", total=len(texts))
     return acceptance.measure(
-        target[:2],
-        draft[:2],
+        (target.model, target.params),
+        (draft.model, draft.params),
         text.prompts,
         texts,
         temperature=args.temperature,

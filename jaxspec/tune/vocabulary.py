@@ -23,10 +23,10 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import pretrained
-from jaxspec.bench import synthetic, timing
+from jaxspec import pretrained, tokenizer_files
 from jaxspec.cli import options, terminal
 from jaxspec.drafting import vocabulary
+from jaxspec.measure import synthetic, timing
 from jaxspec.models import forms
 from jaxspec.tune import calibration
 
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> None:
     calibration.check(args)
     target = pretrained.load(args.model, args.dtype)
     draft = pretrained.load(args.draft_model, args.dtype)
-    pretrained.check_same_tokenizer(target.tokenizer, draft.tokenizer)
-    special = pretrained.special_tokens(args.model)
+    tokenizer_files.check_same_tokenizer(target.tokenizer, draft.tokenizer)
+    special = target.folder.special_tokens
     vocab_size = target.model.vocab_size
     if not len(special) < args.size <= vocab_size:
         raise ValueError(
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     held_out = calibration.Text.of(args, target.tokenizer, held_out=True)
     counts, others = _count(args, target, (text, held_out))
     keep = vocabulary.select(counts, args.size, special)
-    hash_ = pretrained.tokenizer_hash(target.tokenizer)
+    hash_ = tokenizer_files.tokenizer_hash(target.tokenizer)
     sizes = {int(share * vocab_size) for share in SHARES} | {args.size}
     rows = [
         _row(vocabulary.select(counts, size, special), counts, others, target, draft)
@@ -119,7 +119,7 @@ def _count(args, target, texts) -> list[np.ndarray]:
                 text.prompts,
                 max_new_tokens=args.max_tokens,
                 temperature=args.temperature,
-                stops=pretrained.stop_tokens(args.model),
+                stops=target.stops,
                 batch=args.batch,
                 seed=args.seed,
                 advance=lambda count, task=task: bar.advance(task, count),

@@ -12,6 +12,7 @@ from pallas_kernels._dispatch import HEADS, LAYERS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_attention import cpu, pallas_gpu, pallas_tpu, reference, xla
+from pallas_kernels.tree_attention.cache import Cache
 
 _MODULES = {
     "reference": reference,
@@ -25,7 +26,7 @@ _STACKED = Layout(LAYERS, *_NODE)
 _ATTEND = _dispatch.op(
     "attend",
     _MODULES,
-    (_ROW, _NODE, _NODE, _NODE, _STACKED, _STACKED, _ROW, Layout()),
+    (_ROW, _NODE, _NODE, _NODE, Cache(_STACKED, _STACKED, _ROW, Layout())),
     _NODE,
 )
 _ATTEND_CACHE = _dispatch.op(
@@ -80,10 +81,20 @@ def attend(
     )
     if q.shape[1] > num_nodes:
         raise ValueError(f"Expected at most {num_nodes} queries, got {q.shape[1]}.")
-    layer, *cache = stacked.make(layer, cache_keys, cache_values)
-    args = tree, q, keys, values, *cache, length, layer
-    static = dict(head_dim=head_dim, window=window, scale=scale)
-    return _dispatch.dispatch(_ATTEND, implementation, kv_heads, *args, **static)
+    layer, cache_keys, cache_values = stacked.make(layer, cache_keys, cache_values)
+    return _dispatch.dispatch(
+        _ATTEND,
+        implementation,
+        kv_heads,
+        tree,
+        q,
+        keys,
+        values,
+        Cache(cache_keys, cache_values, length, layer),
+        head_dim=head_dim,
+        window=window,
+        scale=scale,
+    )
 
 
 def attend_cache(
@@ -119,10 +130,20 @@ def attend_cache(
     """
     kv_heads = _check(q, keys, keys, values, head_dim, window, layer)
     check_shapes(index=(index, q.shape[:1]))
-    layer, *cache = stacked.make(layer, keys, values)
-    static = dict(head_dim=head_dim, window=window, scale=scale)
-    args = q, *cache, index, layer
-    return _dispatch.dispatch(_ATTEND_CACHE, implementation, kv_heads, *args, **static)
+    layer, keys, values = stacked.make(layer, keys, values)
+    return _dispatch.dispatch(
+        _ATTEND_CACHE,
+        implementation,
+        kv_heads,
+        q,
+        keys,
+        values,
+        index,
+        layer,
+        head_dim=head_dim,
+        window=window,
+        scale=scale,
+    )
 
 
 def implementations() -> list[str]:

@@ -12,29 +12,24 @@ import jax.numpy as jnp
 from pallas_kernels.tree_attention import sight
 
 
-def attend(
-    tree,
-    q,
-    keys,
-    values,
-    cache_keys,
-    cache_values,
-    length,
-    layer,
-    head_dim,
-    window,
-    scale,
-):
-    cache, start = sight.cut((cache_keys, cache_values), layer, length, 0, window)
-    shape = q.shape[1], cache[0].shape[1]
-    on_cache, on_tree = sight.of_tree(tree, *shape, length - start, window)
-    sources = [(*cache, on_cache), (keys, values, on_tree)]
+def attend(tree, q, keys, values, cache, *, head_dim, window, scale):
+    length = cache.length
+    past, start = sight.cut(
+        cache[:2], cache.layer, end=length, queries=0, window=window
+    )
+    capacity = past[0].shape[1]
+    on_cache, on_tree = sight.of_tree(
+        tree, q.shape[1], capacity, length - start, window
+    )
+    sources = [(*past, on_cache), (keys, values, on_tree)]
     return _by_head(q, sources, head_dim, scale)
 
 
-def attend_cache(q, keys, values, index, layer, head_dim, window, scale):
+def attend_cache(q, keys, values, index, layer, *, head_dim, window, scale):
     length = q.shape[1]
-    cache, start = sight.cut((keys, values), layer, index + length, length, window)
+    cache, start = sight.cut(
+        (keys, values), layer, end=index + length, queries=length, window=window
+    )
     seen = sight.of_cache(index, start, length, cache[0].shape[1], window)
     return _by_head(q, [(*cache, seen)], head_dim, scale)
 

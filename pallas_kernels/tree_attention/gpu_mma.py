@@ -20,7 +20,7 @@ from jax.experimental.mosaic.gpu.mma import MMALayouts
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.mlir.dialects import vector
 
-from pallas_kernels._mma import split
+from pallas_kernels._mosaic_gpu import split
 
 QUERIES = plgpu.Layout.WGMMA  # [64, d] queries, [64, m] weights and [64, d] outputs
 PER_QUERY = QUERIES.reduce(1)

@@ -9,19 +9,7 @@ import jax
 import jax.numpy as jnp
 
 
-def attend(
-    tree,
-    q,
-    keys,
-    values,
-    cache_keys,
-    cache_values,
-    length,
-    layer,
-    head_dim,
-    window,
-    scale,
-):
+def attend(tree, q, keys, values, cache, *, head_dim, window, scale):
     queries = q.shape[1]
 
     def row(tree, q, keys, values, cache_keys, cache_values, length):
@@ -39,11 +27,11 @@ def attend(
             outputs.append(_heads(q[i], all_keys, all_values, seen, head_dim, scale))
         return jnp.stack(outputs)
 
-    caches = cache_keys[layer], cache_values[layer]
-    return jax.vmap(row)(tree, q, keys, values, *caches, length)
+    cache_keys, cache_values = cache.keys[cache.layer], cache.values[cache.layer]
+    return jax.vmap(row)(tree, q, keys, values, cache_keys, cache_values, cache.length)
 
 
-def attend_cache(q, keys, values, index, layer, head_dim, window, scale):
+def attend_cache(q, keys, values, index, layer, *, head_dim, window, scale):
     def row(q, keys, values, index):
         positions = jnp.arange(keys.shape[0])
         outputs = []

@@ -8,7 +8,7 @@ from pallas_kernels import stacked
 HIDDEN = -1e30  # a finite score: a padded node sees itself, never nothing
 
 
-def cut(caches, layer, end, queries, window):
+def cut(caches, layer, *, end, queries, window):
     """Cuts a layer's rows that the `queries` positions from `end - queries` on can see.
 
     Args:

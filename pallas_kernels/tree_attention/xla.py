@@ -6,21 +6,11 @@ import jax.numpy as jnp
 from pallas_kernels.tree_attention import sight
 
 
-def attend(
-    tree,
-    q,
-    keys,
-    values,
-    cache_keys,
-    cache_values,
-    length,
-    layer,
-    head_dim,
-    window,
-    scale,
-):
-    caches = cache_keys, cache_values
-    (cache_keys, cache_values), start = sight.cut(caches, layer, length, 0, window)
+def attend(tree, q, keys, values, cache, *, head_dim, window, scale):
+    length = cache.length
+    (cache_keys, cache_values), start = sight.cut(
+        cache[:2], cache.layer, end=length, queries=0, window=window
+    )
     capacity = cache_keys.shape[1]
     seen = sight.of_tree(tree, q.shape[1], capacity, length - start, window)
     scores = [_score(q, k, head_dim, scale) for k in (cache_keys, keys)]
@@ -30,10 +20,11 @@ def attend(
     return y.reshape(q.shape)
 
 
-def attend_cache(q, keys, values, index, layer, head_dim, window, scale):
+def attend_cache(q, keys, values, index, layer, *, head_dim, window, scale):
     length = q.shape[1]
-    cache = sight.cut((keys, values), layer, index + length, length, window)
-    (keys, values), start = cache
+    (keys, values), start = sight.cut(
+        (keys, values), layer, end=index + length, queries=length, window=window
+    )
     seen = sight.of_cache(index, start, length, keys.shape[1], window)
     weights = _softmax(_score(q, keys, head_dim, scale), seen)
     return _read(weights, values, head_dim).reshape(q.shape)

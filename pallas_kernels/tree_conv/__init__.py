@@ -53,8 +53,10 @@ def convolve(
         tail=(tail, (batch, width - 1, channels)),
         bias=(bias, (channels,)),
     )
-    args = window, inputs, tail, weight, bias
-    return _dispatch.dispatch(_CONVOLVE, implementation, parts or channels, *args)
+    parts = parts or channels
+    return _dispatch.dispatch(
+        _CONVOLVE, implementation, parts, window, inputs, tail, weight, bias
+    )
 
 
 def implementations() -> list[str]:

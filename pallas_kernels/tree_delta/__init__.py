@@ -15,6 +15,7 @@ from pallas_kernels import _dispatch, stacked
 from pallas_kernels._dispatch import HEADS, LAYERS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
 from pallas_kernels.inputs import DeltaInputs, Ring
+from pallas_kernels.past import Past
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_delta import pallas_gpu, pallas_tpu, reference, xla
 
@@ -56,10 +57,9 @@ def read(
     Raises:
         ValueError: if the shapes disagree.
     """
-    args, parts = _arguments(tree, inputs, beta, q, state, ring, layer)
-    *args, state, ring, layer = args
-    op = _op("read", inputs, state)
-    return _dispatch.dispatch(op, implementation, parts, *args, state, ring, layer)
+    args, parts = _arguments(tree, inputs, beta, q, state, ring, layer=layer)
+    op = _op("read", inputs, args[-1].state)
+    return _dispatch.dispatch(op, implementation, parts, *args)
 
 
 def verify(
@@ -93,12 +93,10 @@ def verify(
     Returns:
         What `read` returns, and the state in the shape that it came in.
     """
-    args, parts = _arguments(tree, inputs, beta, q, state, ring, layer)
-    *args, states, ring, index = args
+    args, parts = _arguments(tree, inputs, beta, q, state, ring, layer=layer, fold=fold)
     check_shapes(q=(q, (*tree.parents.shape, q.shape[2])))
     check_shapes(fold=(fold, tree.parents.shape[:1]))
-    op = _op("verify", inputs, states)
-    args = *args, states, ring, fold, index
+    op = _op("verify", inputs, args[-1].state)
     read, states = _dispatch.dispatch(op, implementation, parts, *args)
     return read, states.reshape(state.shape)
 
@@ -122,10 +120,9 @@ def fold(
         `[B, H, P, S]` float32 state after the last token.
     """
     _check_inputs(inputs, state, inputs.u.shape[:2])
-    _, *args = stacked.make(None, state, inputs)
-    op = _op("fold", inputs, args[0])
-    parts = _parts(inputs, state)
-    return _dispatch.dispatch(op, implementation, parts, *args)[0]
+    _, states, records = stacked.make(None, state, inputs)
+    op, parts = _op("fold", inputs, states), _parts(inputs, state)
+    return _dispatch.dispatch(op, implementation, parts, states, records)[0]
 
 
 def node_states(
@@ -155,8 +152,10 @@ def node_states(
     if known is None:
         known = jnp.zeros((state.shape[0], 0, *state.shape[1:]), state.dtype)
     op = _op("node_states", inputs, state[None])
-    args = parents, inputs, beta, state, known
-    return _dispatch.dispatch(op, implementation, _parts(inputs, state), *args)
+    parts = _parts(inputs, state)
+    return _dispatch.dispatch(
+        op, implementation, parts, parents, inputs, beta, state, known
+    )
 
 
 def implementations() -> list[str]:
@@ -172,12 +171,12 @@ def _op(name: str, inputs: DeltaInputs, state: jax.Array) -> _dispatch.Op:
     inputs = DeltaInputs(node, node, key)
     states = Layout(LAYERS, ROWS, HEADS)
     records = DeltaInputs(*(Layout(LAYERS, *layout) for layout in inputs))
-    before = rows, inputs, node, key, states, Ring(records, rows)
+    past = Past(states, Ring(records, rows), rows, Layout())
+    tree = rows, inputs, node, key, past
     if name == "read":
-        return _dispatch.op(name, _MODULES, (*before, Layout()), (node, node))
+        return _dispatch.op(name, _MODULES, tree, (node, node))
     if name == "verify":
-        layouts = (*before, rows, Layout())
-        return _dispatch.op(name, _MODULES, layouts, ((node, node), states))
+        return _dispatch.op(name, _MODULES, tree, ((node, node), states))
     if name == "fold":
         layouts = states, records
         return _dispatch.op(name, _MODULES, layouts, states, merge=LAYERS)
@@ -193,7 +192,9 @@ def _parts(inputs: DeltaInputs, state: jax.Array) -> int:
     return groups if groups > 1 else heads
 
 
-def _arguments(tree, inputs, beta, q, state, ring, layer) -> tuple[list, int]:
+def _arguments(
+    tree, inputs, beta, q, state, ring, *, layer, fold=None
+) -> tuple[list, int]:
     """What `read` and `verify` share: checked and stacked."""
     one = stacked.shapes(state, layer)
     batch, num_nodes = tree.parents.shape
@@ -212,8 +213,8 @@ def _arguments(tree, inputs, beta, q, state, ring, layer) -> tuple[list, int]:
             ring_k=(records.k, (*records.k.shape[:2], inputs.k.shape[2])),
             ring_length=(ring.length, (batch,)),
         )
-    layer, state, ring = stacked.make(layer, state, ring)
-    return [tree, inputs, beta, q, state, ring, layer], _parts(inputs, one)
+    past = Past.of(state, ring, layer=layer, fold=fold)
+    return [tree, inputs, beta, q, past], _parts(inputs, one)
 
 
 def _check_inputs(

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels._mma import split
-from pallas_kernels.gated_gpu.block import (
+from pallas_kernels._mosaic_gpu import split
+from pallas_kernels.gated.gpu_block import (
     ALONG_COLUMNS,
     PARTS,
     STEP,
@@ -30,7 +30,7 @@ from pallas_kernels.gated_gpu.block import (
     Tokens,
     repeat,
 )
-from pallas_kernels.gated_gpu.paths import Paths, Sums
+from pallas_kernels.gated.gpu_paths import Paths, Sums
 
 
 class Refs(NamedTuple):

@@ -11,12 +11,15 @@ shared memory, where the ring is folded into them, and back in the rows that are
 folded. It solves for its own channels (`gpu_tree`): two blocks of a head 128 wide make the
 same `A`. All products are those of tensor cores, with channels as rows.
 
-What is written, `u` and the folded state, keeps float32's precision (`_mma`); with
+What is written, `u` and the folded state, keeps float32's precision (`gpu_mma`); with
 bfloat16 keys what is read keeps 16 bits of the state, of `u` and of `Q`. Forward only.
 
 It takes trees of at most 64 nodes, whose system fits beside the state. Nodes in multiples
 of 8 and slots of a ring in multiples of 8 (beyond 32, of 32) are taken as they are; others
 are padded first, the ring's in all layers.
+
+The contract of `read`, `verify` and `fold` is in `tree_delta`; states and rings are of all
+layers (`past`).
 """
 
 import jax
@@ -24,22 +27,49 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import _mosaic_gpu, stacked
-from pallas_kernels.gated_gpu import kernels
-from pallas_kernels.gated_gpu.block import TILE, Block, Tokens
-from pallas_kernels.gated_gpu.kernels import CHAIN_TILE, Chains
+from pallas_kernels.gated import gpu_call
+from pallas_kernels.gated.gpu_block import TILE, Block, Tokens
+from pallas_kernels.gated.gpu_call import CHAIN_TILE, Chains
 from pallas_kernels.tree_delta import gpu_tree
 
 
-def read(tree, inputs, beta, q, state, ring, layer, *, interpret=False):
-    args = (tree, inputs, beta, q, state, ring, None, layer)
-    return _read(*args, interpret=interpret)
+def read(tree, inputs, beta, q, past, *, interpret=False):
+    (batch, num_nodes, channels), num_queries = inputs.u.shape, q.shape[1]
+    reader, slots = _plan(inputs, q, past, interpret)
+    v, g, k = inputs
+    beta = jnp.pad(beta, ((0, 0), (reader.first, 0), (0, 0)))
+    records = reader.nodes.records(g, beta, v, k)
+    q = reader.queries.pad(q, axis=1)
+    trees = gpu_tree.Refs(reader.paths.sees(tree), records, q)
+    chain, ring = None, past.ring
+    if ring is not None:
+        g = stacked.take(ring.inputs.g, past.layer)
+        live = jnp.arange(g.shape[1])[None, :, None] < ring.length[:, None, None]
+        g = jnp.where(live, g, 0)
+        live = jnp.broadcast_to(live, g.shape).astype(g.dtype)
+        records = slots.records(g, live, ring.inputs.u, ring.inputs.k)
+        chain = Chains(slots, records)
+    u, y = gpu_call.walk(
+        reader,
+        trees,
+        chain,
+        past,
+        [
+            jax.ShapeDtypeStruct((batch, tokens.size, channels), jnp.float32)
+            for tokens in (reader.nodes, reader.queries)
+        ],
+        name="tree_delta_read" if past.fold is None else "tree_delta_verify",
+        cost=_cost(reader, slots, trees),
+        interpret=interpret,
+    )
+    return u[:, reader.first : num_nodes], y[:, :num_queries]
 
 
 @_mosaic_gpu.pure
-def verify(tree, inputs, beta, q, state, ring, fold, layer, *, interpret=False):
-    state = _mosaic_gpu.in_place(state)
-    args = (tree, inputs, beta, q, state, ring, fold, layer)
-    return _read(*args, interpret=interpret), state[...]
+def verify(tree, inputs, beta, q, past, *, interpret=False):
+    past = past._replace(state=_mosaic_gpu.in_place(past.state))
+    found = read(tree, inputs, beta, q, past, interpret=interpret)
+    return found, past.state[...]
 
 
 @_mosaic_gpu.pure
@@ -48,63 +78,27 @@ def fold(state, inputs, *, interpret=False):
     u, g, k = inputs
     chain = Chains(tokens, tokens.records(g, jnp.ones_like(g), u, k))
     name = "tree_delta_fold"
-    return kernels.fold(block, chain, state, name=name, interpret=interpret)
+    return gpu_call.fold(block, chain, state, name=name, interpret=interpret)
 
 
-def refuses_read(tree, inputs, beta, q, state, ring, layer):
+def refuses_read(tree, inputs, beta, q, past):
     num_nodes = inputs.u.shape[1]
     if num_nodes > TILE:
         return f"{num_nodes} nodes; it takes {TILE}"
-    length = num_nodes if ring is None else ring.inputs.u.shape[2]
-    reason = kernels.refuses(state, inputs.k, length)
-    return reason or kernels.refuses_memory(
-        kernels.memory(*_plan(inputs, q, state, ring))
-    )
+    length = num_nodes if past.ring is None else past.num_slots
+    reason = gpu_call.refuses(past.state, inputs.k, length)
+    return reason or gpu_call.refuses_memory(gpu_call.memory(*_plan(inputs, q, past)))
 
 
-def refuses_verify(tree, inputs, beta, q, state, ring, fold, layer):
-    return refuses_read(tree, inputs, beta, q, state, ring, layer)
+def refuses_verify(tree, inputs, beta, q, past):
+    return refuses_read(tree, inputs, beta, q, past)
 
 
 def refuses_fold(state, inputs):
-    reason = kernels.refuses(state, inputs.k, inputs.u.shape[2])
-    return reason or kernels.refuses_memory(
-        kernels.fold_memory(*_plan_fold(state, inputs))
+    reason = gpu_call.refuses(state, inputs.k, inputs.u.shape[2])
+    return reason or gpu_call.refuses_memory(
+        gpu_call.fold_memory(*_plan_fold(state, inputs))
     )
-
-
-def _read(tree, inputs, beta, q, state, ring, fold, layer, *, interpret):
-    (batch, num_nodes, channels), num_queries = inputs.u.shape, q.shape[1]
-    reader, slots = _plan(inputs, q, state, ring, interpret)
-    v, g, k = inputs
-    beta = jnp.pad(beta, ((0, 0), (reader.first, 0), (0, 0)))
-    records = reader.nodes.records(g, beta, v, k)
-    q = reader.queries.pad(q, axis=1)
-    trees = gpu_tree.Refs(reader.paths.sees(tree), records, q)
-    chain = None
-    if ring is not None:
-        g = stacked.take(ring.inputs.g, layer)
-        live = jnp.arange(g.shape[1])[None, :, None] < ring.length[:, None, None]
-        g = jnp.where(live, g, 0)
-        live = jnp.broadcast_to(live, g.shape).astype(g.dtype)
-        records = slots.records(g, live, ring.inputs.u, ring.inputs.k)
-        chain = Chains(slots, records)
-    u, y = kernels.walk(
-        reader,
-        trees,
-        chain,
-        fold,
-        state,
-        layer,
-        [
-            jax.ShapeDtypeStruct((batch, tokens.size, channels), jnp.float32)
-            for tokens in (reader.nodes, reader.queries)
-        ],
-        name="tree_delta_read" if fold is None else "tree_delta_verify",
-        cost=_cost(reader, slots, trees),
-        interpret=interpret,
-    )
-    return u[:, reader.first : num_nodes], y[:, :num_queries]
 
 
 def _plan_fold(state, inputs, interpret=False):
@@ -113,15 +107,20 @@ def _plan_fold(state, inputs, interpret=False):
     return block, Tokens.of(inputs.u.shape[2], CHAIN_TILE)
 
 
-def _plan(inputs, q, state, ring, interpret=False):
+def _plan(inputs, q, past, interpret=False):
     """Who reads a tree, and how a ring's slots are cut into tiles."""
-    block = Block.of(state, inputs.u, inputs.k, interpret)
+    block = Block.of(past.state, inputs.u, inputs.k, interpret)
     num_nodes, num_queries = inputs.u.shape[1], q.shape[1]
-    tiles = Tokens.of(num_nodes, TILE), Tokens.of(num_queries, TILE)
-    reader = gpu_tree.Reader(block, *tiles, num_nodes, num_nodes - num_queries)
-    if ring is None:
+    reader = gpu_tree.Reader(
+        block,
+        nodes=Tokens.of(num_nodes, TILE),
+        queries=Tokens.of(num_queries, TILE),
+        num_nodes=num_nodes,
+        first=num_nodes - num_queries,
+    )
+    if past.ring is None:
         return reader, None
-    return reader, Tokens.of(ring.inputs.u.shape[2], CHAIN_TILE)
+    return reader, Tokens.of(past.num_slots, CHAIN_TILE)
 
 
 def _cost(reader, slots, trees):

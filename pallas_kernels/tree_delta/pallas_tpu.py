@@ -7,29 +7,27 @@ With path sums `G_i` of `g` over the ancestors `M` of node `i`, strict ones `M'`
 
     y_i = exp(G_i) hw(q_i) + sum_j M_ij exp(G_i - G_j) (q_i . k_j) u_j
 
-The kernels are those of `gated_tpu.py`: a ring of `u` is one of Mamba-2's `dt x`. The state
-is read for keys and queries at once, and products of keys serve all heads of a group.
+The kernels are those of `gated/tpu_call.py`: a ring of `u` is one of Mamba-2's `dt x`. The
+state is read for keys and queries at once, and products of keys serve all heads of a group.
 
 Numbers: an error in `u` would stay in the state. Whatever the activations, the system is
 built and solved in full float32, by substitution, and its right side is exact to 2^-16 at
 least. In `y` the weights are rounded to the keys' dtype. Only sums of strong decays round
-more beside bfloat16 keys (`_tpu_decays`): `u` by 5e-4 of the largest, where 128 tokens
+more beside bfloat16 keys (`tpu_decays`): `u` by 5e-4 of the largest, where 128 tokens
 that erase the state come before 128 others.
+
+The contract of `read`, `verify` and `fold` is in `tree_delta`; states and rings are of all
+layers (`past`).
 """
 
 import math
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import gated_tpu
-from pallas_kernels._tpu_decays import sum_parts
-from pallas_kernels._tpu_heads import QUERY_ROWS
-from pallas_kernels._tpu_lanes import LANES
-from pallas_kernels.inputs import DeltaInputs, Ring
-from pallas_kernels.topology import Topology
+from pallas_kernels.gated import tpu_blocks, tpu_call
+from pallas_kernels.gated.tpu_decays import sum_parts
+from pallas_kernels.gated.tpu_lanes import LANES
 from pallas_kernels.tree_delta import tpu_kernels
 
 _NAME = "tree_delta"
@@ -38,17 +36,16 @@ _LONG_HEADS = 2  # whose systems are solved at once where rows are long
 
 def _block_shape(inputs, state, queries):
     """A head a tile; fewer heads where scores are large, for the sake of memory."""
-    size = 2**19 if inputs.u.shape[-2] <= QUERY_ROWS else 2**18
-    return gated_tpu.block_shape(inputs, state, queries, abreast=1, most_bytes=size)
+    size = 2**19 if inputs.u.shape[-2] <= tpu_blocks.QUERY_ROWS else 2**18
+    return tpu_blocks.block_shape(inputs, state, queries, abreast=1, most_bytes=size)
 
 
-def _verify(tree, inputs, beta, q, state, ring, fold, layer, interpret):
+def _verify(tree, inputs, beta, q, past, interpret):
     batch, num_nodes, inner = inputs.u.shape
-    heads, dim, width = state.shape[2:]
+    heads, dim, width = past.state.shape[2:]
     queries = q.shape[1]
-    shape = _block_shape(inputs, state, queries)
+    shape = _block_shape(inputs, past.state, queries)
     kq = jnp.concatenate([inputs.k[:, shape.first :], q], axis=1)
-    slots = ring.inputs.u.shape[2] if ring is not None else 0
     abreast = shape.tiles if shape.short else math.gcd(shape.tiles, _LONG_HEADS)
     padded, parts = shape.padded, sum_parts(q.dtype)
     rows = (parts + 1) * queries
@@ -61,114 +58,43 @@ def _verify(tree, inputs, beta, q, state, ring, fold, layer, interpret):
         pltpu.VMEM((abreast, queries, dim), jnp.float32),
         pltpu.VMEM((abreast, padded, dim), jnp.float32),
     )
-    call = gated_tpu.Call(
+    call = tpu_call.Call(
         op=tpu_kernels.OP,
         name=_NAME,
         rates=(),
-        own=((beta, gated_tpu.Specs(shape).of_row(queries, heads)),),
+        own=((beta, tpu_blocks.Specs(shape).of_row(queries, heads)),),
         scratch=scratch,
         scores_dtype=jnp.float32,
         outputs=2,
-        flops=4 * batch * inner * queries * (width + num_nodes + slots),
+        flops=4 * batch * inner * queries * (width + num_nodes + past.num_slots),
         transcendentals=batch * queries * (heads * num_nodes + inner),
     )
-    args = tree, inputs, kq, state, ring, fold, layer
-    return gated_tpu.verify(call, shape, *args, interpret)
+    return tpu_call.verify(call, shape, tree, inputs, kq, past, interpret)
 
 
-def read(
-    tree: Topology,
-    inputs: DeltaInputs,
-    beta: jax.Array,
-    q: jax.Array,
-    state: jax.Array,
-    ring: Ring | None,
-    layer: jax.Array,
-    *,
-    interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Solves for what the last `n` nodes write and reads the state at them.
-
-    Args:
-        tree: topology of the `N` nodes.
-        inputs: records of the `N` nodes; those of the last `n` hold `v` in place of `u`.
-        beta: `[B, n, H]` float32.
-        q: `[B, n, G * S]` queries of the last `n` nodes.
-        state: `[L, B, H, P, S]` float32 checkpoints, before the ring and the root.
-        ring: of every layer's tokens between `state` and the root, or `None`.
-        layer: int32, the layer to read.
-        interpret: whether to interpret the kernel, or how.
-
-    Returns:
-        `u` and the outputs, `[B, n, H * P]` float32.
-    """
-    args = tree, inputs, beta, q, state, ring, None, layer
-    return _verify(*args, interpret)
+def read(tree, inputs, beta, q, past, *, interpret=False):
+    return _verify(tree, inputs, beta, q, past, interpret)
 
 
-def verify(
-    tree: Topology,
-    inputs: DeltaInputs,
-    beta: jax.Array,
-    q: jax.Array,
-    state: jax.Array,
-    ring: Ring,
-    fold: jax.Array,
-    layer: jax.Array,
-    *,
-    interpret: Any = False,
-) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    """Solves and reads all nodes, and folds the ring into the state in some rows.
-
-    The states of the other rows, and of other layers, are not written: `state` stays
-    where it is, so donate it or carry it through a loop.
-
-    Args:
-        tree: as in `read`.
-        inputs: as in `read`.
-        beta: as in `read`, of all nodes.
-        q: as in `read`, of all nodes.
-        state: as in `read`.
-        ring: as in `read`, not `None`.
-        fold: `[B]` bool, the rows whose state takes up the ring.
-        layer: as in `read`.
-        interpret: as in `read`.
-
-    Returns:
-        What `read` returns, the same whether a row folds or not, and the states.
-    """
-    args = tree, inputs, beta, q, state, ring, fold, layer
-    u, y, states = _verify(*args, interpret)
+def verify(tree, inputs, beta, q, past, *, interpret=False):
+    u, y, states = _verify(tree, inputs, beta, q, past, interpret)
     return (u, y), states
 
 
-def fold(state: jax.Array, inputs: DeltaInputs, *, interpret: Any = False) -> jax.Array:
-    """Advances the states of all layers over a chain of tokens, in place.
-
-    Args:
-        state: `[L, B, H, P, S]` float32.
-        inputs: complete records `[L, B, T, ...]`, oldest first.
-        interpret: whether to interpret the kernel, or how.
-
-    Returns:
-        `[L, B, H, P, S]` states after the last token.
-    """
+def fold(state, inputs, *, interpret=False):
     shape = _block_shape(inputs, state, 0)
-    return gated_tpu.fold(_NAME, shape, state, inputs, (), interpret)
+    return tpu_call.fold(_NAME, shape, state, inputs, (), interpret)
 
 
-def refuses_read(tree, inputs, beta, q, state, ring, layer) -> str | None:
-    """Why the kernel cannot take these arguments on a TPU, if it cannot."""
-    return _refuses(inputs, state)
+def refuses_read(tree, inputs, beta, q, past):
+    return _refuses(inputs, past.state)
 
 
-def refuses_verify(tree, inputs, beta, q, state, ring, fold, layer) -> str | None:
-    """As `refuses_read`."""
-    return _refuses(inputs, state)
+def refuses_verify(tree, inputs, beta, q, past):
+    return _refuses(inputs, past.state)
 
 
-def refuses_fold(state, inputs) -> str | None:
-    """As `refuses_read`."""
+def refuses_fold(state, inputs):
     return _refuses(inputs, state)
 
 

@@ -12,8 +12,7 @@ and the ring is a chain of ancestors above the root. Computes in the state's dty
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import stacked
-from pallas_kernels.tree_ssd.reference import advance, per_head
+from pallas_kernels.gated.reference import advance, per_head
 
 
 def _solve(state, v, g, k, beta):
@@ -61,10 +60,9 @@ def node_states(parents, inputs, beta, state, known):
     return _visit(parents, inputs, beta, state, known)[1]
 
 
-def read(tree, inputs, beta, q, state, ring, layer):
-    state = state[layer]
+def read(tree, inputs, beta, q, past):
+    state, ring = past.state[past.layer], past.ring_of_layer()
     if ring is not None:
-        ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
         state = _fold(state, ring.live())
     (batch, queries), (heads, width) = q.shape[:2], state.shape[1::2]
     before = tree.parents.shape[1] - queries
@@ -89,9 +87,9 @@ def _known(parents, inputs, state):
     return jax.vmap(row)(parents, _cast(state, inputs), state)
 
 
-def verify(tree, inputs, beta, q, state, ring, fold, layer):
-    u, y = read(tree, inputs, beta, q, state, ring, layer)
-    ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+def verify(tree, inputs, beta, q, past):
+    (u, y), ring = read(tree, inputs, beta, q, past), past.ring_of_layer()
+    state, _, fold, layer = past
     folded = _fold(state[layer], ring.live())
     folded = jnp.where(fold[:, None, None, None], folded, state[layer])
     return (u, y), state.at[layer].set(folded)

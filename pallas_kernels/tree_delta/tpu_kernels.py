@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import _tpu_decays, _tpu_heads, _tpu_lanes
-from pallas_kernels._tpu_lanes import LANES, dot, lanes
+from pallas_kernels.gated import tpu_decays, tpu_lanes, tpu_step
+from pallas_kernels.gated.tpu_lanes import LANES, dot, lanes
 
 SOLVED_ROWS = 16  # by substitution, between two products
 _SUBLANES = 8
@@ -44,36 +44,36 @@ class Scratch(NamedTuple):
 
 def _row(shape, operands, scratch):
     (beta,) = operands.own
-    paths = _tpu_decays.path_sums(shape, operands)
+    paths = tpu_decays.path_sums(shape, operands)
     new = [part[shape.first : shape.nodes] for part in paths]
     factors = jnp.concatenate([*new, beta[...]], axis=0)
-    _tpu_lanes.store_columns(factors, scratch.columns)
+    tpu_lanes.store_columns(factors, scratch.columns)
     for i, part in enumerate(paths):
-        _tpu_heads.store_sources(shape, part, scratch.sources.at[i])
+        tpu_step.store_sources(shape, part, scratch.sources.at[i])
 
 
 def _group(shape, operands, scratch):
-    on_paths = _tpu_heads.on_paths(shape, operands.mask)
+    on_paths = tpu_step.on_paths(shape, operands.mask)
     node = jax.lax.broadcasted_iota(jnp.int32, on_paths.shape, 0) + shape.first
     source = jax.lax.broadcasted_iota(jnp.int32, on_paths.shape, 1)
     above = jnp.where(node == source, 0.0, on_paths)
     seen = jnp.concatenate([above, on_paths], axis=0)
     queries, keys = operands.queries, operands.keys
-    _tpu_heads.store_scores(shape, seen, queries, keys, scratch.scores)
+    tpu_step.store_scores(shape, seen, queries, keys, scratch.scores)
 
 
 def _weigh(shape, t, slot, columns, source, scratch, y):
     """Stores `A` and the weights of head `t`; leaves `beta`, and `exp(G_i)` in `y`."""
     scores, n = scratch.scores.at[shape.group_of(t)], shape.queries
     copies = max(shape.dim, min(shape.padded, LANES))
-    factors = _tpu_lanes.spread(columns, t, 1, copies)
+    factors = tpu_lanes.spread(columns, t, 1, copies)
     *path, beta = (factors[i : i + n] for i in range(0, factors.shape[0], n))
     scratch.right[slot] = beta[:, : shape.dim]
     y[:, lanes(t, shape.dim)] = jnp.exp2(sum(path)[:, : shape.dim])
     for rows, reach in shape.query_tiles():
         below = slice(n + rows.start, n + rows.stop)
         here = [_repeat(part[rows], reach) for part in path]
-        decay = _tpu_decays.decays(here, source[:, :, :reach])
+        decay = tpu_decays.decays(here, source[:, :, :reach])
         scaled = decay * _repeat(beta[rows], reach)
         scratch.system[slot, rows, :reach] = scores[rows, :reach] * scaled
         weights = scores[below, :reach] * decay
@@ -89,7 +89,7 @@ def _repeat(x, width):
 def _read(shape, t, slot, operands, scratch, y, ring):
     """What is known before the solve: the right side, and the past's part of `y`."""
     here, n = lanes(t, shape.dim), shape.queries
-    past = _tpu_heads.read_past(shape, t, operands, ring)
+    past = tpu_step.read_past(shape, t, operands, ring)
     values = operands.values[:, here]
     decay = y[:, here]
     scratch.right[slot] *= values[shape.first :] - decay * past[:n]
@@ -137,7 +137,7 @@ def _finish(shape, t, slot, scratch, u, y):
     for rows, reach in shape.query_tiles():
         weights = scratch.weighed[slot, rows, :reach]
         writes = scratch.writes[slot, :reach]
-        y[rows, here] += _tpu_lanes.dot_parts(weights, writes, dtype)
+        y[rows, here] += tpu_lanes.dot_parts(weights, writes, dtype)
 
 
 def _block(shape, operands, scratch, outputs, ring, block):
@@ -163,4 +163,4 @@ def _block(shape, operands, scratch, outputs, ring, block):
         jax.lax.fori_loop(0, count, heads, None)
 
 
-OP = _tpu_heads.Op(_row, _group, _block)
+OP = tpu_step.Op(_row, _group, _block)

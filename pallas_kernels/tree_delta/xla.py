@@ -6,7 +6,7 @@ sums `G_i` of `g`, and with the strict ancestors `M'` of a node,
     (I + A) U = beta (v - exp(G) hw(k))       A_ij = M'_ij beta_i exp(G_i - G_j) k_i . k_j
 
 is unit triangular, because parents come before children. Once `U` is known the rest is
-`gated.py`. Nodes whose `u` is known are moved to the right side.
+`gated/xla.py`. Nodes whose `u` is known are moved to the right side.
 
 The inverse is built by doubling the blocks of the diagonal that are inverted already. It
 is as exact as substitution, 4e-7 of the largest `u` at 64 nodes; a Neumann series, however
@@ -16,8 +16,9 @@ they cancel, and on a chain of 32 repeated tokens nothing is left of float32.
 
 import jax.numpy as jnp
 
-from pallas_kernels import gated, stacked
-from pallas_kernels.gated import Writes
+from pallas_kernels import stacked
+from pallas_kernels.gated import xla as gated
+from pallas_kernels.gated.xla import Writes
 
 
 def inverse(A):
@@ -69,17 +70,18 @@ def node_states(parents, inputs, beta, state, known):
     return gated.visit(parents, state, known, advance)
 
 
-def read(tree, inputs, beta, q, state, ring, layer):
-    state, ring = stacked.take(state, layer), gated.ring_of(ring, layer)
+def read(tree, inputs, beta, q, past):
+    state, ring = stacked.take(past.state, past.layer), past.ring_of_layer()
     return _read(tree, inputs, beta, q, state, ring)
 
 
-def verify(tree, inputs, beta, q, state, ring, fold, layer):
+def verify(tree, inputs, beta, q, past):
     # Written in all rows, and read only then: else XLA copies the state of all layers.
-    before, ring = stacked.take(state, layer), gated.ring_of(ring, layer)
+    before, ring = stacked.take(past.state, past.layer), past.ring_of_layer()
     folded = _fold(before, ring.live())
-    kept, rest = gated.choose(fold, folded, before, ring)
-    return _read(tree, inputs, beta, q, kept, rest), stacked.put(state, kept, layer)
+    kept, rest = gated.choose(past.fold, folded, before, ring)
+    found = _read(tree, inputs, beta, q, kept, rest)
+    return found, stacked.put(past.state, kept, past.layer)
 
 
 def _read(tree, inputs, beta, q, state, ring):
@@ -93,9 +95,9 @@ def _read(tree, inputs, beta, q, state, ring):
 
     # The state is read once, for the keys and the queries of the new nodes.
     kq = jnp.concatenate([writes.k[:, before:], q], axis=1)
-    past = None if ring is None else _writes(ring.live(), state)
+    chain = None if ring is None else _writes(ring.live(), state)
     twice = jnp.tile(sums.total[:, :, before:], (1, 1, 2))
-    from_past = gated.read_past(kq, twice, state, past)
+    from_past = gated.read_past(kq, twice, state, chain)
     scores = gated.scores(kq, writes.k)
 
     on_path = tree.ancestors[:, None, before:]

@@ -73,8 +73,10 @@ def append(
         path=(path, (batch, path.shape[1])),
         length=(length, (batch,)),
     )
-    args = buffer, nodes, path, length
-    return _dispatch.dispatch(_APPEND, implementation, parts or channels, *args)
+    parts = parts or channels
+    return _dispatch.dispatch(
+        _APPEND, implementation, parts, buffer, nodes, path, length
+    )
 
 
 def implementations() -> list[str]:

@@ -12,6 +12,7 @@ from pallas_kernels import _dispatch, stacked
 from pallas_kernels._dispatch import HEADS, LAYERS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
 from pallas_kernels.inputs import Inputs, Ring
+from pallas_kernels.past import Past
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_scan import pallas_gpu, pallas_tpu, reference, xla
 
@@ -30,13 +31,12 @@ def _ops() -> dict[str, _dispatch.Op]:
     states = Layout(LAYERS, *state)
     records = Inputs(*(Layout(LAYERS, *layout) for layout in inputs))
     known = Layout(ROWS, None, None, HEADS)
-    before = rows, inputs, rates, key, skip, states, Ring(records, rows)
+    past = Past(states, Ring(records, rows), rows, Layout())
+    tree = rows, inputs, rates, key, skip, past
     chain = inputs, rates, key, skip, state
     return {
-        "read": _dispatch.op("read", _MODULES, (*before, Layout()), node),
-        "verify": _dispatch.op(
-            "verify", _MODULES, (*before, rows, Layout()), (node, states)
-        ),
+        "read": _dispatch.op("read", _MODULES, tree, node),
+        "verify": _dispatch.op("verify", _MODULES, tree, (node, states)),
         "fold": _dispatch.op(
             "fold",
             _MODULES,
@@ -89,7 +89,7 @@ def read(
         ValueError: if the shapes disagree.
     """
     _check_depth(max_depth)
-    args = _arguments(tree, inputs, A, C, D, state, ring, layer)
+    args = _arguments(tree, inputs, A, C, D, state, ring, layer=layer)
     return _dispatch.dispatch(
         _OPS["read"], implementation, A.shape[1], *args, max_depth=max_depth
     )
@@ -131,10 +131,9 @@ def verify(
         `[B, N, E]` float32 outputs, and the state in the shape that it came in.
     """
     _check_depth(max_depth)
-    *args, index = _arguments(tree, inputs, A, C, D, state, ring, layer)
+    args = _arguments(tree, inputs, A, C, D, state, ring, layer=layer, fold=fold)
     check_shapes(C=(C, (*tree.parents.shape, C.shape[2])))
     check_shapes(fold=(fold, tree.parents.shape[:1]))
-    args = *args, fold, index
     y, states = _dispatch.dispatch(
         _OPS["verify"], implementation, A.shape[1], *args, max_depth=max_depth
     )
@@ -162,8 +161,9 @@ def fold(
         `[B, S, E]` float32 state after the last token.
     """
     _check_inputs(inputs, A, state, inputs.x.shape[:2])
-    _, *args = stacked.make(None, state, A, inputs)
-    return _dispatch.dispatch(_OPS["fold"], implementation, A.shape[1], *args)[0]
+    _, states, rates, records = stacked.make(None, state, A, inputs)
+    op, channels = _OPS["fold"], A.shape[1]
+    return _dispatch.dispatch(op, implementation, channels, states, rates, records)[0]
 
 
 def node_states(
@@ -191,8 +191,10 @@ def node_states(
     _check_inputs(inputs, A, state, parents.shape)
     if known is None:
         known = jnp.zeros((state.shape[0], 0, *state.shape[1:]), state.dtype)
-    args = parents, inputs, A, state, known
-    return _dispatch.dispatch(_OPS["node_states"], implementation, A.shape[1], *args)
+    op, channels = _OPS["node_states"], A.shape[1]
+    return _dispatch.dispatch(
+        op, implementation, channels, parents, inputs, A, state, known
+    )
 
 
 def read_chain(
@@ -222,8 +224,8 @@ def read_chain(
     leading = inputs.x.shape[:2]
     _check_inputs(inputs, A, state, leading)
     check_shapes(C=(C, (*leading, A.shape[0])), D=(D, A.shape[1:]))
-    args = inputs, A, C, D, state
-    return _dispatch.dispatch(_OPS["read_chain"], implementation, A.shape[1], *args)
+    op, channels = _OPS["read_chain"], A.shape[1]
+    return _dispatch.dispatch(op, implementation, channels, inputs, A, C, D, state)
 
 
 def implementations() -> list[str]:
@@ -231,7 +233,7 @@ def implementations() -> list[str]:
     return _dispatch.names(_MODULES)
 
 
-def _arguments(tree, inputs, A, C, D, state, ring, layer) -> list:
+def _arguments(tree, inputs, A, C, D, state, ring, *, layer, fold=None) -> list:
     """What `read` and `verify` share, checked and stacked."""
     one = stacked.shapes(state, layer)
     batch, num_nodes = tree.parents.shape
@@ -243,8 +245,7 @@ def _arguments(tree, inputs, A, C, D, state, ring, layer) -> list:
         records = stacked.shapes(ring.inputs, layer)
         _check_inputs(records, A, one, (batch, records.x.shape[1]))
         check_shapes(ring_length=(ring.length, (batch,)))
-    layer, state, ring = stacked.make(layer, state, ring)
-    return [tree, inputs, A, C, D, state, ring, layer]
+    return [tree, inputs, A, C, D, Past.of(state, ring, layer=layer, fold=fold)]
 
 
 def _check_depth(max_depth: int | None) -> None:

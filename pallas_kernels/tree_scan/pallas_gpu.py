@@ -11,6 +11,9 @@ barriers, and every step loads what the next one needs. States of nodes never le
 chip.
 
 States, decays and sums are float32, with the hardware's `exp2` (2 ulp). Forward only.
+
+The contract of `read`, `verify` and `fold` is in `tree_scan`; states and rings are of all
+layers (`past`).
 """
 
 import dataclasses
@@ -42,18 +45,57 @@ PER_STATE = STATES.reduce(1)
 PARAMS = {"approx_math": True, "unsafe_no_auto_barriers": True}
 
 
-def read(tree, inputs, A, C, D, state, ring, layer, max_depth, *, interpret=False):
-    args = (tree, inputs, A, C, D, state, ring, None, layer, max_depth)
-    return _walk(*args, interpret=interpret)
+def read(tree, inputs, A, C, D, past, *, max_depth, interpret=False):
+    """Reads the tree; in the rows of `past.fold`, writes the state after the ring."""
+    (batch, num_nodes, channels), (queries, width) = inputs.x.shape, C.shape[1:]
+    columns = _Columns(channels, interpret)
+    updates = batch * (num_nodes + past.num_slots) * channels * width
+    order = tree.preorder, tree.depth
+    state, ring, fold = past.state, past.ring, past.fold
+    carried = state if ring is None else (state, ring.inputs)
+
+    def body(tree, inputs, A, C, D, past, y, stack):
+        state, ring, fold, layer = past
+        b, layer = jax.lax.axis_index("batch"), layer[0]
+        A, h = LOG2_E * columns.load(A), columns.load(state.at[layer, b])
+        if ring is not None:
+            chain = Inputs(*(ref.at[layer, b] for ref in ring.inputs))
+            h = columns.follow(h, A, chain, ring.length[b])
+        if fold is not None:
+
+            @pl.when(fold[b] != 0)
+            def _():
+                columns.store(h, state.at[layer, b])
+
+        stack[0] = h
+        nodes = _Nodes(*(ref.at[b] for ref in (*tree, *inputs, C)))
+        columns.visit(nodes, A, columns.load_token(D), stack, y.at[b])
+
+    return _mosaic_gpu.launch(
+        body,
+        (order, inputs, A, C, D, past._replace(layer=past.layer.reshape(1))),
+        jax.ShapeDtypeStruct((batch, queries, channels), jnp.float32),
+        grid={"batch": batch, "block": columns.blocks},
+        scratch=(_stack(num_nodes, A, max_depth),),
+        name="tree_scan_read" if fold is None else "tree_scan_verify",
+        cost=pl.CostEstimate(
+            flops=8 * updates,
+            bytes_accessed=_mosaic_gpu.num_bytes(inputs, A, C, D)
+            + _mosaic_gpu.num_bytes(carried) // state.shape[0]
+            + batch * queries * channels * 4,
+            transcendentals=updates,
+        ),
+        interpret=interpret,
+        **PARAMS,
+    )
 
 
 @_mosaic_gpu.pure
-def verify(
-    tree, inputs, A, C, D, state, ring, fold, layer, max_depth, *, interpret=False
-):
-    state, fold = _mosaic_gpu.in_place(state), fold.astype(jnp.int32)
-    args = (tree, inputs, A, C, D, state, ring, fold, layer, max_depth)
-    return _walk(*args, interpret=interpret), state[...]
+def verify(tree, inputs, A, C, D, past, *, max_depth, interpret=False):
+    state = _mosaic_gpu.in_place(past.state)
+    past = past._replace(state=state, fold=past.fold.astype(jnp.int32))
+    y = read(tree, inputs, A, C, D, past, max_depth=max_depth, interpret=interpret)
+    return y, state[...]
 
 
 @_mosaic_gpu.pure
@@ -84,52 +126,6 @@ def fold(state, A, inputs, *, interpret=False):
         **PARAMS,
     )
     return folded[...]
-
-
-def _walk(
-    tree, inputs, A, C, D, state, ring, fold, layer, max_depth, *, interpret
-) -> jax.Array:
-    """Reads the tree and, in the rows of `fold`, writes the state after the ring."""
-    (batch, num_nodes, channels), (queries, width) = inputs.x.shape, C.shape[1:]
-    columns = _Columns(channels, interpret)
-    tokens = num_nodes + (0 if ring is None else ring.inputs.x.shape[2])
-    updates = batch * tokens * channels * width
-    order = tree.preorder, tree.depth
-    carried = state if ring is None else (state, ring.inputs)
-
-    def body(tree, inputs, A, C, D, state, ring, fold, layer, y, stack):
-        b, layer = jax.lax.axis_index("batch"), layer[0]
-        A, h = LOG2_E * columns.load(A), columns.load(state.at[layer, b])
-        if ring is not None:
-            chain = Inputs(*(ref.at[layer, b] for ref in ring.inputs))
-            h = columns.follow(h, A, chain, ring.length[b])
-        if fold is not None:
-
-            @pl.when(fold[b] != 0)
-            def _():
-                columns.store(h, state.at[layer, b])
-
-        stack[0] = h
-        nodes = _Nodes(*(ref.at[b] for ref in (*tree, *inputs, C)))
-        columns.visit(nodes, A, columns.load_token(D), stack, y.at[b])
-
-    return _mosaic_gpu.launch(
-        body,
-        (order, inputs, A, C, D, state, ring, fold, layer.reshape(1)),
-        jax.ShapeDtypeStruct((batch, queries, channels), jnp.float32),
-        grid={"batch": batch, "block": columns.blocks},
-        scratch=(_stack(num_nodes, A, max_depth),),
-        name="tree_scan_read" if fold is None else "tree_scan_verify",
-        cost=pl.CostEstimate(
-            flops=8 * updates,
-            bytes_accessed=_mosaic_gpu.num_bytes(inputs, A, C, D)
-            + _mosaic_gpu.num_bytes(carried) // state.shape[0]
-            + batch * queries * channels * 4,
-            transcendentals=updates,
-        ),
-        interpret=interpret,
-        **PARAMS,
-    )
 
 
 def _stack(num_nodes, A, max_depth):
@@ -253,7 +249,7 @@ class _Columns:
         jax.lax.fori_loop(0, num_nodes, step, look_up(0))
 
 
-def refuses_read(tree, inputs, A, C, D, state, ring, layer, max_depth):
+def refuses_read(tree, inputs, A, C, D, past, *, max_depth):
     stack = _stack(inputs.x.shape[1], A, max_depth)
     levels = stack.shape[0]
     size = 4 * math.prod(stack.shape)
@@ -265,8 +261,8 @@ def refuses_read(tree, inputs, A, C, D, state, ring, layer, max_depth):
     return _refuses(A)
 
 
-def refuses_verify(tree, inputs, A, C, D, state, ring, fold, layer, max_depth):
-    return refuses_read(tree, inputs, A, C, D, state, ring, layer, max_depth)
+def refuses_verify(tree, inputs, A, C, D, past, *, max_depth):
+    return refuses_read(tree, inputs, A, C, D, past, max_depth=max_depth)
 
 
 def refuses_fold(state, A, inputs):

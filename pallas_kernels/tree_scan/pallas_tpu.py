@@ -13,6 +13,9 @@ The ring is a chain that ends in level 0. One grid step serves a block of channe
 row: it reads the checkpoint once, and writes it only where the ring is folded.
 
 Computes in float32 whatever the activations.
+
+The contract of `read`, `verify` and `fold` is in `tree_scan`; states and rings are of all
+layers (`past`).
 """
 
 import functools
@@ -24,150 +27,30 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.inputs import Inputs, Ring
-from pallas_kernels.topology import Topology
-from pallas_kernels.tree_scan import tpu_memory, tpu_tokens
-from pallas_kernels.tree_scan.tpu_tokens import LANES, SUBLANES
+from pallas_kernels.inputs import Inputs
+from pallas_kernels.tree_scan import tpu_memory, tpu_step
+from pallas_kernels.tree_scan.tpu_tokens import LANES
 
 _SMEM_BYTES = 900 * 2**10  # of the MiB on the chip
-_LOG2_E = math.log2(math.e)
 
 
-def _walk_kernel(
-    layer_ref,  # [1]
-    preorder_ref,  # [B * N]
-    depth_ref,  # [B * N]
-    length_ref,  # [B]
-    fold_ref,  # [B]
-    inputs,  # x [N, block], dt [N, block], B [N, S]
-    ring,  # of W slots, or None
-    A_ref,  # [S, block]
-    C_ref,  # [n, S]
-    D_ref,  # [1, block]
-    state_ref,  # [S, block]
-    y_ref,  # [n, block]
-    folded_ref,  # [L, B, S, E] in HBM, or None
-    scratch: tpu_memory.WalkScratch,
-):
-    row, block = pl.program_id(0), pl.program_id(1)
-    tiles = tpu_tokens.tiles_of(y_ref.shape[1])
-    roots = [stack.at[0] for stack in scratch.stack]
-
-    @pl.when((block == 0) | (pl.num_programs(0) == 1))
-    def _serve_all_blocks_of_the_row():
-        tpu_tokens.spread_columns(inputs.B, scratch.nodes.B)
-        tpu_tokens.spread_columns(C_ref, scratch.C)
-        if ring is not None:
-            tpu_tokens.spread_columns(ring.B, scratch.ring.B)
-
-    scratch.rate[...] = A_ref[...] * _LOG2_E
-    for tile, root in zip(tiles, roots, strict=True):
-        root[...] = state_ref[:, tile.lanes]
-    if ring is not None:
-        tpu_tokens.spread_channels(ring, scratch.ring, tiles)
-        tpu_tokens.advance_chain(
-            length_ref[row], scratch.ring, scratch.rate, roots, tiles
-        )
-
-    def write_back(act):
-        """Starts or awaits the copies of level 0, which no node overwrites."""
-        first = pl.multiple_of(block * y_ref.shape[1], LANES)
-        if folded_ref is not None:
-
-            @pl.when(fold_ref[row] != 0)
-            def _copy():
-                for tile, root in zip(tiles, roots, strict=True):
-                    lanes = pl.ds(first + tile.lanes.start, tile.width)
-                    target = folded_ref.at[layer_ref[0], row, :, lanes]
-                    act(pltpu.make_async_copy(root, target, scratch.written))
-
-    write_back(lambda copy: copy.start())
-    tpu_tokens.spread_channels(inputs, scratch.nodes, tiles)
-    _visit_nodes(preorder_ref, depth_ref, inputs.x.shape[0], scratch, tiles)
-    _read_out(inputs.x, D_ref, y_ref, scratch, tiles)
-    write_back(lambda copy: copy.wait())
-
-
-def _visit_nodes(
-    preorder_ref, depth_ref, num_nodes, scratch: tpu_memory.WalkScratch, tiles
-):
-    """Leaves the outputs of the queried nodes, but for `D x`, in `scratch.sums`."""
-    groups = tpu_tokens.groups_of(tiles)
-    first_query = num_nodes - scratch.C.shape[0]
-    root = pl.program_id(0) * num_nodes
-    deepest = scratch.stack[0].shape[0] - 2  # a deeper node disturbs no shallower one
-
-    def visit(position):
-        node = preorder_ref[root + position]
-        above = jnp.minimum(depth_ref[root + node], deepest)
-        C = scratch.C[jnp.maximum(node - first_query, 0)]
-        for group, sums in zip(groups, scratch.sums, strict=True):
-            parts = []
-            for tile in group:
-                stack = scratch.stack[tile.index]
-                state = tpu_tokens.advance(
-                    stack[above], node, scratch.nodes, scratch.rate, tile
-                )
-                stack[above + 1] = state
-                parts.append(state * C[:, : tile.width])
-            rows = pl.ds(pl.multiple_of(node * SUBLANES, SUBLANES), SUBLANES)
-            sums[rows] = tpu_tokens.sum_sublanes(parts)
-
-    tpu_tokens.for_each(num_nodes, visit)
-
-
-def _read_out(x_ref, D_ref, y_ref, scratch: tpu_memory.WalkScratch, tiles):
-    """Adds `D x` to the outputs of the queried nodes, and brings them into rows."""
-    groups = tpu_tokens.groups_of(tiles)
-    num_nodes = x_ref.shape[0]
-    first = num_nodes - y_ref.shape[0]
-
-    def visit(start, rows):
-        for group, sums in zip(groups, scratch.sums, strict=True):
-            for k, tile in enumerate(group):
-                y = sums[pl.ds(start * SUBLANES + k, rows, stride=SUBLANES)]
-                x = x_ref[pl.ds(start, rows), tile.lanes].astype(jnp.float32)
-                y = y + D_ref[:, tile.lanes] * x
-                y_ref[pl.ds(start - first, rows), tile.lanes] = y
-
-    tpu_tokens.for_rows(first, num_nodes, visit)
-
-
-def _chain_kernel(
-    inputs,  # x [T, block], dt [T, block], B [T, S]
-    A_ref,  # [S, block]
-    state_ref,  # [S, block]
-    folded_ref,  # [S, block]
-    scratch: tpu_memory.ChainScratch,
-):
-    tiles = tpu_tokens.tiles_of(folded_ref.shape[1])
-    states = [folded_ref.at[:, tile.lanes] for tile in tiles]
-    scratch.rate[...] = A_ref[...] * _LOG2_E
-    folded_ref[...] = state_ref[...]
-    tpu_tokens.spread_columns(inputs.B, scratch.tokens.B)
-    tpu_tokens.spread_channels(inputs, scratch.tokens, tiles)
-    num_tokens = inputs.x.shape[0]
-    tpu_tokens.advance_chain(num_tokens, scratch.tokens, scratch.rate, states, tiles)
-
-
-def _walk_scratch(tree, C, ring, max_depth):
+def _walk_scratch(tree, C, past, max_depth):
     nodes, (queries, width) = tree.parents.shape[1], C.shape[1:]
-    slots = 0 if ring is None else ring.inputs.x.shape[2]
     levels = 1 + (nodes if max_depth is None else min(max_depth, nodes))
     return functools.partial(
         tpu_memory.walk_scratch,
         width=width,
-        slots=slots,
+        slots=past.num_slots,
         nodes=nodes,
         queries=queries,
         levels=levels,
     )
 
 
-def _walk_block(tree, inputs, C, state, ring, max_depth) -> int | None:
+def _walk_block(tree, inputs, C, past, max_depth) -> int | None:
     def copied(block):
         queries, width = C.shape[1:]
-        records = [inputs] if ring is None else [inputs, ring.inputs]
+        records = [inputs] if past.ring is None else [inputs, past.ring.inputs]
         rows = width, width, 1, queries  # A, state, D, outputs
         return (
             [tpu_memory.blocks_of_tokens(each, block) for each in records],
@@ -175,8 +58,8 @@ def _walk_block(tree, inputs, C, state, ring, max_depth) -> int | None:
             jax.ShapeDtypeStruct((queries, width), C.dtype),
         )
 
-    scratch = _walk_scratch(tree, C, ring, max_depth)
-    return tpu_memory.widest_block(state.shape[-1], copied, scratch)
+    scratch = _walk_scratch(tree, C, past, max_depth)
+    return tpu_memory.widest_block(past.state.shape[-1], copied, scratch)
 
 
 def _chain_scratch(state, inputs):
@@ -208,14 +91,15 @@ def _one_layer(stacked: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked)
 
 
-def _walk(tree, inputs, A, C, D, state, ring, fold, layer, max_depth, interpret):
-    """`read`, and `verify` if `fold` is not None: outputs and the aliased state."""
+def verify(tree, inputs, A, C, D, past, *, max_depth=None, interpret=False):
+    """Returns the outputs and the aliased state; None where no row may be folded."""
     batch, num_nodes = tree.parents.shape
     num_queries, (width, channels) = C.shape[1], A.shape
-    slots = 0 if ring is None else ring.inputs.x.shape[2]
-    ring = ring if slots else None
-    block = _walk_block(tree, inputs, C, state, ring, max_depth)
-    scratch = _walk_scratch(tree, C, ring, max_depth)(block)
+    slots = past.num_slots
+    past = past if slots else past._replace(ring=None)
+    state, ring, fold, layer = past
+    block = _walk_block(tree, inputs, C, past, max_depth)
+    scratch = _walk_scratch(tree, C, past, max_depth)(block)
 
     def of_all(rows):
         return pl.BlockSpec((rows, block), lambda b, e, *_: (0, e))
@@ -246,7 +130,7 @@ def _walk(tree, inputs, A, C, D, state, ring, fold, layer, max_depth, interpret)
     arrays = (inputs, None if ring is None else ring.inputs, A, C, D[None], state)
     moved = inputs, C, y, [A] * batch, _one_layer((arrays[1], state))
     return pl.pallas_call(
-        _walk_kernel,
+        tpu_step.walk_kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(batch, channels // block),
@@ -279,44 +163,12 @@ def _walk(tree, inputs, A, C, D, state, ring, fold, layer, max_depth, interpret)
     )(*scalars, *arrays)
 
 
-def read(
-    tree: Topology,
-    inputs: Inputs,
-    A: jax.Array,
-    C: jax.Array,
-    D: jax.Array,
-    state: jax.Array,
-    ring: Ring | None,
-    layer: jax.Array,
-    max_depth: int | None = None,
-    *,
-    interpret: Any = False,
-) -> jax.Array:
-    return _walk(tree, inputs, A, C, D, state, ring, None, layer, max_depth, interpret)[
-        0
-    ]
+def read(tree, inputs, A, C, D, past, *, max_depth=None, interpret=False):
+    y, _ = verify(tree, inputs, A, C, D, past, max_depth=max_depth, interpret=interpret)
+    return y
 
 
-def verify(
-    tree: Topology,
-    inputs: Inputs,
-    A: jax.Array,
-    C: jax.Array,
-    D: jax.Array,
-    state: jax.Array,
-    ring: Ring,
-    fold: jax.Array,
-    layer: jax.Array,
-    max_depth: int | None = None,
-    *,
-    interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
-    return _walk(tree, inputs, A, C, D, state, ring, fold, layer, max_depth, interpret)
-
-
-def fold(
-    state: jax.Array, A: jax.Array, inputs: Inputs, *, interpret: Any = False
-) -> jax.Array:
+def fold(state, A, inputs, *, interpret=False):
     layers, batch, width, channels = state.shape
     length = inputs.x.shape[2]
     block = _chain_block(state, inputs)
@@ -326,7 +178,7 @@ def fold(
 
     keys = pl.BlockSpec((None, None, length, width), lambda m, e, b: (m, b, 0, 0))
     return pl.pallas_call(
-        _chain_kernel,
+        tpu_step.chain_kernel,
         grid=(layers, channels // block, batch),  # A stays from row to row
         in_specs=(
             Inputs(channels_of_row(length), channels_of_row(length), keys),
@@ -344,27 +196,24 @@ def fold(
     )(inputs, A, state)
 
 
-def refuses_read(
-    tree, inputs, A, C, D, state, ring, layer, max_depth=None
-) -> str | None:
+def refuses_read(tree, inputs, A, C, D, past, *, max_depth=None):
     if 8 * tree.parents.size > _SMEM_BYTES:
         batch, num_nodes = tree.parents.shape
         return f"{batch} trees of {num_nodes} nodes exceed the scalar memory."
-    if _walk_block(tree, inputs, C, state, ring, max_depth) is None:
+    if _walk_block(tree, inputs, C, past, max_depth) is None:
         nodes, levels = tree.parents.shape[1], max_depth or tree.parents.shape[1]
-        return _exceeds(f"{nodes} nodes on {levels} levels", state)
+        return _exceeds(f"{nodes} nodes on {levels} levels", past.state)
     return None
 
 
-def refuses_verify(
-    tree, inputs, A, C, D, state, ring, fold, layer, max_depth=None
-) -> str | None:
-    if state.shape[-1] % LANES:
-        return f"{state.shape[-1]} channels are not a multiple of {LANES}."
-    return refuses_read(tree, inputs, A, C, D, state, ring, layer, max_depth)
+def refuses_verify(tree, inputs, A, C, D, past, *, max_depth=None):
+    channels = past.state.shape[-1]
+    if channels % LANES:
+        return f"{channels} channels are not a multiple of {LANES}."
+    return refuses_read(tree, inputs, A, C, D, past, max_depth=max_depth)
 
 
-def refuses_fold(state, A, inputs) -> str | None:
+def refuses_fold(state, A, inputs):
     if _chain_block(state, inputs) is None:
         return _exceeds(f"{inputs.x.shape[2]} tokens", state)
     return None

@@ -11,8 +11,6 @@ and the ring is a chain of ancestors above the root. Computes in the state's dty
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import stacked
-
 
 def _advance(state, A, x, dt, B):
     """One token of one row: state and A `[S, E]`, x and dt `[E]`, B `[S]`."""
@@ -49,19 +47,19 @@ def _read_out(states, x, C, D):
     return y + jnp.einsum("e,bie->bie", D, x.astype(states.dtype))
 
 
-def read(tree, inputs, A, C, D, state, ring, layer, max_depth):
-    state = state[layer]
+def read(tree, inputs, A, C, D, past, *, max_depth):
+    state, ring = past.state[past.layer], past.ring_of_layer()
     if ring is not None:
-        ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
         state = _fold(state, A, ring.live())
     queries = C.shape[1]
     states = node_states(tree.parents, inputs, A, state, state[:, None][:, :0])
     return _read_out(states[:, -queries:], inputs.x[:, -queries:], C, D)
 
 
-def verify(tree, inputs, A, C, D, state, ring, fold, layer, max_depth):
-    y = read(tree, inputs, A, C, D, state, ring, layer, max_depth)
-    ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+def verify(tree, inputs, A, C, D, past, *, max_depth):
+    y = read(tree, inputs, A, C, D, past, max_depth=max_depth)
+    ring = past.ring_of_layer()
+    state, _, fold, layer = past
     folded = _fold(state[layer], A, ring.live())
     folded = jnp.where(fold[:, None, None], folded, state[layer])
     return y, state.at[layer].set(folded)

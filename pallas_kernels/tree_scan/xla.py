@@ -64,22 +64,20 @@ def _read(tree, inputs, A, C, D, state):
     return _read_out(states[:, -queries:], inputs.x[:, -queries:], C, D)
 
 
-def read(tree, inputs, A, C, D, state, ring, layer, max_depth):
-    state = stacked.take(state, layer)
+def read(tree, inputs, A, C, D, past, *, max_depth):
+    state, ring = stacked.take(past.state, past.layer), past.ring_of_layer()
     if ring is not None:
-        ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
         state = _fold(state, A, ring.live())
     return _read(tree, inputs, A, C, D, state)
 
 
-def verify(tree, inputs, A, C, D, state, ring, fold, layer, max_depth):
-    before = stacked.take(state, layer)
-    ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+def verify(tree, inputs, A, C, D, past, *, max_depth):
+    before, ring = stacked.take(past.state, past.layer), past.ring_of_layer()
     folded = _fold(before, A, ring.live())
     y = _read(tree, inputs, A, C, D, folded)
     # Written in all rows: XLA's conditional would copy the state of all layers instead.
-    kept = jnp.where(fold[:, None, None], folded, before)
-    return y, stacked.put(state, kept, layer)
+    kept = jnp.where(past.fold[:, None, None], folded, before)
+    return y, stacked.put(past.state, kept, past.layer)
 
 
 def read_chain(inputs, A, C, D, state):

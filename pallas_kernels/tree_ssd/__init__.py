@@ -13,6 +13,7 @@ from pallas_kernels import _dispatch, stacked
 from pallas_kernels._dispatch import HEADS, LAYERS, ROWS, Layout
 from pallas_kernels._shapes import check_shapes
 from pallas_kernels.inputs import Inputs, Ring
+from pallas_kernels.past import Past
 from pallas_kernels.topology import Topology
 from pallas_kernels.tree_ssd import pallas_gpu, pallas_tpu, reference, xla
 
@@ -55,10 +56,9 @@ def read(
     Raises:
         ValueError: if the shapes disagree.
     """
-    args, parts = _arguments(tree, inputs, A, C, D, state, ring, layer)
-    *args, state, ring, layer = args
-    op = _op("read", inputs, state)
-    return _dispatch.dispatch(op, implementation, parts, *args, state, ring, layer)
+    args, parts = _arguments(tree, inputs, A, C, D, state, ring, layer=layer)
+    op = _op("read", inputs, args[-1].state)
+    return _dispatch.dispatch(op, implementation, parts, *args)
 
 
 def verify(
@@ -94,12 +94,10 @@ def verify(
     Returns:
         `[B, N, E]` float32 outputs, and the state in the shape that it came in.
     """
-    args, parts = _arguments(tree, inputs, A, C, D, state, ring, layer)
-    *args, states, ring, index = args
+    args, parts = _arguments(tree, inputs, A, C, D, state, ring, layer=layer, fold=fold)
     check_shapes(C=(C, (*tree.parents.shape, C.shape[2])))
     check_shapes(fold=(fold, tree.parents.shape[:1]))
-    op = _op("verify", inputs, states)
-    args = *args, states, ring, fold, index
+    op = _op("verify", inputs, args[-1].state)
     y, states = _dispatch.dispatch(op, implementation, parts, *args)
     return y, states.reshape(state.shape)
 
@@ -125,10 +123,9 @@ def fold(
         `[B, H, P, S]` float32 state after the last token.
     """
     _check_inputs(inputs, A, state, inputs.x.shape[:2])
-    _, *args = stacked.make(None, state, A, inputs)
-    op = _op("fold", inputs, args[0])
-    parts = _parts(inputs, state)
-    return _dispatch.dispatch(op, implementation, parts, *args)[0]
+    _, states, rates, records = stacked.make(None, state, A, inputs)
+    op, parts = _op("fold", inputs, states), _parts(inputs, state)
+    return _dispatch.dispatch(op, implementation, parts, states, rates, records)[0]
 
 
 def node_states(
@@ -157,8 +154,10 @@ def node_states(
     if known is None:
         known = jnp.zeros((state.shape[0], 0, *state.shape[1:]), state.dtype)
     op = _op("node_states", inputs, state[None])
-    args = parents, inputs, A, state, known
-    return _dispatch.dispatch(op, implementation, _parts(inputs, state), *args)
+    parts = _parts(inputs, state)
+    return _dispatch.dispatch(
+        op, implementation, parts, parents, inputs, A, state, known
+    )
 
 
 def implementations() -> list[str]:
@@ -174,12 +173,12 @@ def _op(name: str, inputs: Inputs, state: jax.Array) -> _dispatch.Op:
     inputs = Inputs(node, node, key)
     states = Layout(LAYERS, ROWS, HEADS)
     records = Inputs(*(Layout(LAYERS, *layout) for layout in inputs))
-    before = rows, inputs, heads, key, heads, states, Ring(records, rows)
+    past = Past(states, Ring(records, rows), rows, Layout())
+    tree = rows, inputs, heads, key, heads, past
     if name == "read":
-        return _dispatch.op(name, _MODULES, (*before, Layout()), node)
+        return _dispatch.op(name, _MODULES, tree, node)
     if name == "verify":
-        layouts = (*before, rows, Layout())
-        return _dispatch.op(name, _MODULES, layouts, (node, states))
+        return _dispatch.op(name, _MODULES, tree, (node, states))
     if name == "fold":
         layouts = states, Layout(LAYERS, HEADS), records
         return _dispatch.op(name, _MODULES, layouts, states, merge=LAYERS)
@@ -195,7 +194,9 @@ def _parts(inputs: Inputs, state: jax.Array) -> int:
     return groups if groups > 1 else heads
 
 
-def _arguments(tree, inputs, A, C, D, state, ring, layer) -> tuple[list, int]:
+def _arguments(
+    tree, inputs, A, C, D, state, ring, *, layer, fold=None
+) -> tuple[list, int]:
     """What `read` and `verify` share: checked, stacked, the skip per channel."""
     one = stacked.shapes(state, layer)
     batch, num_nodes = tree.parents.shape
@@ -215,8 +216,8 @@ def _arguments(tree, inputs, A, C, D, state, ring, layer) -> tuple[list, int]:
             ring_length=(ring.length, (batch,)),
         )
     D = jnp.repeat(D.astype(state.dtype), channels // D.shape[0])
-    layer, state, ring = stacked.make(layer, state, ring)
-    return [tree, inputs, A, C, D, state, ring, layer], _parts(inputs, one)
+    past = Past.of(state, ring, layer=layer, fold=fold)
+    return [tree, inputs, A, C, D, past], _parts(inputs, one)
 
 
 def _check_inputs(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels._mma import split
-from pallas_kernels.gated_gpu.block import (
+from pallas_kernels._mosaic_gpu import split
+from pallas_kernels.gated.gpu_block import (
     ALONG_COLUMNS,
     TILE,
     Block,
@@ -20,7 +20,7 @@ from pallas_kernels.gated_gpu.block import (
     Tokens,
     repeat,
 )
-from pallas_kernels.gated_gpu.paths import Paths, Sums
+from pallas_kernels.gated.gpu_paths import Paths, Sums
 
 
 class Refs(NamedTuple):

@@ -13,10 +13,13 @@ make small products; `D x` is left to XLA, which fuses it with what comes next.
 
 With bfloat16 activations the products with the state keep 16 bits of it and `W` is
 rounded to bfloat16. Products of float32 activations, and what is added to the state, keep
-float32's precision (`_mma`). Forward only.
+float32's precision (`gpu_mma`). Forward only.
 
 Nodes in multiples of 8 (beyond 64, of 64) and slots of a ring in multiples of 8 (beyond
 32, of 32) are taken as they are; others are padded first, the ring's in all layers.
+
+The contract of `read`, `verify` and `fold` is in `tree_ssd`; states and rings are of all
+layers (`past`).
 """
 
 import jax
@@ -24,22 +27,47 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import _mosaic_gpu, stacked
-from pallas_kernels.gated_gpu import kernels
-from pallas_kernels.gated_gpu.block import STEP, Block, Tokens
-from pallas_kernels.gated_gpu.kernels import Chains
+from pallas_kernels.gated import gpu_call
+from pallas_kernels.gated.gpu_block import STEP, Block, Tokens
+from pallas_kernels.gated.gpu_call import Chains
 from pallas_kernels.tree_ssd import gpu_tree
 
 
-def read(tree, inputs, A, C, D, state, ring, layer, *, interpret=False):
-    args = (tree, inputs, A, C, D, state, ring, None, layer)
-    return _read(*args, interpret=interpret)
+def read(tree, inputs, A, C, D, past, *, interpret=False):
+    batch, num_queries = C.shape[:2]
+    reader, slots = _plan(inputs, C, past, interpret)
+    nodes, queries = reader.nodes, reader.queries
+    sees = reader.paths.sees(tree)
+    records = _records(nodes, inputs.dt, A[None, None], inputs)
+    trees = gpu_tree.Refs(sees, records, queries.pad(C, axis=1))
+    chain, ring = None, past.ring
+    if ring is not None:
+        dt = stacked.take(ring.inputs.dt, past.layer)
+        live = jnp.arange(dt.shape[1])[None] < ring.length[:, None]
+        dt = jnp.where(live[..., None], dt, 0)
+        chain = Chains(slots, _records(slots, dt, A[None, None], ring.inputs))
+    channels = inputs.x.shape[2]
+    y = gpu_call.walk(
+        reader,
+        trees,
+        chain,
+        past,
+        jax.ShapeDtypeStruct(
+            (batch, queries.num * queries.size, channels), jnp.float32
+        ),
+        name="tree_ssd_read" if past.fold is None else "tree_ssd_verify",
+        cost=_cost(reader, slots, trees),
+        interpret=interpret,
+    )
+    x = inputs.x[:, reader.first :].astype(D.dtype)
+    return y[:, :num_queries] + D[None, None] * x
 
 
 @_mosaic_gpu.pure
-def verify(tree, inputs, A, C, D, state, ring, fold, layer, *, interpret=False):
-    state = _mosaic_gpu.in_place(state)
-    args = (tree, inputs, A, C, D, state, ring, fold, layer)
-    return _read(*args, interpret=interpret), state[...]
+def verify(tree, inputs, A, C, D, past, *, interpret=False):
+    past = past._replace(state=_mosaic_gpu.in_place(past.state))
+    y = read(tree, inputs, A, C, D, past, interpret=interpret)
+    return y, past.state[...]
 
 
 @_mosaic_gpu.pure
@@ -47,60 +75,24 @@ def fold(state, A, inputs, *, interpret=False):
     block, tokens = _plan_fold(state, inputs, interpret)
     chain = Chains(tokens, _records(tokens, inputs.dt, A[:, None, None], inputs))
     name = "tree_ssd_fold"
-    return kernels.fold(block, chain, state, name=name, interpret=interpret)
+    return gpu_call.fold(block, chain, state, name=name, interpret=interpret)
 
 
-def refuses_read(tree, inputs, A, C, D, state, ring, layer):
-    lengths = [inputs.x.shape[1]]
-    if ring is not None:
-        lengths.append(ring.inputs.x.shape[2])
-    reason = kernels.refuses(state, inputs.B, max(lengths))
-    return reason or kernels.refuses_memory(
-        kernels.memory(*_plan(inputs, C, state, ring))
-    )
+def refuses_read(tree, inputs, A, C, D, past):
+    length = max(inputs.x.shape[1], past.num_slots)
+    reason = gpu_call.refuses(past.state, inputs.B, length)
+    return reason or gpu_call.refuses_memory(gpu_call.memory(*_plan(inputs, C, past)))
 
 
-def refuses_verify(tree, inputs, A, C, D, state, ring, fold, layer):
-    return refuses_read(tree, inputs, A, C, D, state, ring, layer)
+def refuses_verify(tree, inputs, A, C, D, past):
+    return refuses_read(tree, inputs, A, C, D, past)
 
 
 def refuses_fold(state, A, inputs):
-    reason = kernels.refuses(state, inputs.B, inputs.x.shape[2])
-    return reason or kernels.refuses_memory(
-        kernels.fold_memory(*_plan_fold(state, inputs))
+    reason = gpu_call.refuses(state, inputs.B, inputs.x.shape[2])
+    return reason or gpu_call.refuses_memory(
+        gpu_call.fold_memory(*_plan_fold(state, inputs))
     )
-
-
-def _read(tree, inputs, A, C, D, state, ring, fold, layer, *, interpret):
-    batch, num_queries = C.shape[:2]
-    reader, slots = _plan(inputs, C, state, ring, interpret)
-    nodes, queries = reader.nodes, reader.queries
-    sees = reader.paths.sees(tree)
-    records = _records(nodes, inputs.dt, A[None, None], inputs)
-    trees = gpu_tree.Refs(sees, records, queries.pad(C, axis=1))
-    chain = None
-    if ring is not None:
-        dt = stacked.take(ring.inputs.dt, layer)
-        live = jnp.arange(dt.shape[1])[None] < ring.length[:, None]
-        dt = jnp.where(live[..., None], dt, 0)
-        chain = Chains(slots, _records(slots, dt, A[None, None], ring.inputs))
-    channels = inputs.x.shape[2]
-    y = kernels.walk(
-        reader,
-        trees,
-        chain,
-        fold,
-        state,
-        layer,
-        jax.ShapeDtypeStruct(
-            (batch, queries.num * queries.size, channels), jnp.float32
-        ),
-        name="tree_ssd_read" if fold is None else "tree_ssd_verify",
-        cost=_cost(reader, slots, trees),
-        interpret=interpret,
-    )
-    x = inputs.x[:, reader.first :].astype(D.dtype)
-    return y[:, :num_queries] + D[None, None] * x
 
 
 def _records(tokens, dt, A, inputs):
@@ -111,20 +103,24 @@ def _records(tokens, dt, A, inputs):
 def _plan_fold(state, inputs, interpret=False):
     """A block, and how tokens are cut into tiles."""
     block = Block.of(state, inputs.x, inputs.B, interpret)
-    return block, Tokens.of(inputs.x.shape[2], kernels.CHAIN_TILE)
+    return block, Tokens.of(inputs.x.shape[2], gpu_call.CHAIN_TILE)
 
 
-def _plan(inputs, C, state, ring, interpret=False):
+def _plan(inputs, C, past, interpret=False):
     """How tokens are cut, into the largest tiles of nodes that fit; a ring's slots."""
-    block = Block.of(state, inputs.x, inputs.B, interpret)
+    block = Block.of(past.state, inputs.x, inputs.B, interpret)
     num_nodes, num_queries = inputs.x.shape[1], C.shape[1]
     slots = None
-    if ring is not None:
-        slots = Tokens.of(ring.inputs.x.shape[2], kernels.CHAIN_TILE)
+    if past.ring is not None:
+        slots = Tokens.of(past.num_slots, gpu_call.CHAIN_TILE)
     for size in (block.tile, block.tile // 2, STEP):
-        tiles = Tokens.of(num_nodes, size), Tokens.of(num_queries, block.tile)
-        reader = gpu_tree.Reader(block, *tiles, num_nodes - num_queries)
-        if kernels.refuses_memory(kernels.memory(reader, slots)) is None:
+        reader = gpu_tree.Reader(
+            block,
+            nodes=Tokens.of(num_nodes, size),
+            queries=Tokens.of(num_queries, block.tile),
+            first=num_nodes - num_queries,
+        )
+        if gpu_call.refuses_memory(gpu_call.memory(reader, slots)) is None:
             break
     return reader, slots
 

@@ -8,22 +8,20 @@ With path sums `L_i` of `dt A` over the ancestors `M` of node `i`, and a ring wh
 
     S   = exp(R) S_0 + sum_k exp(R_k) dt_k x_k B_k^T          (the fold, where asked for)
 
-The kernels are those of `gated_tpu.py`. Scores and a ring's writes are rounded to the
+The kernels are those of `gated/tpu_call.py`. Scores and a ring's writes are rounded to the
 activations' dtype where they are read, as flash attention rounds its probabilities.
+
+The contract of `read`, `verify` and `fold` is in `tree_ssd`; states and rings are of all
+layers (`past`).
 """
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import gated_tpu
-from pallas_kernels._tpu_decays import sum_parts
-from pallas_kernels._tpu_lanes import LANES
-from pallas_kernels.inputs import Inputs
-from pallas_kernels.topology import Topology
+from pallas_kernels.gated import tpu_blocks, tpu_call
+from pallas_kernels.gated.tpu_decays import sum_parts
+from pallas_kernels.gated.tpu_lanes import LANES
 from pallas_kernels.tree_ssd import tpu_kernels
 
 _NAME = "tree_ssd"
@@ -32,14 +30,13 @@ _NAME = "tree_ssd"
 def _block_shape(inputs, state, queries):
     """Two heads abreast, or as many as fill the lanes."""
     abreast = max(2, LANES // state.shape[3])
-    return gated_tpu.block_shape(inputs, state, queries, abreast)
+    return tpu_blocks.block_shape(inputs, state, queries, abreast)
 
 
-def _verify(tree, inputs, A, C, D, state, ring, fold, layer, interpret):
+def _verify(tree, inputs, A, C, D, past, interpret):
     batch, num_nodes, inner = inputs.x.shape
-    heads, width, queries = A.shape[0], state.shape[4], C.shape[1]
-    shape = _block_shape(inputs, state, queries)
-    slots = ring.inputs.x.shape[2] if ring is not None else 0
+    heads, width, queries = A.shape[0], past.state.shape[4], C.shape[1]
+    shape = _block_shape(inputs, past.state, queries)
     score_lanes = shape.score_heads * shape.padded
     source_rows = shape.tile_heads // shape.score_heads
     parts = sum_parts(inputs.B.dtype)
@@ -53,7 +50,7 @@ def _verify(tree, inputs, A, C, D, state, ring, fold, layer, interpret):
     )
     lanes = shape.heads * shape.dim
     skip = pl.BlockSpec((1, lanes), lambda row, block, *_: (0, block))
-    call = gated_tpu.Call(
+    call = tpu_call.Call(
         op=tpu_kernels.OP,
         name=_NAME,
         rates=(A[None],),
@@ -61,112 +58,34 @@ def _verify(tree, inputs, A, C, D, state, ring, fold, layer, interpret):
         scratch=scratch,
         scores_dtype=C.dtype,
         outputs=1,
-        flops=2 * batch * inner * queries * (width + num_nodes + slots),
+        flops=2 * batch * inner * queries * (width + num_nodes + past.num_slots),
         transcendentals=batch * queries * (heads * num_nodes + inner),
     )
-    args = tree, inputs, C, state, ring, fold, layer
-    return gated_tpu.verify(call, shape, *args, interpret)
+    return tpu_call.verify(call, shape, tree, inputs, C, past, interpret)
 
 
-def read(
-    tree: Topology,
-    inputs: Inputs,
-    A: jax.Array,
-    C: jax.Array,
-    D: jax.Array,
-    state: jax.Array,
-    ring: Any,
-    layer: jax.Array,
-    *,
-    interpret: Any = False,
-) -> jax.Array:
-    """Reads the state at the last `n` nodes of a tree: one read of the checkpoint.
-
-    Args:
-        tree: topology of the `N` nodes.
-        inputs: records of the `N` nodes.
-        A: `[H]` float32, negative.
-        C: `[B, n, G * S]` queries of the last `n` nodes.
-        D: `[H * P]` float32, the skip connection.
-        state: `[L, B, H, P, S]` float32 checkpoints, before the ring and the root.
-        ring: `Ring` of every layer's tokens between `state` and the root, or `None`.
-        layer: int32, the layer to read.
-        interpret: whether to interpret the kernel, or how.
-
-    Returns:
-        `[B, n, H * P]` float32 outputs.
-    """
-    args = tree, inputs, A, C, D, state, ring, None, layer
-    return _verify(*args, interpret)[0]
+def read(tree, inputs, A, C, D, past, *, interpret=False):
+    return _verify(tree, inputs, A, C, D, past, interpret)[0]
 
 
-def verify(
-    tree: Topology,
-    inputs: Inputs,
-    A: jax.Array,
-    C: jax.Array,
-    D: jax.Array,
-    state: jax.Array,
-    ring: Any,
-    fold: jax.Array,
-    layer: jax.Array,
-    *,
-    interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Reads the state at all nodes, and folds the ring into it in some rows.
-
-    The states of the other rows, and of other layers, are not written: `state` stays
-    where it is, so donate it or carry it through a loop.
-
-    Args:
-        tree: as in `read`.
-        inputs: as in `read`.
-        A: as in `read`.
-        C: as in `read`, of all nodes.
-        D: as in `read`.
-        state: as in `read`.
-        ring: as in `read`, not `None`.
-        fold: `[B]` bool, the rows whose state takes up the ring.
-        layer: as in `read`.
-        interpret: as in `read`.
-
-    Returns:
-        Outputs as of `read`, the same whether a row folds or not, and the states.
-    """
-    args = tree, inputs, A, C, D, state, ring, fold, layer
-    return _verify(*args, interpret)
+def verify(tree, inputs, A, C, D, past, *, interpret=False):
+    return _verify(tree, inputs, A, C, D, past, interpret)
 
 
-def fold(
-    state: jax.Array, A: jax.Array, inputs: Inputs, *, interpret: Any = False
-) -> jax.Array:
-    """Advances the states of all layers over a chain of tokens, in place.
-
-    Args:
-        state: `[L, B, H, P, S]` float32.
-        A: `[L, H]` float32, negative.
-        inputs: records `[L, B, T, ...]`, oldest first.
-        interpret: whether to interpret the kernel, or how.
-
-    Returns:
-        `[L, B, H, P, S]` states after the last token.
-    """
+def fold(state, A, inputs, *, interpret=False):
     shape = _block_shape(inputs, state, 0)
-    return gated_tpu.fold(_NAME, shape, state, inputs, (A,), interpret)
+    return tpu_call.fold(_NAME, shape, state, inputs, (A,), interpret)
 
 
-def refuses_read(tree, inputs, A, C, D, state, ring, layer) -> str | None:
-    """Why the kernel cannot take these arguments on a TPU, if it cannot."""
-    return _refuses(inputs, state)
+def refuses_read(tree, inputs, A, C, D, past):
+    return _refuses(inputs, past.state)
 
 
-def refuses_verify(tree, inputs, A, C, D, state, ring, fold, layer) -> str | None:
-    """As `refuses_read`."""
-    return _refuses(inputs, state)
+def refuses_verify(tree, inputs, A, C, D, past):
+    return _refuses(inputs, past.state)
 
 
-def refuses_fold(state, A, inputs) -> str | None:
-    """As `refuses_read`."""
+def refuses_fold(state, A, inputs):
     return _refuses(inputs, state)
 
 

@@ -11,19 +11,7 @@ and the ring is a chain of ancestors above the root. Computes in the state's dty
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import stacked
-
-
-def advance(state, g, v, k):
-    """One write on one row: state `[H, P, S]`, g `[H]`, v `[H P]`, k `[G S]`."""
-    heads, dim, width = state.shape
-    v, k = v.reshape(heads, dim), per_head(k.reshape(-1, width), heads)
-    return jnp.exp(g)[:, None, None] * state + jnp.einsum("hp,hs->hps", v, k)
-
-
-def per_head(keys, heads):
-    """Keys `[..., G, S]` of groups as `[..., H, S]`."""
-    return jnp.repeat(keys, heads // keys.shape[-2], axis=-2)
+from pallas_kernels.gated.reference import advance, per_head
 
 
 def _advance(state, A, x, dt, B):
@@ -56,10 +44,9 @@ def node_states(parents, inputs, A, state, known):
     return jax.vmap(row)(parents, inputs, state, known)
 
 
-def read(tree, inputs, A, C, D, state, ring, layer):
-    state = state[layer]
+def read(tree, inputs, A, C, D, past):
+    state, ring = past.state[past.layer], past.ring_of_layer()
     if ring is not None:
-        ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
         state = _fold(state, A, ring.live())
     batch, queries = C.shape[:2]
     heads, width = state.shape[1], state.shape[3]
@@ -70,9 +57,9 @@ def read(tree, inputs, A, C, D, state, ring, layer):
     return y.reshape(x.shape) + jnp.einsum("e,bie->bie", D, x)
 
 
-def verify(tree, inputs, A, C, D, state, ring, fold, layer):
-    y = read(tree, inputs, A, C, D, state, ring, layer)
-    ring = ring._replace(inputs=stacked.take(ring.inputs, layer))
+def verify(tree, inputs, A, C, D, past):
+    y, ring = read(tree, inputs, A, C, D, past), past.ring_of_layer()
+    state, _, fold, layer = past
     folded = _fold(state[layer], A, ring.live())
     folded = jnp.where(fold[:, None, None, None], folded, state[layer])
     return y, state.at[layer].set(folded)

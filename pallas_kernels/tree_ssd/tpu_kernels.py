@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import _tpu_decays, _tpu_heads, _tpu_lanes
-from pallas_kernels._tpu_lanes import LANES, dot, lanes
+from pallas_kernels.gated import tpu_decays, tpu_lanes, tpu_step
+from pallas_kernels.gated.tpu_lanes import LANES, dot, lanes
 
 
 class Scratch(NamedTuple):
@@ -31,18 +31,18 @@ class Scratch(NamedTuple):
 
 
 def _row(shape, operands, scratch):
-    paths = _tpu_decays.path_sums(shape, operands)
-    dt = _tpu_lanes.pad_rows(operands.steps[...], shape.padded)
+    paths = tpu_decays.path_sums(shape, operands)
+    dt = tpu_lanes.pad_rows(operands.steps[...], shape.padded)
     queried = [part[shape.first : shape.nodes] for part in paths]
-    _tpu_lanes.store_columns(jnp.concatenate(queried, axis=0), scratch.columns)
+    tpu_lanes.store_columns(jnp.concatenate(queried, axis=0), scratch.columns)
     for i, rows in enumerate((*paths, dt)):
-        _tpu_heads.store_sources(shape, rows, scratch.sources.at[i])
+        tpu_step.store_sources(shape, rows, scratch.sources.at[i])
 
 
 def _group(shape, operands, scratch):
-    on_paths = _tpu_heads.on_paths(shape, operands.mask)
+    on_paths = tpu_step.on_paths(shape, operands.mask)
     C, B = operands.queries, operands.keys
-    _tpu_heads.store_scores(shape, on_paths, C, B, scratch.scores)
+    tpu_step.store_scores(shape, on_paths, C, B, scratch.scores)
 
 
 def _weigh(shape, path, source, scores, out_dtype, rows, reach):
@@ -55,7 +55,7 @@ def _weigh(shape, path, source, scores, out_dtype, rows, reach):
 
     def weigh(path, head, lanes):
         *above, dt = (a[head : head + 1, :lanes] for a in source)
-        decay = _tpu_decays.decays(path, above)
+        decay = tpu_decays.decays(path, above)
         return (scores[rows, :lanes] * (decay * dt)).astype(out_dtype)
 
     if shape.short:
@@ -72,7 +72,7 @@ def _weigh(shape, path, source, scores, out_dtype, rows, reach):
 def _sum_values(shape, weighed, values):
     """`sum_j w_ij x_j`, with weights as `_weigh` returns them."""
     if shape.short:
-        return dot(weighed, _tpu_lanes.block_diagonal(values, shape.dim))
+        return dot(weighed, tpu_lanes.block_diagonal(values, shape.dim))
     count, reach = weighed.shape[0] // shape.tile_heads, weighed.shape[1]
     heads = [slice(h * count, (h + 1) * count) for h in range(shape.tile_heads)]
     if shape.dim % LANES == 0:
@@ -81,7 +81,7 @@ def _sum_values(shape, weighed, values):
         return jnp.concatenate(outs, axis=1)
     # One pass over the values serves all heads, each with the others' lanes to spare.
     outs = dot(weighed, values[:reach])
-    return _tpu_lanes.select_heads([outs[i] for i in heads], shape.dim)
+    return tpu_lanes.select_heads([outs[i] for i in heads], shape.dim)
 
 
 def _weigh_tile(shape, t, columns, source, scores, y, dtype):
@@ -93,7 +93,7 @@ def _weigh_tile(shape, t, columns, source, scores, y, dtype):
         starts = range(rows.start, columns.shape[0], shape.queries)
         parts = [columns[i : i + rows.stop - rows.start] for i in starts]
         heads = shape.tile_heads
-        return [_tpu_lanes.spread(part, head, heads, copies) for part in parts]
+        return [tpu_lanes.spread(part, head, heads, copies) for part in parts]
 
     for rows, reach in shape.query_tiles():
         copies = min(reach, LANES)
@@ -108,8 +108,8 @@ def _weigh_tile(shape, t, columns, source, scores, y, dtype):
 def _read_tile(shape, t, weighed, operands, ring, y):
     """Outputs of the heads of tile `t`, from what `_weigh_tile` left."""
     here = lanes(t, shape.tile)
-    past = _tpu_heads.read_past(shape, t, operands, ring)
-    values = _tpu_lanes.pad_rows(operands.values[:, here], shape.padded)
+    past = tpu_step.read_past(shape, t, operands, ring)
+    values = tpu_lanes.pad_rows(operands.values[:, here], shape.padded)
     (D,) = operands.own
     skip = D[:, here] * values[shape.first : shape.nodes].astype(jnp.float32)
     for (rows, _), weights in zip(shape.query_tiles(), weighed, strict=True):
@@ -145,4 +145,4 @@ def _block(shape, operands, scratch, outputs, ring, block):
             read(t, weigh(t))
 
 
-OP = _tpu_heads.Op(_row, _group, _block)
+OP = tpu_step.Op(_row, _group, _block)

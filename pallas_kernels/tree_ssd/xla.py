@@ -1,13 +1,14 @@
 """The Mamba-2 ops in matrix form: no state per node.
 
 A token decays the state by `g = dt A` and writes `x` with the weight `dt`; the rest is
-`gated.py`.
+`gated/xla.py`.
 """
 
 import jax.numpy as jnp
 
-from pallas_kernels import gated, stacked
-from pallas_kernels.gated import Writes
+from pallas_kernels import stacked
+from pallas_kernels.gated import xla as gated
+from pallas_kernels.gated.xla import Writes
 
 
 def _writes(inputs, A, state):
@@ -35,24 +36,25 @@ def node_states(parents, inputs, A, state, known):
     decay = jnp.exp(writes.g)
 
     def advance(i, above):
-        write = writes.w[:, i], writes.v[:, i], k[:, i]
-        update = gated.einsum("bh,bhp,bhs->bhps", *write)
+        w, v = writes.w[:, i], writes.v[:, i]
+        update = gated.einsum("bh,bhp,bhs->bhps", w, v, k[:, i])
         return decay[:, i, :, None, None] * above + update
 
     return gated.visit(parents, state, known, advance)
 
 
-def read(tree, inputs, A, C, D, state, ring, layer):
-    state, ring = stacked.take(state, layer), gated.ring_of(ring, layer)
+def read(tree, inputs, A, C, D, past):
+    state, ring = stacked.take(past.state, past.layer), past.ring_of_layer()
     return _read(tree, inputs, A, C, D, state, ring)
 
 
-def verify(tree, inputs, A, C, D, state, ring, fold, layer):
+def verify(tree, inputs, A, C, D, past):
     # Written in all rows, and read only then: else XLA copies the state of all layers.
-    before, ring = stacked.take(state, layer), gated.ring_of(ring, layer)
+    before, ring = stacked.take(past.state, past.layer), past.ring_of_layer()
     folded = _fold(before, A, ring.live())
-    kept, rest = gated.choose(fold, folded, before, ring)
-    return _read(tree, inputs, A, C, D, kept, rest), stacked.put(state, kept, layer)
+    kept, rest = gated.choose(past.fold, folded, before, ring)
+    y = _read(tree, inputs, A, C, D, kept, rest)
+    return y, stacked.put(past.state, kept, past.layer)
 
 
 def _read(tree, inputs, A, C, D, state, ring):
@@ -62,8 +64,8 @@ def _read(tree, inputs, A, C, D, state, ring):
     sums = gated.path_sums(tree, writes.g)
     decay = gated.decays(tree, sums, queries)
     decay = decay * jnp.swapaxes(writes.w, 1, 2)[:, :, None]
-    past = None if ring is None else _writes(ring.live(), A, state)
+    chain = None if ring is None else _writes(ring.live(), A, state)
     y = gated.mix(gated.weigh(decay, gated.scores(C, writes.k)), writes.v)
-    y = y + gated.read_past(C, sums.total[:, :, -queries:], state, past)
+    y = y + gated.read_past(C, sums.total[:, :, -queries:], state, chain)
     x = inputs.x[:, -queries:].astype(state.dtype)
     return y.reshape(batch, queries, -1) + D[None, None] * x

@@ -5,8 +5,8 @@ After a change that is meant, `jaxspec bench cycles --json` has the new numbers.
 
 import pytest
 
-from jaxspec.bench import kernels, survey, targets
-from jaxspec.bench.kernels import Case
+from jaxspec.aot import cases, compile_cases, compilers
+from jaxspec.aot.cases import Case
 
 MARGIN = 1.1
 CASES = {
@@ -51,9 +51,9 @@ BUNDLES = {  # per head or per token
 
 @pytest.fixture(scope="module", params=BUNDLES)
 def chip(request):
-    if reason := targets.missing(request.param):
+    if reason := compilers.missing(request.param):
         pytest.skip(reason)
-    with survey.Compiler(request.param) as compiler:
+    with compile_cases.Compiler(request.param) as compiler:
         yield request.param, compiler
 
 
@@ -64,5 +64,5 @@ def test_instructions_do_not_become_more(chip, name):
     result = compiler(case)
     assert result.error is None
     steps = sum(kernel.steps * kernel.bundles for kernel in result.kernels)
-    count = steps / kernels.num_units(case) / kernels.BATCH
+    count = steps / cases.num_units(case) / cases.BATCH
     assert 0 < count <= MARGIN * BUNDLES[chip][name]

@@ -8,13 +8,13 @@ import fnmatch
 
 import pytest
 
-from jaxspec.bench import survey, targets
-from jaxspec.bench.kernels import Case
+from jaxspec.aot import compile_cases, compilers
+from jaxspec.aot.cases import Case
 
 NODES = (8, 16, 64, 256)
 RING = 32
 TEMPORARY = 2**27  # bytes, what fast memory holds; a copy of all layers' rings is more
-MACHINES = [*targets.TPU, "h100", "b200"]  # an H200 runs an H100's code
+MACHINES = [*compilers.TPU, "h100", "b200"]  # an H200 runs an H100's code
 
 MAMBA2 = ("mamba2-130m", "mamba2-2.7b", "nemotron-h-8b", "falcon-h1-7b")
 MAMBA2 += ("granite-4-h-small",)
@@ -69,7 +69,7 @@ MORE_SPILLS = {  # of one case: what spills less there takes more bundles
 
 def most_spills(machine, case, kernel):
     """How many vectors a kernel may put away; none at all on a GPU."""
-    kept = NO_SPILLS.get(machine, ()) if machine in targets.TPU else ("*",)
+    kept = NO_SPILLS.get(machine, ()) if machine in compilers.TPU else ("*",)
     if any(fnmatch.fnmatchcase(str(case), pattern) for pattern in kept):
         return 0
     if share := MORE_SPILLS.get((machine, str(case))):
@@ -118,26 +118,26 @@ def cases():
 
 @pytest.fixture(scope="module", params=MACHINES)
 def machine(request):
-    if reason := targets.missing(request.param):
+    if reason := compilers.missing(request.param):
         pytest.skip(reason)
     return request.param
 
 
 @pytest.fixture(scope="module")
 def compile_case(machine):
-    with survey.Compiler(machine) as compiler:
+    with compile_cases.Compiler(machine) as compiler:
         yield compiler
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_kernels_compile(machine, compile_case, case):
-    if case.op == "tree_delta" and case.nodes > 64 and machine not in targets.TPU:
+    if case.op == "tree_delta" and case.nodes > 64 and machine not in compilers.TPU:
         pytest.skip("more than 64 nodes of the gated delta rule run in XLA on a GPU")
     result = compile_case(case)
     assert result.error is None
     assert result.moves == ()
     assert result.temporary < TEMPORARY
-    if machine in targets.TPU:  # a GPU kernel that was compiled before is not again
+    if machine in compilers.TPU:  # a GPU kernel that was compiled before is not again
         assert result.kernels
     for kernel in result.kernels:
         assert kernel.spills <= most_spills(machine, case, kernel)

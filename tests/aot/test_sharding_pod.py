@@ -6,7 +6,8 @@ import pytest
 
 import jaxspec
 from jaxspec import sharding
-from jaxspec.bench import hlo, published, synthetic, targets
+from jaxspec.aot import compilers, hlo
+from jaxspec.measure import published, synthetic
 from jaxspec.models import forms
 
 DATA, TENSOR, ROWS = 32, 8, 8  # v5e:16x16; rows of each part of the batch
@@ -20,13 +21,13 @@ def placed(shapes, shardings):
     return jax.tree.map(one, shapes, shardings)
 
 
-@pytest.mark.skipif(targets.missing("v5e") is not None, reason="needs libtpu")
+@pytest.mark.skipif(compilers.missing("v5e") is not None, reason="needs libtpu")
 @pytest.mark.parametrize("rollback", ["replay", "lazy"])
 def test_the_whole_loop_compiles_for_a_pod(rollback):
     config = published.MODELS["mamba2-2.7b"]
     target = jaxspec.language_model(config, rollback=rollback, scan_layers=True)
     records = {"target": target, "drafter": jaxspec.ngram(8, 8)}
-    devices = targets.devices("v5e", "16x16")
+    devices = compilers.devices("v5e", "16x16")
     with sharding.mesh(DATA, TENSOR, devices) as mesh:
         params = jax.eval_shape(
             lambda: forms.split(config, synthetic.params(config, target))
@@ -57,6 +58,6 @@ def test_the_whole_loop_compiles_for_a_pod(rollback):
     assert memory.temp_size_in_bytes < 0.1 * memory.argument_size_in_bytes
     moved = [m for m in hlo.moves(program, states // layers) if m.is_looped]
     assert not [m for m in moved if m.shape.startswith("f32")]  # as states alone are
-    found = sharding.collectives(program)
+    found = hlo.collectives(program)
     assert {one.devices for one in found} == {DATA, TENSOR}
     assert max(one.num_bytes for one in found if one.devices == DATA) <= 8

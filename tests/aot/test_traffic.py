@@ -6,7 +6,8 @@ of 8 or 16 rows and 128 lanes; here all that is large fills its tiles.
 
 import pytest
 
-from jaxspec.bench import targets, traffic
+from jaxspec.aot import compiled_traffic, compilers
+from jaxspec.measure import traffic
 from jaxspec.models import hybrid
 from jaxspec.models.config import Mamba1Config, Mamba2Config, ModelConfig
 from jaxspec.models.rollback import ROLLBACKS
@@ -21,12 +22,12 @@ SMALL = (
 )
 
 
-@pytest.mark.skipif(targets.missing("v5e") is not None, reason="needs libtpu")
+@pytest.mark.skipif(compilers.missing("v5e") is not None, reason="needs libtpu")
 @pytest.mark.parametrize("rollback", ROLLBACKS)
 @pytest.mark.parametrize("config", LAYERS.values(), ids=LAYERS)
 def test_the_compiler_reports_the_bytes_of_the_formula(config, rollback):
     model = hybrid.language_model(config, rollback=rollback, max_path=8, ring_size=RING)
     formula = traffic.formula(config, rollback, BATCH, NODES, RING)
-    compiled = traffic.compiled(model, BATCH, NODES, target="v5e")
+    compiled = compiled_traffic.measure(model, BATCH, NODES, target="v5e")
     for expected, found in zip(formula, compiled, strict=True):
         assert expected <= found <= expected + SMALL

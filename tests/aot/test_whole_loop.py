@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from jaxspec.bench import targets
+from jaxspec.aot import compilers
 
 CASES = {
     "2.7B on four v5e": "--target v5e --slice 2x2 --tensor 4",
@@ -28,9 +28,9 @@ CASES = {
 
 def compile_loop(options):
     target = options.split("--target ")[1].split()[0]
-    if reason := targets.missing(target):
+    if reason := compilers.missing(target):
         pytest.skip(reason)
-    command = [sys.executable, "-m", "jaxspec.cli", "bench", "compile", "--json"]
+    command = [sys.executable, "-m", "jaxspec", "bench", "compile", "--json"]
     run = subprocess.run([*command, *options.split()], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])

@@ -15,7 +15,8 @@ import checkpoints_conv
 import folder
 import jaxspec
 import published
-from checkpoints_conv import conversion, stored
+from checkpoints_conv import conversion
+from jaxspec import weights
 from weights import (
     NAME,
     WEIGHTS,
@@ -31,11 +32,11 @@ from weights import (
 
 def leaves(path):
     """All params of a converted folder, as they are on disk."""
-    names = sorted(part.name for part in (path / stored.PARAMS).iterdir())
+    names = sorted(part.stem for part in (path / weights.PARAMS).iterdir())
     return {
         f"{name}.{leaf}": array
         for name in names
-        for leaf, array in stored.flatten(stored.read_part(path, name)).items()
+        for leaf, array in weights.read_part(path, name).items()
     }
 
 
@@ -134,16 +135,17 @@ def test_an_interrupted_conversion_goes_on(source, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         checkpoints_conv.convert(source, dest, advance=interrupt("layers.1"))
     assert not dest.exists()
-    half = partial / stored.PARAMS / "layers.1.orbax-checkpoint-tmp-0"
-    half.mkdir()
+    half = partial / (weights.file("layers.1") + ".partial")
+    half.touch()
+    (half.parent / "some").mkdir()
     (half.parent / ".DS_Store").touch()
     before = {path.name: path.stat().st_mtime_ns for path in half.parent.iterdir()}
     checkpoints_conv.convert(source, dest)
     assert not partial.exists()
     assert_same(leaves(dest), leaves(published.converted(NAME)))
     for name in ("embed", "layers.0"):
-        kept = (dest / stored.PARAMS / name).stat().st_mtime_ns
-        assert kept == before[name]
+        kept = (dest / weights.file(name)).stat().st_mtime_ns
+        assert kept == before[f"{name}.safetensors"]
 
 
 def test_another_source_begins_anew(source, tmp_path):

@@ -14,8 +14,7 @@ import torch
 import checkpoints_conv
 import jaxspec
 import published
-from checkpoints_conv import stored
-from jaxspec import digests
+from jaxspec import digests, weights
 from weights import NAME, WEIGHTS, as_pickle, as_shards, put, record, tensors
 
 
@@ -204,8 +203,10 @@ def test_a_part_that_was_lost_is_missed(tmp_path):
     """Also one that loading has no use for."""
     path = tmp_path / "model"
     shutil.copytree(published.converted(NAME), path)
-    shutil.rmtree(path / "params/layers.1")
-    with pytest.raises(ValueError, match="has lost params/layers.1; convert again"):
+    (path / "params/layers.1.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match="has lost params/layers.1.safetensors; convert"
+    ):
         checkpoints_conv.export(path, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
@@ -213,37 +214,36 @@ def test_a_part_that_was_lost_is_missed(tmp_path):
 def test_a_file_put_beside_a_model_is_no_damage(tmp_path):
     path = tmp_path / "model"
     shutil.copytree(published.converted(NAME), path)
-    for name in stored.CHAT:
+    for name in weights.CHAT:
         (path / name).write_text("{}")
     jaxspec.load(path)
 
 
 def provenance(**fields):
-    return lambda path: record(path, stored.SOURCE, **fields)
+    return lambda path: record(path, weights.SOURCE, **fields)
 
 
 @pytest.mark.parametrize(
     "harm, message",
     [
         (
-            lambda path: shutil.rmtree(path / "params/layers.1"),
+            lambda path: (path / "params/layers.1.safetensors").unlink(),
             "has no params/layers.1",
         ),
         (
-            lambda path: shutil.rmtree(path / "params/embed/d"),
-            "params/embed/.* is missing",
+            truncated("params/embed.safetensors"),
+            "params/embed.safetensors is not a whole",
         ),
         (config(d_model=64), "does not fit its config"),
         (truncated("source.json"), "source.json is damaged"),
-        (provenance(format=1), "its format is 1, expected 2; convert again"),
+        (provenance(format=1), "its format is 1, expected 3; convert or train again"),
     ],
 )
 def test_damage_of_what_was_converted_is_refused(tmp_path, harm, message):
     path = tmp_path / "model"
     shutil.copytree(published.converted(NAME), path)
     harm(path)
-    names = ["config.json", "tokenizer.json", stored.SOURCE]
-    digests.write(path, names)  # so that the contents have to say it
+    digests.write(path)  # so that the contents have to say it
     with pytest.raises(ValueError, match=message) as error:
         jaxspec.load(path)
     assert "\n" not in str(error.value)
@@ -270,7 +270,7 @@ def test_a_folder_of_before_is_to_be_converted_again(tmp_path):
     path = tmp_path / "model"
     shutil.copytree(published.converted(NAME), path)
     record(path, format_version=1)
-    record(path, stored.SOURCE, format=1)
+    record(path, weights.SOURCE, format=1)
     for table in path.rglob(digests.TABLE):
         table.unlink()
     for read in (jaxspec.load, checkpoints_conv.export):
@@ -287,8 +287,8 @@ def test_a_damaged_part_of_an_interrupted_conversion_is_made_again(source, tmp_p
     checkpoints_conv.convert(source, dest)
     whole = jaxspec.load(dest).params
     dest.rename(partial)
-    table = partial / stored.PARAMS / "layers.1" / digests.TABLE
-    table.write_text(table.read_text().replace("0", "1"))
+    file = partial / weights.file("layers.1")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
     checkpoints_conv.convert(source, dest)
     again = jaxspec.load(dest).params
     jax.tree.map(np.testing.assert_array_equal, again, whole)
@@ -299,7 +299,7 @@ def test_a_family_that_there_is_not_is_not_exported(tmp_path, fields):
     path = tmp_path / "model"
     shutil.copytree(published.converted(NAME), path)
     provenance(**fields)(path)
-    digests.write(path, ["config.json", "tokenizer.json", stored.SOURCE])
+    digests.write(path)
     with pytest.raises(ValueError, match="names family .*, which there is not"):
         checkpoints_conv.export(path, tmp_path / "back")
 

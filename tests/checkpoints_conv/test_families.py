@@ -19,7 +19,7 @@ from configs import (
     NEMOTRON_H,
     ZAMBA2,
 )
-from jaxspec.bench import published as published_shapes
+from jaxspec.measure import published as published_shapes
 from jaxspec.models.config import AttentionConfig, Mamba1Config, Mamba2Config, MLPConfig
 
 

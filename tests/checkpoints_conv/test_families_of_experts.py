@@ -7,7 +7,7 @@ import pytest
 
 from checkpoints_conv import families
 from configs import GRANITE_SMALL, NEMOTRON_3_NANO, QWEN3_5, QWEN3_NEXT
-from jaxspec.bench import published
+from jaxspec.measure import published
 from jaxspec.models.config import AttentionConfig, DeltaConfig, MoEConfig
 
 

@@ -12,13 +12,14 @@ import safetensors.numpy
 import torch
 
 import checkpoints_conv
+import contexts
 import heads
 import jaxspec
 import published
 import tiny
 import weights
 from checkpoints_conv import conversion
-from jaxspec import metrics, pretrained
+from jaxspec import metrics
 from jaxspec.core import Verdict
 from jaxspec.drafting.static import static_tree
 
@@ -39,9 +40,9 @@ families = pytest.mark.parametrize("name", heads.CLASSES)
 @functools.cache
 def load(name):
     path = heads.converted(name)
-    model, params, _ = jaxspec.load(path, max_path=4)
-    head, own = jaxspec.load_mtp(path, params)
-    return model, head, jaxspec.Params(params, own)
+    target = jaxspec.load(path, max_path=4)
+    head, own = jaxspec.load_mtp(target)
+    return target.model, head, jaxspec.Params(target.params, own)
 
 
 @functools.cache
@@ -54,16 +55,19 @@ def compiled(name):
     def start(params, tokens, lengths):
         carry = model.init_carry(params.target, len(tokens), 32)
         carry, hidden = model.scan(params.target, carry, tokens, lengths - 1)
-        return carry, drafter.init(params.drafter, tokens, lengths, 32, hidden)
+        state = drafter.init(params.drafter, len(tokens), 32)
+        state = drafter.absorb(params.drafter, state, tokens, hidden, lengths - 1)
+        return carry, state
 
     @jax.jit
     def turn(params, carry, state, root, path, next_token):
         keys = jax.random.split(jax.random.key(0), len(root))
-        args = keys, state, root, tiny.settings(len(root))
-        state, draft = drafter.propose(params.drafter, *args)
+        context = contexts.of_roots(root, keys)
+        state, draft = drafter.propose(params.drafter, state, context)
         carry, tape, hidden = model.scan_tree(params.target, carry, draft.tree)
         verdict = Verdict(path, jnp.sum(path > 0, axis=1), next_token, None)
-        state = drafter.observe(params.drafter, state, draft, verdict, hidden, None)
+        outcome = contexts.outcome(draft.tree, verdict, hidden)
+        state = drafter.observe(params.drafter, state, outcome)
         return model.commit(carry, tape, path), state, draft
 
     return start, turn
@@ -122,16 +126,15 @@ def test_heads_come_back_bit_by_bit(name, tmp_path):
 
 def test_a_head_is_a_matter_of_the_checkpoint():
     name = "qwen3_5_moe_text"
-    config = pretrained.read_config(heads.converted(name))
-    assert config.mtp == "*E"
-    plain = dataclasses.replace(config, mtp="")
-    assert pretrained.read_config(published.converted(name)) == plain
     one, other = (
         jaxspec.load(path)
         for path in (heads.converted(name), published.converted(name))
     )
+    assert one.config.mtp == "*E"
+    assert other.config == dataclasses.replace(one.config, mtp="")
     assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
-    _, own = jaxspec.load_mtp(heads.converted(name), one.params, "bfloat16")
+    one = jaxspec.load(heads.converted(name), "bfloat16")
+    _, own = jaxspec.load_mtp(one)
     assert own["embed"] is one.params["embed"]
     assert own["lm_head"] is one.params["lm_head"]
     assert own["pair"]["fc"]["kernel"].dtype == "bfloat16"
@@ -177,7 +180,7 @@ def test_a_model_without_a_head_says_so():
     with pytest.raises(
         ValueError, match="no multi-token-prediction head.*no tensors mtp"
     ):
-        jaxspec.load_mtp(path, jaxspec.load(path).params)
+        jaxspec.load_mtp(jaxspec.load(path))
 
 
 # --- Texts ---

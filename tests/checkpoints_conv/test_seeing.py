@@ -16,7 +16,8 @@ import folder
 import heads
 import jaxspec
 import published
-from checkpoints_conv import families, native, stored
+from checkpoints_conv import families
+from jaxspec import weights
 
 VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
 VISION |= {"out_hidden_size": published.WIDTH, "num_position_embeddings": 16}
@@ -70,9 +71,9 @@ def stack_experts(arrays):
 
 def params(path):
     """All that is loaded, by name."""
-    params = jaxspec.load(path).params
-    params = {"model": params, "head": jaxspec.load_mtp(path, params)[1]}
-    return dict(zip(native.names(params), jax.tree.leaves(params), strict=True))
+    target = jaxspec.load(path)
+    params = {"model": target.params, "head": jaxspec.load_mtp(target)[1]}
+    return dict(zip(weights.names(params), jax.tree.leaves(params), strict=True))
 
 
 CASES = [("qwen3_5_text", "apart", "apart")]
@@ -90,7 +91,7 @@ def test_the_text_is_read_and_the_rest_comes_back(name, experts, its_head, tmp_p
     if experts == "stacked":
         put(source, stack_experts(tensors(source)))
     checkpoints_conv.convert(source, dest)
-    assert stored.read_source(dest)["stop_tokens"] == [7]
+    assert weights.read_source(dest)["stop_tokens"] == [7]
     found, expected = params(dest), params(heads.converted(name))
     assert found.keys() == expected.keys()
     for path, array in expected.items():

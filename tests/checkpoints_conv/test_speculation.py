@@ -8,7 +8,7 @@ import pytest
 import jaxspec
 import published
 from jaxspec import metrics
-from jaxspec.cli import drafters
+from jaxspec.drafters.sources import trim
 from jaxspec.models.rollback import ROLLBACKS
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [200], [31, 41, 59, 26, 53, 58, 97, 93, 23, 84, 62]]
@@ -32,8 +32,8 @@ def draft_of(name):
 
 @functools.cache
 def make_drafter(name):
-    target, draft = (published.converted(n) for n in (name, draft_of(name)))
-    return drafters.make(SHAPE, drafters.Tools(str(target), str(draft)))
+    draft = published.converted(draft_of(name))
+    return jaxspec.drafter(SHAPE, load(name, "replay"), draft=draft)
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def load(name, rollback):
 def start(name, rollback, made=None):
     model, params, _ = load(name, rollback)
     tokens, lengths = jaxspec.pad_prompts(PROMPTS, multiple=16)
-    weights = made.beside(params) if made else jaxspec.Params(params)
+    weights = jaxspec.Params(params, made and made.params.drafter)
     drafter = made and made.drafter
     options = {"target": model, "drafter": drafter, "max_new_tokens": NEW}
     return weights, jaxspec.init_state(weights, tokens, lengths, **options)
@@ -76,14 +76,13 @@ def test_tables_may_be_padded_otherwise(tmp_path):
     A vocabulary that was counted with the larger table is cut to what both have.
     """
     assert load("small-mamba2", "replay").model.vocab_size == published.VOCAB + 8
-    target, draft = (str(published.converted(n)) for n in ("small-mamba2", "mamba"))
-    tools = drafters.Tools(target, draft)
-    made = drafters.make(SHAPE, tools)
+    draft = published.converted("mamba")
+    made = jaxspec.drafter(SHAPE, load("small-mamba2", "replay"), draft=draft)
     assert made.drafter.vocab_size == published.VOCAB + 8
     keep = np.array([3, 5, published.VOCAB - 1, published.VOCAB + 7], np.int32)
     loaded = jaxspec.load(draft)
     for size in (published.VOCAB + 8, published.VOCAB - 1):
-        model, params = drafters.trim(loaded, size, keep)
+        model, params = trim(loaded, size, keep)
         assert model.vocab_size == size
         kept = [i for i in keep if i < min(size, published.VOCAB)]
         assert params.vocab_ids.tolist() == kept

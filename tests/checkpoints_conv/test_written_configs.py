@@ -13,9 +13,9 @@ import transformers
 import checkpoints_conv
 import configs
 import published
-from checkpoints_conv import families, stored
+from checkpoints_conv import families
 from checkpoints_conv.fields import Fields
-from jaxspec import digests
+from jaxspec import digests, weights
 from weights import record
 
 RECORDS = {
@@ -100,9 +100,8 @@ def test_configs_come_back_byte_by_byte(name, tmp_path):
 )
 def test_what_would_be_written_elsewhere_is_refused(texts, tmp_path):
     shutil.copytree(published.converted("mamba2"), tmp_path / "dest")
-    record(tmp_path / "dest", stored.SOURCE, published=texts)
-    names = ["config.json", "tokenizer.json", stored.SOURCE]
-    digests.write(tmp_path / "dest", names)
+    record(tmp_path / "dest", weights.SOURCE, published=texts)
+    digests.write(tmp_path / "dest")
     with pytest.raises(ValueError, match="published must be the texts of config.json"):
         checkpoints_conv.export(tmp_path / "dest", tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -12,7 +12,7 @@ import pytest
 import jaxspec
 import tiny
 from jaxspec import compilation
-from jaxspec.bench import hlo
+from jaxspec.aot import hlo
 from jaxspec.drafting.ngram import ngram
 from jaxspec.models import hybrid
 from jaxspec.verification.sample_and_match import sample_and_match

@@ -64,7 +64,12 @@ def test_processes_share_the_files(path):
 @pytest.mark.parametrize("name", pretrained.shipped())
 def test_models_that_ship_carry_digests(name):
     digests.check(ASSETS / name)
-    digests.check(ASSETS / name, ["config.json", "model.safetensors", "tokenizer.json"])
+    files = {"config.json", "source.json", "tokenizer.json"}
+    table = (ASSETS / name / digests.TABLE).read_text().splitlines()
+    named = {line.split()[1] for line in table}
+    assert files < named
+    parts = {f"params/{path.name}" for path in (ASSETS / name / "params").iterdir()}
+    assert parts == named - files
 
 
 RECORDS = sorted([*ASSETS.glob("tuned/*.json"), *ASSETS.glob("measured/*.json")])

@@ -10,7 +10,7 @@ import pytest
 import jaxspec
 import tiny
 from jaxspec import metrics, sampling
-from jaxspec.decoding import SpecInfo
+from jaxspec.spec_info import SpecInfo
 
 # Row 0 took four steps and emitted 1, 1, 2 and 3 tokens, row 1 one step and 3 tokens.
 INFO = SpecInfo(

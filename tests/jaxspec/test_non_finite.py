@@ -10,7 +10,7 @@ import pytest
 import jaxspec
 import spoiled
 import tiny
-from jaxspec import metrics
+from jaxspec import metrics, spec_info
 from jaxspec.core import deterministic_draft
 from jaxspec.models import hybrid
 from jaxspec.trees import TokenTree
@@ -25,7 +25,7 @@ verifiers = pytest.mark.parametrize("verifier", VERIFIERS.values(), ids=list(VER
 MODEL = hybrid.language_model(
     tiny.CONFIGS["small-hybrid"], rollback="replay", max_path=3
 )
-DRAFTER = jaxspec.given(4, 3)
+DRAFTER = jaxspec.silent(3)
 NEW = 8
 
 
@@ -50,18 +50,25 @@ def start(first=(11, 5), drafter=DRAFTER):
 
 def decode(verifier, state, text):
     """Proposes in every step a token that is not finite beside the one to come."""
-    step = jax.jit(
-        functools.partial(
-            jaxspec.speculative_step, target=MODEL, drafter=DRAFTER, verifier=verifier
+
+    @jax.jit
+    def step(params, state, tree):
+        after, outcome = jaxspec.verify(
+            params,
+            state,
+            deterministic_draft(tree, 3),
+            target=MODEL,
+            verifier=verifier,
         )
-    )
+        return after, spec_info.report(state, outcome)
+
     parents = jnp.broadcast_to(jnp.array([[-1, 0, 0, 1]]), (2, 4))
     total = None
     while not state.done.all():
         ahead = jnp.take_along_axis(text, state.lengths[:, None], axis=1)
         bad = jnp.full_like(ahead, BAD)
         tokens = jnp.concatenate([bad, bad, ahead, ahead], axis=1)
-        state, info = step(params(), state.replace(drafter=TokenTree(tokens, parents)))
+        state, info = step(params(), state, TokenTree(tokens, parents))
         total = info if total is None else total + info
     return state, total
 

@@ -1,5 +1,6 @@
 """Model folders: what is saved is loaded, and what is damaged is refused."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import folder
-from jaxspec import digests, pretrained
+from jaxspec import digests, pretrained, tokenizer_files, weights
 from jaxspec.models import config as configs
 from jaxspec.models import hybrid
 
@@ -57,6 +58,9 @@ def damage(name, change):
     return apply
 
 
+EMBED = "params/embed.safetensors"
+
+
 def other_version(raw):
     return json.dumps(json.loads(raw) | {"format_version": 1}).encode()
 
@@ -76,8 +80,14 @@ def fewer_tokens(raw):
         (damage("config.json", lambda raw: raw[:-9]), "not JSON"),
         (damage("config.json", wider), "has shape .*, expected"),
         (damage("config.json", fewer_tokens), "has shape|280 tokens"),
-        (damage("model.safetensors", lambda raw: raw[:-9]), "not a whole safetensors"),
-        (damage("model.safetensors", lambda raw: b""), "not a whole safetensors"),
+        (
+            damage(EMBED, lambda raw: raw[:-9]),
+            "not a whole safetensors",
+        ),
+        (
+            damage(EMBED, lambda raw: b""),
+            "not a whole safetensors",
+        ),
         (damage("tokenizer.json", lambda raw: raw[:99]), "is not a tokenizer"),
         (lambda path: (path / "tokenizer.json").unlink(), "not name tokenizer.json"),
         (lambda path: (path / "config.json").unlink(), "neither a folder"),
@@ -95,7 +105,9 @@ def test_damage_is_refused_in_one_line(copy, harm, message):
     assert "\n" not in str(error.value)
 
 
-FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+PARTS = ["embed", "final_norm", "layers.0", "layers.1", "layers.2"]
+FILES = ["config.json", *(f"params/{part}.safetensors" for part in PARTS)]
+FILES += ["source.json", "tokenizer.json"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -111,7 +123,7 @@ def test_a_flipped_bit_is_refused(copy, name):
 def test_a_flipped_bit_of_the_weights_passes_where_digests_are_skipped(
     copy, monkeypatch
 ):
-    path = copy / "model.safetensors"
+    path = copy / EMBED
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     monkeypatch.setenv(digests.SKIP, "1")
     pretrained.load(copy)
@@ -137,9 +149,9 @@ def test_an_unknown_name_is_refused():
 
 def test_tokenizers_must_agree():
     ours, theirs = folder.tokenizer(), folder.tokenizer("while True: pass\n" * 9)
-    pretrained.check_same_tokenizer(ours, ours)
+    tokenizer_files.check_same_tokenizer(ours, ours)
     with pytest.raises(ValueError, match="for the target and .* for the draft"):
-        pretrained.check_same_tokenizer(ours, theirs)
+        tokenizer_files.check_same_tokenizer(ours, theirs)
 
 
 def test_what_is_loaded_can_be_saved_and_loaded_again(tmp_path):
@@ -150,3 +162,40 @@ def test_what_is_loaded_can_be_saved_and_loaded_again(tmp_path):
     pretrained.save(tmp_path, config, first.params, first.tokenizer)
     again = pretrained.load(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+
+
+def test_other_options_keep_the_params_and_each_other():
+    loaded = pretrained.load(folder.make(), rollback="lazy", max_path=3)
+    other = loaded.having(max_path=5)
+    assert other.params is loaded.params
+    expected = pretrained.load(folder.make(), rollback="lazy", max_path=5)
+    assert other.model == expected.model and other.options == expected.options
+    with pytest.raises(ValueError, match="another scan_layers; give it to `load`"):
+        loaded.having(scan_layers=True)
+
+
+def test_what_was_loaded_knows_what_else_is_in_its_folder():
+    loaded = pretrained.load(folder.make(), "bfloat16")
+    config = pretrained.read_config(folder.make())
+    assert loaded.folder.path == folder.make()
+    assert loaded.config == dataclasses.replace(config, dtype="bfloat16")
+    end = loaded.tokenizer.token_to_id(weights.END_OF_TEXT)
+    assert loaded.stops == (end,) and end in loaded.folder.special_tokens
+
+
+def test_a_tokenizer_beyond_the_table_is_not_saved(tmp_path):
+    loaded = pretrained.load(folder.make())
+    size = loaded.tokenizer.get_vocab_size()
+    config = dataclasses.replace(loaded.config, vocab_size=size - 1)
+    message = f"tokenizer has {size} tokens and the model {size - 1}"
+    with pytest.raises(ValueError, match=message):
+        pretrained.save(tmp_path / "model", config, loaded.params, loaded.tokenizer)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_of_before_is_to_be_made_again(copy):
+    (copy / "source.json").unlink()
+    with pytest.raises(
+        ValueError, match="no source.json.*earlier format.*train or save"
+    ):
+        pretrained.load(copy)

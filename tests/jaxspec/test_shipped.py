@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 import jaxspec
-from jaxspec import metrics, pretrained
-from jaxspec.bench import prompts
+from jaxspec import metrics, pretrained, tokenizer_files
+from jaxspec.measure import prompts
 from jaxspec.models import config as configs
 from jaxspec.models import forms
 
@@ -39,15 +39,16 @@ def test_the_draft_is_a_mamba_of_at_most_a_tenth():
 
 
 def test_they_share_a_tokenizer_that_ends_texts_with_token_0():
-    target, draft = (pretrained.load(name).tokenizer for name in (TARGET, DRAFT))
-    pretrained.check_same_tokenizer(target, draft)
-    assert pretrained.stop_tokens(TARGET) == [0]
+    target, draft = (pretrained.load(name) for name in (TARGET, DRAFT))
+    tokenizer_files.check_same_tokenizer(target.tokenizer, draft.tokenizer)
+    assert target.stops == draft.stops == (0,)
 
 
 @pytest.mark.parametrize("name", [TARGET, DRAFT])
 def test_weights_are_bfloat16_on_disk_and_float32_in_use(name):
-    arrays = safetensors.numpy.load_file(pretrained.find(name) / "model.safetensors")
-    assert {str(array.dtype) for array in arrays.values()} == {"bfloat16"}
+    for path in (pretrained.find(name) / "params").iterdir():
+        arrays = safetensors.numpy.load_file(path)
+        assert {str(array.dtype) for array in arrays.values()} == {"bfloat16"}
     assert pretrained.load(name).params["embed"]["embedding"].dtype == jnp.float32
 
 

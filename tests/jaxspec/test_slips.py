@@ -11,15 +11,15 @@ import jaxspec
 import texts
 import tiny
 from jaxspec import checks
-from jaxspec.drafting import datastore
 from jaxspec.drafting.fusion import Pair
 from jaxspec.pretrained import Pretrained
 from texts import TARGET, baseline, check_same, make_drafter, start, target
 
 NGRAM, _ = make_drafter("ngram-tree")
+MODEL = make_drafter("model-tree")
+LAZY = target("lazy")
 PARAMS = tiny.params(TARGET)
 LOADED = Pretrained(target(), PARAMS, None)
-GIVEN = jaxspec.given(4, 3)
 HOST = jaxspec.SuffixDecoder()
 
 
@@ -94,9 +94,35 @@ def test_a_slip_at_the_beginning_is_one_line(name):
 
 @functools.cache
 def states():
-    """States of several drafters."""
-    drafters = {"plain": None, "ngram": NGRAM, "given": GIVEN}
-    return {name: start(drafter)[1] for name, drafter in drafters.items()}
+    """States with a drafter, without one, and with room for drafts from elsewhere."""
+    options = {"plain": {}, "ngram": {"drafter": NGRAM}, "room": {"speculative": True}}
+    return {name: start(**each)[1] for name, each in options.items()}
+
+
+@functools.cache
+def between():
+    """A draft, and what became of it."""
+    params, state = jaxspec.Params(PARAMS), states()["ngram"]
+    _, draft = jaxspec.propose(params, state, drafter=NGRAM)
+    verify = functools.partial(
+        jaxspec.verify, target=target(), verifier=jaxspec.traversal()
+    )
+    return draft, jax.eval_shape(verify, params, state, draft)[1]
+
+
+def propose(params, state, *, target, drafter):
+    """It needs no target."""
+    return jaxspec.propose(params, state, drafter=drafter)
+
+
+def verify(params, state, draft=None, **records):
+    return jaxspec.verify(params, state, draft or between()[0], **records)
+
+
+def observe(params, state, outcome=None, *, target, drafter):
+    """It needs no target."""
+    outcome = outcome or between()[1]
+    return jaxspec.observe(params, state, outcome, drafter=drafter)
 
 
 LOOPS = {
@@ -108,10 +134,13 @@ LOOPS = {
     ),
     "generate_from_host": (
         jaxspec.generate_from_host,
-        {"drafter": GIVEN, "host": HOST},
+        {"host": HOST, "num_nodes": 4, "max_path": 3},
     ),
+    "propose": (propose, {"drafter": NGRAM}),
+    "verify": (verify, {"verifier": jaxspec.traversal()}),
+    "observe": (observe, {"drafter": NGRAM}),
 }
-RIGHT = {"generate": "plain", "generate_from_host": "given"}  # "ngram" else
+RIGHT = {"generate": "plain", "generate_from_host": "room"}  # "ngram" else
 LATER = {
     "bare params": ({"params": PARAMS}, TypeError, "Params(target=params)"),
     "a pair for a state": (
@@ -148,8 +177,8 @@ LATER = {
         "state",
         "drafter",
     ),
-    "a drafter of another size": (
-        {"drafter": jaxspec.given(9, 3)},
+    "another drafter": (
+        {"drafter": jaxspec.recycling(tiny.VOCAB, (2, 1))},
         ValueError,
         "another drafter",
     ),
@@ -159,25 +188,71 @@ LATER = {
         "raise the target's max_path",
     ),
     "a draft without params": (
-        {"drafter": make_drafter("model-tree")[0]},
+        lambda state: {"state": start(*MODEL)[1], "drafter": MODEL[0]},
         ValueError,
         "Params(target=..., drafter=...)",
     ),
+    "a state without room": (
+        lambda state: {"state": start(model=LAZY)[1], "target": LAZY},
+        ValueError,
+        "speculative=True",
+        "drafter",
+    ),
     "a host's type": ({"host": jaxspec.SuffixDecoder}, TypeError, "SuffixDecoder()"),
+    "longer paths": ({"max_path": 9}, ValueError, "raise the target's max_path"),
+    "paths of no draft": ({"max_path": 1}, ValueError, "max_path must be at least 2"),
+    "no slot": ({"num_nodes": 0}, ValueError, "num_nodes must be positive"),
+    "a tree for a draft": (
+        lambda state: {"draft": between()[0].tree},
+        TypeError,
+        "draft to be a Draft, got TokenTree; propose makes one",
+    ),
+    "a draft of another batch": (
+        lambda state: {"draft": jax.tree.map(lambda x: x[:2], between()[0])},
+        ValueError,
+        "tree.tokens to be [B, N], got (2, 8) for 3 rows",
+    ),
+    "a draft of longer paths": (
+        lambda state: {"draft": between()[0].replace(max_path=9)},
+        ValueError,
+        "paths of 9 nodes and the target keeps paths of 5",
+    ),
+    "a verdict for an outcome": (
+        lambda state: {"outcome": between()[1].verdict},
+        TypeError,
+        "outcome to be a Outcome, got Verdict; verify returns one",
+    ),
 }
 ONLY = {  # loops that take the argument
     "max_steps": ("generate", "speculative_generate", "generate_from_host"),
     "check_every": ("generate", "speculative_generate"),
     "host": ("generate_from_host",),
+    "max_path": ("generate_from_host",),
+    "num_nodes": ("generate_from_host",),
+    "drafter": ("speculative_generate", "speculative_step", "propose", "observe"),
+    "verifier": ("speculative_generate", "speculative_step", "generate_from_host")
+    + ("verify",),
+    "target": ("generate", "speculative_generate", "speculative_step")
+    + ("generate_from_host", "verify"),
+}
+ONLY_OF = {  # slips that only some can know
+    "a state without a drafter": ONLY["drafter"],
+    "a state without room": ("generate_from_host", "verify"),
+    "a setting of another shape": ONLY["target"],
+    "another drafter": ("speculative_generate", "speculative_step"),
+    "a longer drafter": ("speculative_generate", "speculative_step"),
+    "a draft without params": ("speculative_generate", "speculative_step", "propose"),
+    "a tree for a draft": ("verify",),
+    "a draft of another batch": ("verify",),
+    "a draft of longer paths": ("verify",),
+    "a verdict for an outcome": ("observe",),
 }
 TOLD = [
     (slip, loop)
     for slip, (options, *_) in LATER.items()
     for loop in LOOPS
     for name in [next(iter(options)) if isinstance(options, dict) else "state"]
-    if loop in ONLY.get(name, LOOPS)
-    if loop != "generate" or not {"drafter", "verifier"} & {name}
-    if loop != "generate" or slip != "a state without a drafter"
+    if loop in ONLY.get(name, LOOPS) and loop in ONLY_OF.get(slip, LOOPS)
 ]
 
 
@@ -219,7 +294,7 @@ def test_prompts_are_lists_of_tokens(prompts, words):
         (lambda: jaxspec.draft_model(LOADED), "got Pretrained"),
         (lambda: jaxspec.draft_model(target(), jaxspec.dyspec), "dyspec(...)"),
         (lambda: jaxspec.draft_model(target(), NGRAM), "builder to be a Builder"),
-        (lambda: jaxspec.draft_head(target()), "load_mtp(folder, params)"),
+        (lambda: jaxspec.draft_head(target()), "load_mtp(target)"),
         (
             lambda: jaxspec.rasd(target(), (2, 1), NGRAM),
             "got tuple; (3, 2, 1), chain(4)",
@@ -301,8 +376,8 @@ def test_a_state_of_another_rollback_is_refused():
 
 @pytest.mark.parametrize("setting", texts.SETTINGS)
 def test_slot_0_is_the_root_whatever_the_drafter_puts_there(setting):
-    def propose(params, keys, state, root, settings):
-        state, draft = NGRAM.propose(params, keys, state, root, settings)
+    def propose(params, state, context):
+        state, draft = NGRAM.propose(params, state, context)
         tree = draft.tree.replace(
             tokens=draft.tree.tokens.at[:, 0].set(7),
             parents=draft.tree.parents.at[:, 0].set(0),
@@ -385,37 +460,49 @@ def test_a_hidden_of_another_shape_is_refused():
         begin(target=model)
 
 
-def test_a_state_as_long_as_its_prompt_fits():
-    """A user's drafter may hold whatever it likes of a prompt."""
+def test_a_drafter_may_hold_what_it_likes():
+    """A user's, which counts what it is told."""
 
-    def init(params, prompt, *rest):
-        return prompt, NGRAM.init(params, prompt, *rest)
+    def init(params, batch_size, max_length):
+        none = jnp.zeros(batch_size, jnp.int32)
+        counts = {"absorbed": none, "steps": none, "emitted": none}
+        return counts | {"room": jnp.int32(max_length)}
 
-    def propose(params, keys, state, *rest):
-        new, draft = NGRAM.propose(params, keys, state[1], *rest)
-        return (state[0], new), draft
+    def absorb(params, state, tokens, hidden, lengths):
+        return state | {"absorbed": state["absorbed"] + lengths}
 
-    def observe(params, state, *rest):
-        return state[0], NGRAM.observe(params, state[1], *rest)
+    def propose(params, state, context):
+        return state, NGRAM.propose(params, (), context)[1]
 
-    drafter = NGRAM._replace(init=init, propose=propose, observe=observe)
-    check_same(texts.speculative(drafter)[0], baseline("greedy"))
+    def observe(params, state, outcome):
+        live = (outcome.count > 0).astype(jnp.int32)
+        emitted = state["emitted"] + outcome.count
+        return state | {"steps": state["steps"] + live, "emitted": emitted}
+
+    drafter = NGRAM._replace(init=init, absorb=absorb, propose=propose, observe=observe)
+    found, info = texts.speculative(drafter)
+    check_same(found, baseline("greedy"))
+    told = found.drafter
+    np.testing.assert_array_equal(told["absorbed"], found.prompt_lengths - 1)
+    np.testing.assert_array_equal(told["steps"], info.target_calls)
+    np.testing.assert_array_equal(told["emitted"], found.lengths - found.prompt_lengths)
+    assert int(told["room"]) == found.tokens.shape[1] - target().max_path
 
 
 def test_the_shape_of_a_fused_drafter_is_seen():
-    """The params of the second are another store, and those of the first are none."""
-    store = datastore.build([[1, 2, 3, 4]])
-    drafter = jaxspec.fuse(NGRAM, jaxspec.retrieval(4, 3), 8)
-    other = jaxspec.fuse(jaxspec.retrieval(4, 3), NGRAM, 8)
-    _, state = start(drafter, Pair(None, store))
+    """The first of the two has read another vocabulary."""
+    first, other = (jaxspec.recycling(size, (2, 1)) for size in (tiny.VOCAB, 40))
+    drafter = jaxspec.fuse(first, NGRAM, 8)
+    wrong = jaxspec.fuse(other._replace(vocab_size=tiny.VOCAB), NGRAM, 8)
+    _, state = start(drafter, Pair(None, None))
     with pytest.raises(ValueError) as error:
         jaxspec.speculative_generate(
-            jaxspec.Params(PARAMS, Pair(store, None)),
+            jaxspec.Params(PARAMS, Pair(None, None)),
             state,
             target=target(),
-            drafter=other,
+            drafter=wrong,
         )
-    one_line(error, ValueError, "another drafter", ".first.tail")
+    one_line(error, ValueError, "another drafter", ".first.successors")
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.dtype("float32"), "bfloat16"])

@@ -1,5 +1,7 @@
 """Token trees against walks by hand and a dictionary of paths."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -182,7 +184,9 @@ def random_paths(seed, batch=24, count=4, length=3):
     return jnp.array(root), jnp.array(paths), jnp.array(lengths)
 
 
-from_paths = jax.jit(trees.from_paths, static_argnames="num_nodes")
+@functools.partial(jax.jit, static_argnames="num_nodes")
+def from_paths(*paths, num_nodes):
+    return trees.from_paths(*paths, num_nodes)[0]
 
 
 def expected_of_paths(paths, lengths, row, num_nodes):
@@ -226,7 +230,20 @@ def test_paths_under_vmap_equal_paths_alone():
         np.testing.assert_array_equal(together.parents[i], alone.parents)
 
 
-deduplicate = jax.jit(trees.deduplicate, static_argnames=("num_nodes", "max_path"))
+@functools.partial(jax.jit, static_argnames=("num_nodes", "max_path"))
+def deduplicate(tree, num_nodes, max_path):
+    return trees.deduplicate(tree, num_nodes, max_path)[0]
+
+
+def test_deduplicated_nodes_name_those_they_stand_for():
+    tree = random_trees(3, 24, 11, alphabet=2)
+    found, members = trees.deduplicate(tree, 9, 4)
+    assert members.shape == (24, 9, 11)
+    for row in range(24):
+        before, after = strings(tree, row), strings(found, row)
+        for own, named in zip(after, members[row], strict=True):
+            same = [own is not None and own == string for string in before]
+            assert named.tolist() == same
 
 
 @pytest.mark.parametrize("num_nodes, max_path", [(4, 7), (11, 11), (11, 3), (15, 11)])
@@ -254,7 +271,7 @@ def test_merged_trees_are_the_trie_of_both(num_nodes):
     first = random_trees(5, 24, 6, alphabet=2)
     second = random_trees(6, 24, 7, alphabet=2)
     merge = jax.jit(trees.merge, static_argnames=("num_nodes", "max_path"))
-    found = trees.check(merge(first, second, num_nodes=num_nodes, max_path=7))
+    found = trees.check(merge(first, second, num_nodes=num_nodes, max_path=7)[0])
     np.testing.assert_array_equal(found.tokens[:, 0], first.tokens[:, 0])
     for row in range(24):
         nodes = [*strings(first, row), *strings(second, row)]

@@ -10,17 +10,17 @@ import jax
 import numpy as np
 import pytest
 
+import kernel_trees
+from kernel_records import normal, unit
+from kernel_trees import jitted
 from pallas_kernels import DeltaInputs, topology, tree_delta
 from pallas_kernels.tree_delta import xla
-from tests.pallas_kernels import trees
-from tests.pallas_kernels.records import normal, unit
-from tests.pallas_kernels.trees import jitted
 
 COSINES, BETAS = (0.5, 0.9), (0.9, 1.9)
 
 
 # The definition is a loop, whose program would be long.
-NAMES = [name for name in trees.runnable(tree_delta) if name != "reference"]
+NAMES = [name for name in kernel_trees.runnable(tree_delta) if name != "reference"]
 lengths = pytest.mark.parametrize("length", [8, 16, 32, 64])
 
 

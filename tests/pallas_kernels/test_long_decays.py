@@ -12,18 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import kernel_trees
+from kernel_records import normal, unit
+from kernel_trees import jitted
 from pallas_kernels import (
     DeltaInputs,
     Inputs,
     Ring,
-    gated,
     topology,
     tree_delta,
     tree_ssd,
 )
-from tests.pallas_kernels import trees
-from tests.pallas_kernels.records import normal, unit
-from tests.pallas_kernels.trees import jitted
+from pallas_kernels.gated import digits
 
 HEADS, DIM, STATE, RING = 2, 8, 16, 12
 MIXTURE = -np.array([0, 1e-6, 1e-2, 1, 10, 100, 1e3, 1e4, 1e5])
@@ -165,7 +165,7 @@ def make_case(op, shape, length, dtype=np.float32):
     y = np.einsum("nbhps,bnhs->bnhp", states, nodes.q.astype(np.float64))
     outputs = (writes, y) if op is tree_delta else (y,)
     outputs = tuple(a.reshape(ROWS, length, -1) for a in outputs)
-    tree = trees.derive(parents.astype(np.int32))
+    tree = kernel_trees.derive(parents.astype(np.int32))
     return Case(nodes, ring, tree, state, folded, outputs)
 
 
@@ -184,7 +184,7 @@ def errors(found, expected):
     return dict(zip(DECAYS, errors, strict=True))
 
 
-def assert_exact(found, expected, tolerance=trees.TOLERANCE):
+def assert_exact(found, expected, tolerance=kernel_trees.TOLERANCE):
     """Asserts it row by row."""
     wrong = {k: e for k, e in errors(found, expected).items() if not e < tolerance}
     assert not wrong
@@ -278,10 +278,10 @@ def test_coarse_sums_are_exact():
     rng = np.random.default_rng(1)
     g = np.concatenate([rng.choice(MIXTURE, 64), -150 * rng.random(64), [-1e5] * 128])
     g = g.astype(np.float32)
-    coarse, fine = jax.device_get(jax.jit(gated.cut)(g))
+    coarse, fine = jax.device_get(jax.jit(digits.cut)(g))
     np.testing.assert_array_equal(coarse * 2**8, np.round(coarse * 2**8))
     np.testing.assert_allclose(coarse.astype(np.float64) + fine, np.maximum(g, -150))
     assert np.abs(fine).max() <= 1.01 * 2**-9
     for order in (slice(None), slice(None, None, -1), rng.permutation(256)):
         assert np.cumsum(coarse[order])[-1] == coarse.astype(np.float64).sum()
-    assert np.exp(np.float32(gated.LEAST)) == np.exp2(np.float32(gated.LEAST)) == 0
+    assert np.exp(np.float32(digits.LEAST)) == np.exp2(np.float32(digits.LEAST)) == 0

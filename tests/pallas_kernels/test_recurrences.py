@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import Ring, topology
-from tests.pallas_kernels import trees
-from tests.pallas_kernels.records import (
+import kernel_trees
+from kernel_records import (
     CHANNELS,
     RECURRENCES,
     RING,
@@ -21,7 +20,7 @@ from tests.pallas_kernels.records import (
     overwrite,
     widen,
 )
-from tests.pallas_kernels.trees import (
+from kernel_trees import (
     TREES,
     assert_close,
     definition,
@@ -29,6 +28,7 @@ from tests.pallas_kernels.trees import (
     real,
     runnable,
 )
+from pallas_kernels import Ring, topology
 
 CASES = [
     pytest.param(case, name, id=f"{title}-{name}")
@@ -38,7 +38,11 @@ CASES = [
 every = pytest.mark.parametrize("case, name", CASES)
 on_meshes = pytest.mark.parametrize(
     "case, name",
-    [case for case in CASES if case.values[1] in trees.shardable(case.values[0].op)],
+    [
+        case
+        for case in CASES
+        if case.values[1] in kernel_trees.shardable(case.values[0].op)
+    ],
 )
 plain = pytest.mark.parametrize(
     "case, name", [case for case in CASES if "pallas" not in case.values[1]]
@@ -55,14 +59,14 @@ def verify(case, name, *args):
 
 
 def assert_read_is_defined(case, name, parents, args):
-    """Asserts agreement with the definition on the nodes of the trees."""
+    """Asserts agreement with the definition on the nodes of the kernel_trees."""
     nodes = real(parents)
     expected = definition(case.op.read, *args)
     assert_close(read(case, name, *args)[nodes], expected[nodes])
 
 
 @pytest.mark.parametrize("ring", [False, True])
-@trees.every_tree
+@kernel_trees.every_tree
 @every
 def test_read_matches_the_definition(case, name, parents, ring):
     args = case.make_args(parents, ring)
@@ -95,7 +99,7 @@ def test_strong_decays_do_not_overflow(case, name, tree, ring):
 def test_a_node_reads_its_own_path(case, name):
     parents = TREES["caterpillar"]
     tree, inputs, A, C, D, state, ring = case.make_args(parents)
-    slots = trees.path(parents[0], 6)
+    slots = kernel_trees.path(parents[0], 6)
     chain = topology.chain(len(parents), len(slots))
     alone = jax.tree.map(lambda a: a[:, slots], inputs)
     outputs = read(case, name, chain, alone, A, C[:, slots], D, state, ring)
@@ -103,7 +107,7 @@ def test_a_node_reads_its_own_path(case, name):
     assert_close(outputs, whole[:, slots])
 
 
-@pytest.mark.parametrize("value", trees.FILLINGS)
+@pytest.mark.parametrize("value", kernel_trees.FILLINGS)
 @every
 def test_unused_ring_slots_change_no_bit(case, name, value):
     *args, ring = case.make_args(TREES["one per row"])
@@ -132,7 +136,7 @@ def test_a_ring_is_folded_into_the_state(case, name):
     )
 
 
-@pytest.mark.parametrize("value", trees.FILLINGS)
+@pytest.mark.parametrize("value", kernel_trees.FILLINGS)
 @every
 def test_padding_is_finite_and_read_by_no_node(case, name, value):
     parents = TREES["padded"]
@@ -144,7 +148,7 @@ def test_padding_is_finite_and_read_by_no_node(case, name, value):
     np.testing.assert_array_equal(again[real(parents)], outputs[real(parents)])
 
 
-@trees.every_tree
+@kernel_trees.every_tree
 @every
 def test_verify_reads_and_folds_the_chosen_rows(case, name, parents):
     args = case.make_args(parents)
@@ -205,7 +209,7 @@ def test_folding_nothing_changes_no_bit(case, name):
 
 
 @pytest.mark.parametrize("strength", [1.0, 60.0])
-@trees.every_tree
+@kernel_trees.every_tree
 @plain
 def test_node_states_match_the_definition(case, name, parents, strength):
     _, inputs, A, _, _, state, _ = case.make_args(parents, strength=strength)
@@ -234,7 +238,7 @@ def test_half_precision_activations(case, name):
     y, state = verify(case, name, *args)
     assert y.dtype == state.dtype == jnp.float32
     expected = definition(case.op.read, *widen(args))
-    tolerance = 5e-3 if "pallas" in name else trees.TOLERANCE
+    tolerance = 5e-3 if "pallas" in name else kernel_trees.TOLERANCE
     assert np.abs(y - expected).max() < tolerance * np.abs(expected).max()
     before, ring = widen(args)[5:]
     folded = definition(case.op.fold, before, args[2], Ring(*ring).live())
@@ -255,9 +259,9 @@ def test_vmap_is_a_loop(case, name, in_axes):
     first, second = TREES["binary"], TREES["one per row"]
     calls = [case.make_args(first), case.make_args(second, seed=1)]
     axes = (0,) * 7 if in_axes == "all" else (None, 0, None, 0, None, 0, None)
-    trees.assert_vmap_is_a_loop(case.op.read, calls, axes, name)
+    kernel_trees.assert_vmap_is_a_loop(case.op.read, calls, axes, name)
     calls = [(*call, FOLD[: len(first)]) for call in calls]
-    trees.assert_vmap_is_a_loop(case.op.verify, calls, (*axes, 0), name)
+    kernel_trees.assert_vmap_is_a_loop(case.op.verify, calls, (*axes, 0), name)
 
 
 @pytest.mark.parametrize("in_axes", [(0, 0, 0), (0, None, 0)])
@@ -267,7 +271,7 @@ def test_vmap_of_fold_is_a_loop(case, name, in_axes):
     for seed in range(2):
         _, inputs, A, _, _, state, _ = case.make_args(TREES["chain"], seed=seed)
         calls.append((state, A, inputs))
-    trees.assert_vmap_is_a_loop(case.op.fold, calls, in_axes, name)
+    kernel_trees.assert_vmap_is_a_loop(case.op.fold, calls, in_axes, name)
 
 
 @on_meshes
@@ -275,8 +279,8 @@ def test_shards_over_rows_and_heads(case, name):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
     specs, args = case.specs(), case.make_args(parents)
     heads, rows, state = P("data", None, "model"), specs[0], specs[5]
-    trees.assert_shards_are_parts(case.op.read, args, specs, heads, name)
-    trees.assert_shards_are_parts(
+    kernel_trees.assert_shards_are_parts(case.op.read, args, specs, heads, name)
+    kernel_trees.assert_shards_are_parts(
         case.op.verify, (*args, FOLD), (*specs, rows), (heads, state), name
     )
 
@@ -285,7 +289,14 @@ def test_shards_over_rows_and_heads(case, name):
 def test_a_mesh_is_cut_over_by_itself(case, name):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
     args = (*case.make_args(parents), FOLD)
-    trees.assert_a_mesh_changes_nothing(case.op.verify, args, name)
+    kernel_trees.assert_a_mesh_changes_nothing(case.op.verify, args, name)
+
+
+@pytest.mark.parametrize("case", RECURRENCES.values(), ids=RECURRENCES)
+def test_a_mesh_cuts_a_tree_that_no_ring_precedes(case):
+    parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
+    args = case.make_args(parents, ring=False)
+    kernel_trees.assert_a_mesh_changes_nothing(case.op.read, args, "xla")
 
 
 @pytest.mark.parametrize("case", RECURRENCES.values(), ids=RECURRENCES)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import kernel_trees
 from pallas_kernels import topology
-from tests.pallas_kernels import trees
 
 BATCH = 3
 
@@ -22,12 +22,12 @@ def random_parents(num_nodes, seed=0):
 def walked_ancestors(parents):
     ancestors = np.zeros((*parents.shape, parents.shape[1]), bool)
     for row, node in np.ndindex(parents.shape):
-        ancestors[row, node, trees.path(parents[row], node)] = True
+        ancestors[row, node, kernel_trees.path(parents[row], node)] = True
     return ancestors
 
 
 def walked_depth(parents):
-    paths = [[trees.path(row, i) for i in range(len(row))] for row in parents]
+    paths = [[kernel_trees.path(row, i) for i in range(len(row))] for row in parents]
     return np.array([[len(path) - 1 for path in row] for row in paths])
 
 
@@ -45,7 +45,7 @@ def walked_windows(parents, width):
     windows = np.zeros((*parents.shape, width), int)
     for row, node in np.ndindex(parents.shape):
         tail = list(range(width - 1))
-        nodes = [slot + width - 1 for slot in trees.path(parents[row], node)]
+        nodes = [slot + width - 1 for slot in kernel_trees.path(parents[row], node)]
         windows[row, node] = (tail + nodes)[-width:]
     return windows
 
@@ -55,9 +55,9 @@ def assert_same(actual, expected):
     assert actual.dtype == expected.dtype
 
 
-@trees.every_tree
+@kernel_trees.every_tree
 def test_derive_finds_what_a_walk_finds(parents):
-    tree = trees.derive(parents)
+    tree = kernel_trees.derive(parents)
     np.testing.assert_array_equal(tree.parents, parents)
     np.testing.assert_array_equal(tree.ancestors, walked_ancestors(parents))
     np.testing.assert_array_equal(tree.depth, walked_depth(parents))
@@ -67,7 +67,7 @@ def test_derive_finds_what_a_walk_finds(parents):
 @pytest.mark.parametrize("num_nodes", [1, 2, 9, 33])
 def test_derive_finds_what_a_walk_finds_on_random_trees(num_nodes):
     parents = random_parents(num_nodes)
-    tree = trees.derive(parents)
+    tree = kernel_trees.derive(parents)
     np.testing.assert_array_equal(tree.ancestors, walked_ancestors(parents))
     np.testing.assert_array_equal(tree.depth, walked_depth(parents))
     np.testing.assert_array_equal(tree.preorder, walked_preorder(parents))
@@ -76,27 +76,29 @@ def test_derive_finds_what_a_walk_finds_on_random_trees(num_nodes):
 @pytest.mark.parametrize("num_nodes", [1, 2, 17])
 def test_chain_is_what_derive_finds_on_a_chain(num_nodes):
     parents = jnp.arange(num_nodes, dtype=jnp.int32)[None].repeat(BATCH, axis=0) - 1
-    jax.tree.map(assert_same, topology.chain(BATCH, num_nodes), trees.derive(parents))
+    jax.tree.map(
+        assert_same, topology.chain(BATCH, num_nodes), kernel_trees.derive(parents)
+    )
 
 
 def test_the_dtypes_are_those_promised():
-    tree = trees.derive(trees.TREES["binary"])
-    windows = trees.windows(trees.TREES["binary"], 4)
+    tree = kernel_trees.derive(kernel_trees.TREES["binary"])
+    windows = kernel_trees.windows(kernel_trees.TREES["binary"], 4)
     dtypes = [array.dtype for array in (*tree, windows)]
     assert dtypes == [jnp.int32, jnp.bool_, jnp.int32, jnp.int32, jnp.int32]
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
-@trees.every_tree
+@kernel_trees.every_tree
 def test_windows_are_the_ends_of_paths(parents, width):
-    windows = trees.windows(parents, width)
+    windows = kernel_trees.windows(parents, width)
     np.testing.assert_array_equal(windows, walked_windows(parents, width))
 
 
 @pytest.mark.parametrize("width", [2, 4])
 def test_windows_are_the_ends_of_paths_on_random_trees(width):
     parents = random_parents(17)
-    windows = trees.windows(parents, width)
+    windows = kernel_trees.windows(parents, width)
     np.testing.assert_array_equal(windows, walked_windows(parents, width))
 
 
@@ -105,7 +107,7 @@ def both(parents):
 
 
 def test_jit_equals_eager():
-    parents = trees.TREES["one per row"]
+    parents = kernel_trees.TREES["one per row"]
     jax.tree.map(assert_same, jax.jit(both)(parents), both(parents))
 
 
@@ -116,7 +118,7 @@ def test_vmap_is_a_loop():
 
 
 def test_rows_may_lie_on_different_devices():
-    parents = np.concatenate([random_parents(7), trees.rows(trees.STAR)])
+    parents = np.concatenate([random_parents(7), kernel_trees.rows(kernel_trees.STAR)])
     mesh = jax.make_mesh(
         (4,),
         ("data",),

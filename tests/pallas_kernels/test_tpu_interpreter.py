@@ -11,17 +11,15 @@ import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
+import kernel_trees
+from kernel_args import SETTINGS, attend_args, convolve_args, delta_args
+from kernel_records import RECURRENCES
 from pallas_kernels import stacked, tree_attention, tree_conv, tree_delta
+from pallas_kernels.past import Past
 from pallas_kernels.tree_attention import pallas_tpu as attention
+from pallas_kernels.tree_attention.cache import Cache
 from pallas_kernels.tree_conv import pallas_tpu as conv
 from pallas_kernels.tree_delta import pallas_tpu as delta
-from tests.pallas_kernels import (
-    test_tree_attention,
-    test_tree_conv,
-    test_tree_delta,
-    trees,
-)
-from tests.pallas_kernels.records import RECURRENCES
 
 PARENTS = np.array([[-1, 0, 0, 2], [-1, 0, -1, 1]], np.int32)
 FOLD = np.array([True, False])
@@ -47,15 +45,15 @@ def kernels_of(case):
 def test_verify_is_in_order_and_in_bounds(strict, name):
     case = RECURRENCES[name]
     *args, state, ring = case.make_args(PARENTS)
-    layer, states, rings = stacked.make(None, jnp.array(state), ring)
+    past = Past.of(jnp.array(state), ring, layer=None, fold=FOLD)
     depth = {} if case.groups else {"max_depth": 3}
-    y, states = kernels_of(case).verify(
-        *args, states, rings, FOLD, layer, interpret=strict, **depth
+    y, states = kernels_of(case).verify(*args, past, interpret=strict, **depth)
+    expected, folded = kernel_trees.jitted(case.op.verify, "xla")(
+        *args, state, ring, FOLD
     )
-    expected, folded = trees.jitted(case.op.verify, "xla")(*args, state, ring, FOLD)
-    real = trees.real(PARENTS)
-    trees.assert_close(np.asarray(y)[real], expected[real])
-    trees.assert_close(np.asarray(states)[0], folded)
+    real = kernel_trees.real(PARENTS)
+    kernel_trees.assert_close(np.asarray(y)[real], expected[real])
+    kernel_trees.assert_close(np.asarray(states)[0], folded)
 
 
 @pytest.mark.parametrize("name", ["ssd, two groups", "scan"])
@@ -64,38 +62,39 @@ def test_fold_is_in_order_and_in_bounds(strict, name):
     _, inputs, A, _, _, state, _ = case.make_args(PARENTS)
     _, *args = stacked.make(None, jnp.array(state), A, inputs)
     folded = kernels_of(case).fold(*args, interpret=strict)
-    expected = trees.jitted(case.op.fold, "xla")(state, A, inputs)
-    trees.assert_close(np.asarray(folded)[0], expected)
+    expected = kernel_trees.jitted(case.op.fold, "xla")(state, A, inputs)
+    kernel_trees.assert_close(np.asarray(folded)[0], expected)
 
 
 def test_the_solve_is_in_order_and_in_bounds(strict):
-    *args, state, ring = test_tree_delta.make_args(PARENTS)
-    layer, states, rings = stacked.make(None, jnp.array(state), ring)
-    found = delta.verify(*args, states, rings, FOLD, layer, interpret=strict)
-    (u, y), states = trees.jitted(tree_delta.verify, "xla")(*args, state, ring, FOLD)
-    real = trees.real(PARENTS)
+    *args, state, ring = delta_args(PARENTS)
+    past = Past.of(jnp.array(state), ring, layer=None, fold=FOLD)
+    found = delta.verify(*args, past, interpret=strict)
+    (u, y), states = kernel_trees.jitted(tree_delta.verify, "xla")(
+        *args, state, ring, FOLD
+    )
+    real = kernel_trees.real(PARENTS)
     for a, b in zip(found[0], (u, y), strict=True):
-        trees.assert_close(np.asarray(a)[real], b[real])
-    trees.assert_close(np.asarray(found[1])[0], states)
+        kernel_trees.assert_close(np.asarray(a)[real], b[real])
+    kernel_trees.assert_close(np.asarray(found[1])[0], states)
 
 
 def test_convolve_is_in_bounds(strict):
-    args = test_tree_conv.make_args(PARENTS)
+    args = convolve_args(PARENTS)
     found = conv.convolve(*args, interpret=strict)
-    trees.assert_close(
-        np.asarray(found), trees.jitted(tree_conv.convolve, "xla")(*args)
+    kernel_trees.assert_close(
+        np.asarray(found), kernel_trees.jitted(tree_conv.convolve, "xla")(*args)
     )
 
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_attend_is_in_order_and_in_bounds(strict, window):
-    *args, keys, values, length = test_tree_attention.make_args(PARENTS)
-    settings = dict(window=window, **test_tree_attention.SETTINGS)
-    layer, *caches = stacked.make(None, jnp.array(keys), jnp.array(values))
-    found = attention.attend(
-        *args, *caches, length, layer, interpret=strict, **settings
-    )
-    op = trees.jitted(tree_attention.attend, "xla", **settings)
-    real = trees.real(PARENTS)
+    *args, keys, values, length = attend_args(PARENTS)
+    settings = dict(window=window, **SETTINGS)
+    layer, *cache = stacked.make(None, jnp.array(keys), jnp.array(values))
+    cache = Cache(*cache, length, layer)
+    found = attention.attend(*args, cache, interpret=strict, **settings)
+    op = kernel_trees.jitted(tree_attention.attend, "xla", **settings)
+    real = kernel_trees.real(PARENTS)
     expected = op(*args, keys, values, length)
-    trees.assert_close(np.asarray(found)[real], expected[real])
+    kernel_trees.assert_close(np.asarray(found)[real], expected[real])

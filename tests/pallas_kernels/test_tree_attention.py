@@ -9,41 +9,20 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import kernel_trees
+from kernel_args import CAPACITY, SCALE, SETTINGS, attend_args
+from kernel_records import DIM, in_layer_one, overwrite
+from kernel_trees import TREES, assert_close, definition, jitted, real
 from pallas_kernels import tree_attention
-from tests.pallas_kernels import trees
-from tests.pallas_kernels.records import in_layer_one, overwrite
-from tests.pallas_kernels.trees import TREES, assert_close, definition, jitted, real
 
-DIM, CAPACITY = 8, 6
-LENGTH = np.array([0, 3, CAPACITY, 2], np.int32)  # one row has no prefix, one no room
-SCALE = DIM**-0.5
-SETTINGS = dict(head_dim=DIM, scale=SCALE)
-
-on_meshes = pytest.mark.parametrize("implementation", trees.shardable(tree_attention))
+on_meshes = pytest.mark.parametrize(
+    "implementation", kernel_trees.shardable(tree_attention)
+)
 implementations = pytest.mark.parametrize(
-    "implementation", trees.runnable(tree_attention)
+    "implementation", kernel_trees.runnable(tree_attention)
 )
 plain = pytest.mark.parametrize("implementation", ["reference", "xla", "cpu"])
 every_window = pytest.mark.parametrize("window", [None, 1, 3])
-
-
-def make_args(parents, heads=2, kv_heads=1, seed=0):
-    """The arguments of `attend`, all nodes queried."""
-    rng = np.random.default_rng(seed)
-    batch, num_nodes = parents.shape
-
-    def normal(rows, heads):
-        return rng.standard_normal((batch, rows, heads * DIM), np.float32)
-
-    return (
-        trees.derive(parents),
-        normal(num_nodes, heads),
-        normal(num_nodes, kv_heads),
-        normal(num_nodes, kv_heads),
-        normal(CAPACITY, kv_heads),
-        normal(CAPACITY, kv_heads),
-        np.resize(LENGTH, batch),
-    )
 
 
 def attend(implementation, window=None):
@@ -58,7 +37,7 @@ def attend_by_hand(parents, window, args):
     outputs = np.zeros_like(q)
     sharing = q.shape[2] // keys.shape[2]
     for row, node, head in np.ndindex(q.shape[:3]):
-        slots, shared = trees.path(parents[row], node), head // sharing
+        slots, shared = kernel_trees.path(parents[row], node), head // sharing
         prefix = slice(length[row])
         k = np.concatenate([cache_keys[row, prefix, shared], keys[row, slots, shared]])
         v = np.concatenate(
@@ -72,8 +51,8 @@ def attend_by_hand(parents, window, args):
 
 
 def assert_attend_is_defined(implementation, parents, window, *heads):
-    """Asserts agreement with the definition on the nodes of the trees."""
-    args = make_args(parents, *heads)
+    """Asserts agreement with the definition on the nodes of the kernel_trees."""
+    args = attend_args(parents, *heads)
     outputs = attend(implementation, window)(*args)
     expected = definition(tree_attention.attend, *args, window=window, **SETTINGS)
     nodes = real(parents)
@@ -81,7 +60,7 @@ def assert_attend_is_defined(implementation, parents, window, *heads):
 
 
 @every_window
-@trees.every_tree
+@kernel_trees.every_tree
 @implementations
 def test_attend_matches_the_definition(implementation, parents, window):
     assert_attend_is_defined(implementation, parents, window)
@@ -99,10 +78,10 @@ def test_query_heads_share_key_heads(implementation, heads, kv_heads):
 
 
 @every_window
-@trees.every_tree
+@kernel_trees.every_tree
 @implementations
 def test_a_node_sees_its_prefix_and_its_own_path(implementation, parents, window):
-    args = make_args(parents)
+    args = attend_args(parents)
     outputs = attend(implementation, window)(*args)
     nodes = real(parents)
     assert_close(outputs[nodes], attend_by_hand(parents, window, args)[nodes])
@@ -112,7 +91,7 @@ def test_a_node_sees_its_prefix_and_its_own_path(implementation, parents, window
 @implementations
 def test_queries_of_the_last_nodes_are_the_last_of_all(implementation, queries):
     op = attend(implementation, window=3)
-    tree, q, *args = make_args(TREES["binary"])
+    tree, q, *args = attend_args(TREES["binary"])
     assert_close(op(tree, q[:, -queries:], *args), op(tree, q, *args)[:, -queries:])
 
 
@@ -120,9 +99,9 @@ def test_queries_of_the_last_nodes_are_the_last_of_all(implementation, queries):
 @implementations
 def test_the_cache_beyond_its_length_changes_no_bit(implementation, window):
     op = attend(implementation, window)
-    *args, keys, values, length = make_args(TREES["one per row"])
+    *args, keys, values, length = attend_args(TREES["one per row"])
     live = np.arange(CAPACITY) < length[:, None]
-    others = overwrite((keys, values), live, trees.HUGE)
+    others = overwrite((keys, values), live, kernel_trees.HUGE)
     expected = op(*args, keys, values, length)
     np.testing.assert_array_equal(op(*args, *others, length), expected)
 
@@ -132,7 +111,7 @@ def test_depth_not_slot_decides_the_sliding_window(implementation):
     op = attend(implementation, window=3)
 
     def last_and_last_without_root(parents):
-        tree, q, keys, *args = make_args(parents)
+        tree, q, keys, *args = attend_args(parents)
         others = keys.copy()
         others[:, 0] = 1.0
         return (op(tree, q, k, *args)[:, -1] for k in (keys, others))
@@ -145,18 +124,18 @@ def test_depth_not_slot_decides_the_sliding_window(implementation):
 
 @implementations
 def test_a_window_of_one_gives_the_values_of_the_nodes(implementation):
-    tree, q, keys, values, *cache = make_args(TREES["one per row"])
+    tree, q, keys, values, *cache = attend_args(TREES["one per row"])
     outputs = attend(implementation, window=1)(tree, q, keys, values, *cache)
     assert_close(outputs, np.tile(values, (1, 1, 2)))
 
 
-@pytest.mark.parametrize("value", trees.FILLINGS)
+@pytest.mark.parametrize("value", kernel_trees.FILLINGS)
 @pytest.mark.parametrize("window", [None, 3])
 @implementations
 def test_padding_is_finite_and_seen_by_no_node(implementation, window, value):
     op = attend(implementation, window)
     parents = TREES["padded"]
-    tree, q, keys, values, *cache = make_args(parents)
+    tree, q, keys, values, *cache = attend_args(parents)
     outputs = op(tree, q, keys, values, *cache)
     others = overwrite((q, keys, values), real(parents), value)
     again = op(tree, *others, *cache)
@@ -166,7 +145,7 @@ def test_padding_is_finite_and_seen_by_no_node(implementation, window, value):
 
 @implementations
 def test_half_precision_activations_give_float32(implementation):
-    tree, *args, length = make_args(TREES["one per row"])
+    tree, *args, length = attend_args(TREES["one per row"])
     half = [a.astype(jnp.bfloat16) for a in args]
     outputs = attend(implementation)(tree, *half, length)
     assert outputs.dtype == jnp.float32
@@ -176,7 +155,7 @@ def test_half_precision_activations_give_float32(implementation):
 
 @implementations
 def test_jit_equals_eager(implementation):
-    args = jax.tree.map(jnp.asarray, make_args(TREES["one per row"][:, :3]))
+    args = jax.tree.map(jnp.asarray, attend_args(TREES["one per row"][:, :3]))
     op = functools.partial(
         tree_attention.attend, window=3, implementation=implementation, **SETTINGS
     )
@@ -188,8 +167,8 @@ def test_jit_equals_eager(implementation):
 )
 @implementations
 def test_vmap_is_a_loop(implementation, in_axes):
-    calls = [make_args(TREES["binary"]), make_args(TREES["one per row"], seed=1)]
-    trees.assert_vmap_is_a_loop(
+    calls = [attend_args(TREES["binary"]), attend_args(TREES["one per row"], seed=1)]
+    kernel_trees.assert_vmap_is_a_loop(
         tree_attention.attend, calls, in_axes, implementation, window=3, **SETTINGS
     )
 
@@ -198,9 +177,9 @@ def test_vmap_is_a_loop(implementation, in_axes):
 def test_shards_over_rows_and_heads(implementation):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
     rows, heads = P("data"), P("data", None, "model")
-    trees.assert_shards_are_parts(
+    kernel_trees.assert_shards_are_parts(
         tree_attention.attend,
-        make_args(parents, 4, 2),
+        attend_args(parents, 4, 2),
         in_specs=(rows, heads, heads, heads, heads, heads, rows),
         out_specs=heads,
         implementation=implementation,
@@ -212,8 +191,8 @@ def test_shards_over_rows_and_heads(implementation):
 @on_meshes
 def test_a_mesh_is_cut_over_by_itself(implementation):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
-    args = make_args(parents, 4, 2)
-    trees.assert_a_mesh_changes_nothing(
+    args = attend_args(parents, 4, 2)
+    kernel_trees.assert_a_mesh_changes_nothing(
         tree_attention.attend, args, implementation, window=3, **SETTINGS
     )
 
@@ -221,7 +200,7 @@ def test_a_mesh_is_cut_over_by_itself(implementation):
 @every_window
 @implementations
 def test_one_layer_of_several_is_meant(implementation, window):
-    *args, keys, values, length = make_args(TREES["one per row"])
+    *args, keys, values, length = attend_args(TREES["one per row"])
     y = attend(implementation, window)(*args, keys, values, length)
     caches = in_layer_one(keys, values)
     settings = dict(window=window, implementation=implementation, **SETTINGS)
@@ -256,7 +235,7 @@ def test_tokens_attend_to_the_cache_up_to_themselves(
     q, keys, values, index = args
     future = np.arange(CAPACITY) >= (index + queries)[:, None]
     assert future.any()
-    others = overwrite((keys, values), ~future, trees.HUGE)
+    others = overwrite((keys, values), ~future, kernel_trees.HUGE)
     np.testing.assert_array_equal(op(q, *others, index), outputs)
 
 
@@ -264,7 +243,7 @@ def test_tokens_attend_to_the_cache_up_to_themselves(
 def test_tokens_and_a_chain_attend_alike(implementation):
     queries = 3
     q, keys, values, _ = cache_args(queries)
-    tree = trees.derive(np.tile(np.arange(-1, queries - 1), (3, 1)))
+    tree = kernel_trees.derive(np.tile(np.arange(-1, queries - 1), (3, 1)))
     length = np.full((3,), CAPACITY - queries, np.int32)
     new = keys[:, -queries:], values[:, -queries:]
     op = jitted(tree_attention.attend_cache, implementation, window=3, **SETTINGS)
@@ -288,14 +267,14 @@ def test_wrong_caches_are_refused():
 
 
 def test_unknown_implementations_are_refused():
-    args = make_args(TREES["star"])
+    args = attend_args(TREES["star"])
     known = re.escape(str(sorted(tree_attention.implementations())))
     with pytest.raises(ValueError, match=known):
         tree_attention.attend(*args, **SETTINGS, implementation="fast")
 
 
 def test_wrong_heads_are_refused():
-    tree, q, *args = make_args(TREES["star"], 4, 2)
+    tree, q, *args = attend_args(TREES["star"], 4, 2)
     *nodes, cache_keys, cache_values, length = args
     op = functools.partial(tree_attention.attend, **SETTINGS)
     with pytest.raises(ValueError, match="divide the query heads"):

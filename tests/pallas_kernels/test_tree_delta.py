@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import DeltaInputs, Ring, topology, tree_delta
-from tests.pallas_kernels import trees
-from tests.pallas_kernels.records import (
-    CHANNELS,
-    DIM,
+import kernel_trees
+from kernel_args import delta_args
+from kernel_records import (
     HEADS,
     RING,
-    RING_LENGTHS,
     STATE,
     cut,
     in_layer_one,
@@ -25,42 +22,18 @@ from tests.pallas_kernels.records import (
     unit,
     widen,
 )
-from tests.pallas_kernels.trees import TREES, assert_close, definition, jitted, real
+from kernel_trees import TREES, assert_close, definition, jitted, real
+from pallas_kernels import DeltaInputs, Ring, topology, tree_delta
 
-NAMES = [name for name in trees.runnable(tree_delta) if name != "reference"]
+NAMES = [name for name in kernel_trees.runnable(tree_delta) if name != "reference"]
 every = pytest.mark.parametrize("name", NAMES)
 plain = pytest.mark.parametrize("name", [n for n in NAMES if "pallas" not in n])
 kernels = pytest.mark.parametrize("name", [n for n in NAMES if "pallas" in n])
 on_meshes = pytest.mark.parametrize(
-    "name", [name for name in trees.shardable(tree_delta) if name in NAMES]
+    "name", [name for name in kernel_trees.shardable(tree_delta) if name in NAMES]
 )
 FOLD = np.array([True, False, True, False])
-LARGE = trees.rows([-1, *range(19), *(i // 2 for i in range(19, 39))])
-
-
-def make_inputs(rng, batch, length, groups, strength):
-    shape = batch, length, HEADS
-    return DeltaInputs(
-        u=normal(rng, batch, length, CHANNELS),
-        g=-strength * rng.uniform(0, 1, shape).astype(np.float32),
-        k=unit(normal(rng, batch, length, groups * STATE)),
-    )
-
-
-def make_args(parents, ring=True, groups=2, strength=1.0, seed=0):
-    """The arguments of `read`, all nodes new; `g` is at least `-strength`."""
-    rng = np.random.default_rng(seed)
-    batch, num_nodes = parents.shape
-    length = np.resize(np.array(RING_LENGTHS, np.int32), batch)
-    records = make_inputs(rng, batch, RING, groups, strength)
-    return (
-        trees.derive(parents),
-        make_inputs(rng, batch, num_nodes, groups, strength),
-        rng.uniform(0, 2, (batch, num_nodes, HEADS)).astype(np.float32),
-        unit(normal(rng, batch, num_nodes, groups * STATE)),
-        normal(rng, batch, HEADS, DIM, STATE),
-        Ring(records, length) if ring else None,
-    )
+LARGE = kernel_trees.rows([-1, *range(19), *(i // 2 for i in range(19, 39))])
 
 
 def in_half(args):
@@ -83,7 +56,7 @@ def verify(name, *args):
 
 
 def assert_read_is_defined(name, parents, args):
-    """Asserts agreement with the definition on the nodes of the trees."""
+    """Asserts agreement with the definition on the nodes of the kernel_trees."""
     nodes = real(parents)
     for found, expected in zip(
         read(name, *args), definition(tree_delta.read, *args), strict=True
@@ -92,28 +65,28 @@ def assert_read_is_defined(name, parents, args):
 
 
 @pytest.mark.parametrize("ring", [False, True])
-@trees.every_tree
+@kernel_trees.every_tree
 @every
 def test_read_matches_the_definition(name, parents, ring):
-    assert_read_is_defined(name, parents, make_args(parents, ring))
+    assert_read_is_defined(name, parents, delta_args(parents, ring))
 
 
 @every
 def test_all_heads_may_share_their_keys(name):
     parents = TREES["one per row"]
-    assert_read_is_defined(name, parents, make_args(parents, groups=1))
+    assert_read_is_defined(name, parents, delta_args(parents, groups=1))
 
 
 def test_the_default_matches_the_definition():
     parents = TREES["one per row"]
-    assert_read_is_defined(None, parents, make_args(parents))
+    assert_read_is_defined(None, parents, delta_args(parents))
 
 
 @pytest.mark.parametrize("ring", [False, True])
 @pytest.mark.parametrize("tree", ["chain", "one per row", "padded"])
 @every
 def test_strong_decays_do_not_overflow(name, tree, ring):
-    args = make_args(TREES[tree], ring, strength=60.0)
+    args = delta_args(TREES[tree], ring, strength=60.0)
     assert_read_is_defined(name, TREES[tree], args)
 
 
@@ -122,7 +95,7 @@ def test_strong_decays_do_not_overflow(name, tree, ring):
 @every
 def test_solved_nodes_are_not_solved_again(name, tree, known):
     """The last nodes find what all at once find, from the records of those before."""
-    topo, inputs, beta, q, state, ring = make_args(TREES[tree])
+    topo, inputs, beta, q, state, ring = delta_args(TREES[tree])
     u, y = read(name, topo, inputs, beta, q, state, ring)
     solved = np.concatenate([u[:, :known], inputs.u[:, known:]], axis=1)
     rest = inputs._replace(u=solved), beta[:, known:], q[:, known:], state, ring
@@ -132,7 +105,7 @@ def test_solved_nodes_are_not_solved_again(name, tree, known):
 @kernels
 def test_a_kernel_continues_a_tree_of_several_blocks(name):
     """Some of the nodes that a kernel solves together are known, and some are not."""
-    topo, inputs, beta, q, state, ring = make_args(LARGE)
+    topo, inputs, beta, q, state, ring = delta_args(LARGE)
     args = topo, inputs, beta[:, 17:], q[:, 17:], state, ring
     assert_close(read(name, *args), read("xla", *args))
 
@@ -140,8 +113,8 @@ def test_a_kernel_continues_a_tree_of_several_blocks(name):
 @every
 def test_a_node_reads_its_own_path(name):
     parents = TREES["caterpillar"]
-    tree, inputs, beta, q, state, ring = make_args(parents)
-    slots = trees.path(parents[0], 6)
+    tree, inputs, beta, q, state, ring = delta_args(parents)
+    slots = kernel_trees.path(parents[0], 6)
     chain = topology.chain(len(parents), len(slots))
     alone, beta_, q_ = jax.tree.map(lambda a: a[:, slots], (inputs, beta, q))
     outputs = read(name, chain, alone, beta_, q_, state, ring)
@@ -149,10 +122,10 @@ def test_a_node_reads_its_own_path(name):
     assert_close(outputs, jax.tree.map(lambda a: a[:, slots], whole))
 
 
-@pytest.mark.parametrize("value", trees.FILLINGS)
+@pytest.mark.parametrize("value", kernel_trees.FILLINGS)
 @every
 def test_unused_ring_slots_change_no_bit(name, value):
-    *args, ring = make_args(TREES["one per row"])
+    *args, ring = delta_args(TREES["one per row"])
     used = np.arange(RING) < ring.length[:, None]
     others = ring._replace(inputs=overwrite(ring.inputs, used, value))
     found, again = verify(name, *args, ring), verify(name, *args, others)
@@ -161,26 +134,26 @@ def test_unused_ring_slots_change_no_bit(name, value):
 
 @every
 def test_an_empty_ring_is_no_ring(name):
-    *args, ring = make_args(TREES["one per row"])
+    *args, ring = delta_args(TREES["one per row"])
     empty = ring._replace(length=np.zeros_like(ring.length))
     assert_close(read(name, *args, empty), read(name, *args, None))
 
 
 @every
 def test_a_ring_is_folded_into_the_state(name):
-    *args, state, ring = make_args(TREES["one per row"])
+    *args, state, ring = delta_args(TREES["one per row"])
     used = ring._replace(length=np.full_like(ring.length, RING))
     folded = jitted(tree_delta.fold, name)(state, used.inputs)
     assert_close(read(name, *args, folded, None), read(name, *args, state, used))
 
 
-@pytest.mark.parametrize("value", trees.FILLINGS)
+@pytest.mark.parametrize("value", kernel_trees.FILLINGS)
 @every
 def test_padding_is_finite_and_read_by_no_node(name, value):
     """Values, keys and queries may be anything; log decays are not positive."""
     parents = TREES["padded"]
     nodes = real(parents)
-    tree, inputs, beta, q, state, ring = make_args(parents)
+    tree, inputs, beta, q, state, ring = delta_args(parents)
     outputs = read(name, tree, inputs, beta, q, state, ring)
     others, other_q = overwrite((inputs, q), nodes, value)
     others = others._replace(g=overwrite(inputs.g, nodes, -value))
@@ -190,10 +163,10 @@ def test_padding_is_finite_and_read_by_no_node(name, value):
         np.testing.assert_array_equal(found[nodes], expected[nodes])
 
 
-@trees.every_tree
+@kernel_trees.every_tree
 @every
 def test_verify_reads_and_folds_the_chosen_rows(name, parents):
-    args = make_args(parents)
+    args = delta_args(parents)
     found, state = verify(name, *args)
     nodes, fold = real(parents), FOLD[: len(parents)]
     for a, b in zip(found, definition(tree_delta.read, *args), strict=True):
@@ -206,7 +179,7 @@ def test_verify_reads_and_folds_the_chosen_rows(name, parents):
 
 @every
 def test_one_layer_of_several_is_meant(name):
-    *args, state, ring = make_args(TREES["one per row"])
+    *args, state, ring = delta_args(TREES["one per row"])
     found, folded = verify(name, *args, state, ring)
     (states,), (records,) = in_layer_one(state), in_layer_one(ring.inputs)
     stacked = *args, states, ring._replace(inputs=records)
@@ -227,7 +200,7 @@ def test_one_layer_of_several_is_meant(name):
 @pytest.mark.parametrize("strength", [1.0, 60.0])
 @every
 def test_fold_matches_the_definition(name, strength):
-    _, inputs, _, _, state, _ = make_args(TREES["chain"], strength=strength)
+    _, inputs, _, _, state, _ = delta_args(TREES["chain"], strength=strength)
     folded = jitted(tree_delta.fold, name)(state, inputs)
     assert_close(folded, definition(tree_delta.fold, state, inputs))
 
@@ -235,7 +208,7 @@ def test_fold_matches_the_definition(name, strength):
 @every
 def test_folding_what_was_solved_is_the_recurrence(name):
     """The records that `read` completes lead to the state after the last node."""
-    tree, inputs, beta, q, state, _ = make_args(TREES["chain"])
+    tree, inputs, beta, q, state, _ = delta_args(TREES["chain"])
     u, _ = read(name, tree, inputs, beta, q, state, None)
     folded = jitted(tree_delta.fold, name)(state, inputs._replace(u=u))
     states = definition(tree_delta.node_states, tree.parents, inputs, beta, state)
@@ -244,7 +217,7 @@ def test_folding_what_was_solved_is_the_recurrence(name):
 
 @every
 def test_folding_nothing_changes_no_bit(name):
-    _, inputs, _, _, state, _ = make_args(TREES["chain"])
+    _, inputs, _, _, state, _ = delta_args(TREES["chain"])
     nothing = inputs._replace(u=np.zeros_like(inputs.u), g=np.zeros_like(inputs.g))
     folded = jitted(tree_delta.fold, name)(state, nothing)
     np.testing.assert_array_equal(folded, state)
@@ -255,7 +228,7 @@ def test_folding_nothing_changes_no_bit(name):
 @plain
 def test_node_states_match_the_definition(name, tree, strength):
     parents = TREES[tree]
-    _, inputs, beta, _, state, _ = make_args(parents, strength=strength)
+    _, inputs, beta, _, state, _ = delta_args(parents, strength=strength)
     args = parents, inputs, beta, state
     states = jitted(tree_delta.node_states, name)(*args)
     nodes = real(parents)
@@ -266,7 +239,7 @@ def test_node_states_match_the_definition(name, tree, strength):
 @plain
 def test_node_states_continue_from_known_ones(name, known):
     parents, node_states = TREES["one per row"], jitted(tree_delta.node_states, name)
-    _, inputs, beta, _, state, _ = make_args(parents)
+    _, inputs, beta, _, state, _ = delta_args(parents)
     states = node_states(parents, inputs, beta, state)
     new = cut(inputs, known, None), beta[:, known:]
     rest = node_states(parents[:, known:], *new, state, states[:, :known])
@@ -276,10 +249,10 @@ def test_node_states_continue_from_known_ones(name, known):
 @every
 def test_half_precision_keys(name):
     """XLA computes in float32; a kernel may round what a softmax's weights round."""
-    args = in_half(make_args(TREES["one per row"]))
+    args = in_half(delta_args(TREES["one per row"]))
     found, state = verify(name, *args)
     assert {a.dtype for a in (*found, state)} == {np.dtype(np.float32)}
-    tolerance = 5e-3 if "pallas" in name else trees.TOLERANCE
+    tolerance = 5e-3 if "pallas" in name else kernel_trees.TOLERANCE
     expected = definition(tree_delta.read, *widen(args))
     before, ring = widen(args)[4:]
     folded = definition(tree_delta.fold, before, Ring(*ring).live())
@@ -293,20 +266,20 @@ def test_half_precision_keys(name):
 @every
 def test_vmap_is_a_loop(name, in_axes):
     first, second = TREES["binary"], TREES["one per row"]
-    calls = [make_args(first), make_args(second, seed=1)]
+    calls = [delta_args(first), delta_args(second, seed=1)]
     axes = (0,) * 6 if in_axes == "all" else (None, 0, 0, None, None, 0)
-    trees.assert_vmap_is_a_loop(tree_delta.read, calls, axes, name)
+    kernel_trees.assert_vmap_is_a_loop(tree_delta.read, calls, axes, name)
     calls = [(*call, FOLD[: len(first)]) for call in calls]
-    trees.assert_vmap_is_a_loop(tree_delta.verify, calls, (*axes, 0), name)
+    kernel_trees.assert_vmap_is_a_loop(tree_delta.verify, calls, (*axes, 0), name)
 
 
 @every
 def test_vmap_of_fold_is_a_loop(name):
     calls = []
     for seed in range(2):
-        _, inputs, _, _, state, _ = make_args(TREES["chain"], seed=seed)
+        _, inputs, _, _, state, _ = delta_args(TREES["chain"], seed=seed)
         calls.append((state, inputs))
-    trees.assert_vmap_is_a_loop(tree_delta.fold, calls, (0, 0), name)
+    kernel_trees.assert_vmap_is_a_loop(tree_delta.fold, calls, (0, 0), name)
 
 
 @on_meshes
@@ -315,8 +288,8 @@ def test_shards_over_rows_and_heads(name):
     rows, heads, state = P("data"), P("data", None, "model"), P("data", "model")
     inputs = DeltaInputs(heads, heads, heads)
     specs = rows, inputs, heads, heads, state, Ring(inputs, rows)
-    args = (*make_args(parents), FOLD)
-    trees.assert_shards_are_parts(
+    args = (*delta_args(parents), FOLD)
+    kernel_trees.assert_shards_are_parts(
         tree_delta.verify, args, (*specs, rows), ((heads, heads), state), name
     )
 
@@ -324,8 +297,8 @@ def test_shards_over_rows_and_heads(name):
 @on_meshes
 def test_a_mesh_is_cut_over_by_itself(name):
     parents = np.concatenate([TREES["one per row"], TREES["star"][:1]])
-    args = (*make_args(parents), FOLD)
-    trees.assert_a_mesh_changes_nothing(tree_delta.verify, args, name)
+    args = (*delta_args(parents), FOLD)
+    kernel_trees.assert_a_mesh_changes_nothing(tree_delta.verify, args, name)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "tpu" in n])
@@ -334,14 +307,14 @@ def test_trees_of_more_nodes_than_a_tile(name):
     rng = np.random.default_rng(0)
     nodes, dim, queries = 72, 128, (2, 67)
     random = [-1, *(rng.integers(i) for i in range(1, nodes))]
-    parents = trees.rows(random, range(-1, nodes - 1))
+    parents = kernel_trees.rows(random, range(-1, nodes - 1))
     inputs = DeltaInputs(
         u=normal(rng, 2, nodes, HEADS * dim),
         g=-rng.uniform(0, 1, (2, nodes, HEADS)).astype(np.float32),
         k=unit(normal(rng, 2, nodes, 2 * STATE)),
     )
     args = (
-        trees.derive(parents),
+        kernel_trees.derive(parents),
         inputs,
         rng.uniform(0, 2, (*queries, HEADS)).astype(np.float32),
         unit(normal(rng, *queries, 2 * STATE)),
@@ -365,7 +338,7 @@ def gradients(tree, *args, implementation):
 
 @pytest.mark.parametrize("strength", [1.0, 60.0])
 def test_gradients_match_the_definition(strength):
-    *args, _ = make_args(TREES["chain"][:1, :4], strength=strength)
+    *args, _ = delta_args(TREES["chain"][:1, :4], strength=strength)
     assert_close(jitted(gradients, "xla")(*args), definition(gradients, *args))
 
 
@@ -379,7 +352,7 @@ REFUSED = [
 
 
 def test_unknown_implementations_are_refused():
-    tree, inputs, beta, q, state, _ = make_args(TREES["star"])
+    tree, inputs, beta, q, state, _ = delta_args(TREES["star"])
     known = re.escape(str(sorted(tree_delta.implementations())))
     with pytest.raises(ValueError, match=known):
         tree_delta.read(tree, inputs, beta, q, state, implementation="fast")
@@ -403,7 +376,7 @@ def test_a_gpu_kernel_says_what_it_does_not_take(nodes, width, problem):
 
 
 def test_the_tpu_kernel_says_what_it_cannot_take():
-    tree, inputs, beta, q, state, _ = make_args(TREES["star"])
+    tree, inputs, beta, q, state, _ = delta_args(TREES["star"])
     narrow = pytest.raises(ValueError, match=f"a state width of {STATE} is not")
     with narrow:
         tree_delta.read(tree, inputs, beta, q, state, implementation="pallas_tpu")
@@ -412,7 +385,7 @@ def test_the_tpu_kernel_says_what_it_cannot_take():
 
 
 def test_wrong_shapes_are_refused():
-    tree, inputs, beta, q, state, ring = make_args(TREES["star"])
+    tree, inputs, beta, q, state, ring = delta_args(TREES["star"])
     refused = functools.partial(pytest.raises, ValueError)
     with refused(match="u has shape"):  # one node too few
         tree_delta.read(tree, cut(inputs, 0, 6), beta, q, state)

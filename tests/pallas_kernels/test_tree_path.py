@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import kernel_trees
+from kernel_records import normal
+from kernel_trees import jitted
 from pallas_kernels import tree_path
-from tests.pallas_kernels import trees
-from tests.pallas_kernels.records import normal
-from tests.pallas_kernels.trees import jitted
 
 BUFFER, CHANNELS = 6, 10
 PATHS = np.array([[0, 2, 3], [0, -1, -1], [-1, -1, -1], [0, 4, -1]], np.int32)
@@ -58,7 +58,7 @@ def test_append_writes_paths_behind_what_is_there(name, batch, dtype):
 def test_what_is_huge_elsewhere_does_not_leak(name):
     buffer, nodes, paths, lengths = make_args()
     others = nodes.copy()
-    others[:, 1] = trees.HUGE  # on no path
+    others[:, 1] = kernel_trees.HUGE  # on no path
     append = jitted(tree_path.append, name)
     np.testing.assert_array_equal(
         append(buffer, others, paths, lengths), append(buffer, nodes, paths, lengths)
@@ -69,19 +69,21 @@ def test_what_is_huge_elsewhere_does_not_leak(name):
 @implementations
 def test_vmap_is_a_loop(name, in_axes):
     calls = [make_args(), make_args(seed=1)]
-    trees.assert_vmap_is_a_loop(tree_path.append, calls, in_axes, name)
+    kernel_trees.assert_vmap_is_a_loop(tree_path.append, calls, in_axes, name)
 
 
 @implementations
 def test_shards_over_rows_and_channels(name):
     channels, rows = P("data", None, "model"), P("data")
     specs = channels, channels, rows, rows
-    trees.assert_shards_are_parts(tree_path.append, make_args(), specs, channels, name)
+    kernel_trees.assert_shards_are_parts(
+        tree_path.append, make_args(), specs, channels, name
+    )
 
 
 @implementations
 def test_a_mesh_is_cut_over_by_itself(name):
-    trees.assert_a_mesh_changes_nothing(tree_path.append, make_args(), name)
+    kernel_trees.assert_a_mesh_changes_nothing(tree_path.append, make_args(), name)
 
 
 def test_wrong_arguments_are_refused():

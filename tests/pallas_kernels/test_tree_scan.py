@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import kernel_trees
+from kernel_records import RECURRENCES
+from kernel_trees import TREES, assert_close, definition, jitted, runnable
 from pallas_kernels import tree_scan
-from tests.pallas_kernels import trees
-from tests.pallas_kernels.records import RECURRENCES
-from tests.pallas_kernels.trees import TREES, assert_close, definition, jitted, runnable
 
 CASE = RECURRENCES["scan"]
 
@@ -57,5 +57,5 @@ def test_nodes_too_deep_for_the_stack_disturb_no_other(name, tree, max_depth):
     op = functools.partial(tree_scan.read, max_depth=max_depth, implementation=name)
     y = jax.jit(op)(*args)
     assert np.isfinite(y).all()
-    shallow = trees.derive(TREES[tree]).depth < max_depth
+    shallow = kernel_trees.derive(TREES[tree]).depth < max_depth
     assert_close(y[shallow], definition(tree_scan.read, *args)[shallow])

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernel_records import DIM, HEADS, RECURRENCES
+from kernel_trees import TREES, assert_close, definition, jitted, runnable
 from pallas_kernels import tree_ssd
-from tests.pallas_kernels.records import DIM, HEADS, RECURRENCES
-from tests.pallas_kernels.trees import TREES, assert_close, definition, jitted, runnable
 
 CASE = RECURRENCES["ssd, two groups"]
 implementations = pytest.mark.parametrize("name", runnable(tree_ssd))

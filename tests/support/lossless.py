@@ -11,6 +11,7 @@ import itertools
 import jax
 import numpy as np
 
+import contexts
 import enumeration
 import markov
 from jaxspec import sampling
@@ -96,8 +97,8 @@ def proposing(drafter, monkeypatch):
     """A drafter as a program, compiled once for all params and settings of a dtype."""
 
     def propose(params, state, root, settings):
-        keys = enumeration.keys(len(root))
-        return drafter.propose(params, keys, state, root, settings)[1]
+        context = contexts.of_roots(root, enumeration.keys(len(root)), settings)
+        return drafter.propose(params, state, context)[1]
 
     return enumeration.Program(propose, monkeypatch)
 

@@ -85,6 +85,7 @@ def head() -> js.DraftHead:
         keep=lambda tape, slots: tape,
         logits=_look_up,
         vocab_size=VOCAB,
+        hidden_size=1,
     )
 
 

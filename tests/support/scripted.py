@@ -1,4 +1,4 @@
-"""A drafter that knows the text, and proposes as much of it as the script says."""
+"""Drafters that propose what they are told: some of a known text, or a tree."""
 
 import functools
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxspec import rows
-from jaxspec.core import Drafter, deterministic_draft, emitted_tokens
+from jaxspec.core import Drafter, deterministic_draft
 from jaxspec.trees import TokenTree
 
 EVERYTHING, NOTHING, NO_DRAFT, MIXED = range(4)
@@ -15,7 +15,6 @@ EVERYTHING, NOTHING, NO_DRAFT, MIXED = range(4)
 class State(NamedTuple):
     text: object  # [B, L] what the target will write
     script: object  # []
-    length: object  # [B]
     steps: object  # []
 
 
@@ -28,19 +27,19 @@ def scripted(max_path, vocab_size):
     how many of its drafts are right, and has steps without any draft.
     """
 
-    def init(params, prompt, lengths, max_length, hidden):
+    def init(params, batch_size, max_length):
         text, script = params
         room = max_length + 2 * max_path - text.shape[1]
         text = jnp.pad(text, ((0, 0), (0, max(room, 0))))
-        return State(text, script, lengths, jnp.int32(0))
+        return State(text, script, jnp.int32(0))
 
-    def propose(params, keys, state, root, settings):
-        batch = len(root)
+    def propose(params, state, context):
+        root, batch = context.root, len(context.lengths)
         row, depth = jnp.arange(batch)[:, None], jnp.arange(1, max_path)[None]
         mixed = (7 * state.steps + 3 * row) % max_path
         right = jnp.where(state.script == EVERYTHING, max_path, 0)
         right = jnp.where(state.script == MIXED, mixed, right)
-        ahead = rows.take(state.text, state.length[:, None] + depth - 1)
+        ahead = rows.take(state.text, context.lengths[:, None] + depth - 1)
         wrong = (ahead + 1) % vocab_size
         truth = jnp.where(depth <= right, ahead, (ahead + 2) % vocab_size)
         tokens = jnp.stack([wrong, truth], axis=2).reshape(batch, -1)
@@ -53,8 +52,30 @@ def scripted(max_path, vocab_size):
         tree = TokenTree(tokens.astype(jnp.int32), parents.astype(jnp.int32))
         return state, deterministic_draft(tree, max_path)
 
-    def observe(params, state, draft, verdict, hidden, logits):
-        _, count = emitted_tokens(draft.tree, verdict)
-        return state._replace(length=state.length + count, steps=state.steps + 1)
+    def observe(params, state, outcome):
+        return state._replace(steps=state.steps + 1)
 
-    return Drafter(init, propose, observe, max_path, None)
+    return Drafter(init, _keep, propose, observe, max_path, None)
+
+
+@functools.cache
+def fixed(max_path):
+    """Makes a drafter whose params are the trees that it proposes, below any root."""
+
+    def init(params, batch_size, max_length):
+        return ()
+
+    def propose(params, state, context):
+        tokens = jnp.asarray(params.tokens).at[:, 0].set(context.root)
+        tree = TokenTree(tokens, jnp.asarray(params.parents))
+        return state, deterministic_draft(tree, max_path)
+
+    def observe(params, state, outcome):
+        return state
+
+    return Drafter(init, _keep, propose, observe, max_path, None)
+
+
+def _keep(params, state, tokens, hidden, lengths):
+    """The prompt is not looked at."""
+    return state

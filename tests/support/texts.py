@@ -1,5 +1,6 @@
 """Texts that a tiny model writes, and the ways in which tests have it write them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,9 +12,10 @@ import jaxspec
 import scripted
 import tiny
 from jaxspec import sampling
+from jaxspec.drafting.head import draft_head
 from jaxspec.drafting.model import draft_model
 from jaxspec.drafting.ngram import ngram
-from jaxspec.models import joint
+from jaxspec.models import joint, mtp
 from jaxspec.models.rollback import ROLLBACKS
 
 TARGET, DRAFT = "small-hybrid", "mamba2"
@@ -29,6 +31,8 @@ SAMPLED = {
 SETTINGS = {"greedy": GREEDY, "sampled": SAMPLED}
 DRAFTERS = ("ngram-tree", "ngram-chain", "model-chain", "model-tree", "itself")
 SCRIPTED = scripted.scripted(MAX_PATH, tiny.VOCAB)
+HEADED = dataclasses.replace(tiny.CONFIGS[TARGET], mtp="*-")
+HEAD = mtp.mtp_head(HEADED)
 
 rollbacks = pytest.mark.parametrize("rollback", ROLLBACKS)
 filter_logits = jax.jit(sampling.filter_logits)
@@ -39,6 +43,12 @@ def target(rollback="replay"):
     return tiny.model(TARGET, rollback=rollback, max_path=MAX_PATH)
 
 
+@functools.cache
+def head_params():
+    made = jax.jit(HEAD.init)(jax.random.key(3))
+    return mtp.share(made, tiny.params(TARGET))
+
+
 def make_drafter(name):
     """A drafter and its params; not all have paths as long as the target keeps."""
     draft = tiny.model(DRAFT, max_path=MAX_PATH)
@@ -47,6 +57,7 @@ def make_drafter(name):
         "ngram-chain": lambda: (ngram(4, 4, num_matches=1, min_match=2), None),
         "model-chain": lambda: (draft_model(draft, (1, 1, 1)), tiny.params(DRAFT)),
         "model-tree": lambda: (draft_model(draft, (3, 2)), tiny.params(DRAFT)),
+        "head": lambda: (draft_head(HEAD, (2, 1)), head_params()),
         "itself": lambda: (draft_model(target(), (2, 1, 1, 1)), tiny.params(TARGET)),
     }[name]()
 

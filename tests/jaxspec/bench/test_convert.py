@@ -7,8 +7,9 @@ import pytest
 import folder
 import jaxspec
 from checkpoints_conv import conversion
-from jaxspec.bench import convert, published
-from jaxspec.cli.__main__ import main
+from jaxspec.__main__ import main
+from jaxspec.bench import convert
+from jaxspec.measure import published
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from jaxspec.bench import cycles, kernels, survey, targets
-from jaxspec.bench.survey import Kernel, Result
+from jaxspec.aot import cases, compile_cases, compilers
+from jaxspec.aot.compile_cases import Kernel, Result
+from jaxspec.bench import cycles
 
 BUNDLES = {"read": 400, "verify": 900, "convolve": 24, "attend": 640}
 
@@ -32,8 +33,8 @@ def run(monkeypatch, capsys):
             kernel = Kernel(case.op, 3 * bool(case.ring), 2, bundles)
             return Result(case, None, (kernel,))
 
-    monkeypatch.setattr(survey, "Compiler", Compiler)
-    monkeypatch.setattr(targets, "missing", lambda name: None)
+    monkeypatch.setattr(compile_cases, "Compiler", Compiler)
+    monkeypatch.setattr(compilers, "missing", lambda name: None)
 
     def run(*words):
         parser = argparse.ArgumentParser()
@@ -48,14 +49,14 @@ def test_bundles_are_counted_per_head_and_per_token(run):
     words = "--chip v5e --model nemotron-h-8b mamba-2.8b qwen3.5-9b --nodes 8 64 --json"
     rows = json.loads(run(*words.split()).out)["rows"]
     found = {(row["op"], row["part"], row["nodes"]): row for row in rows}
-    heads = 128 * kernels.BATCH
+    heads = 128 * cases.BATCH
     assert found["tree_ssd", "read", 8]["bundles"] == 2 * 408 / heads
     assert found["tree_ssd", "ring", 64]["bundles"] == 2 * 564 / heads
     assert found["tree_ssd", "fold", 64]["bundles"] == 2 * 1064 / heads
     assert found["tree_ssd", "fold", 64]["spills"] == 3
-    assert found["tree_scan", "read", 64]["bundles"] == 2 * 464 / 64 / kernels.BATCH
-    assert found["tree_scan", "ring", 64]["bundles"] == 2 * 564 / 96 / kernels.BATCH
-    assert found["tree_delta", "ring", 8]["bundles"] == 2 * 508 / 32 / kernels.BATCH
+    assert found["tree_scan", "read", 64]["bundles"] == 2 * 464 / 64 / cases.BATCH
+    assert found["tree_scan", "ring", 64]["bundles"] == 2 * 564 / 96 / cases.BATCH
+    assert found["tree_delta", "ring", 8]["bundles"] == 2 * 508 / 32 / cases.BATCH
     assert found["tree_attention", "512 rows", 8]["unit"] == "head"
     assert found["tree_conv", "convolve", 8]["unit"] == "token"
 
@@ -80,6 +81,6 @@ def test_what_does_not_compile_is_said(run):
 
 
 def test_a_missing_compiler_is_said_before_anything_is_done(run, monkeypatch):
-    monkeypatch.setattr(targets, "missing", lambda name: f"{name} needs libtpu")
+    monkeypatch.setattr(compilers, "missing", lambda name: f"{name} needs libtpu")
     with pytest.raises(ValueError, match="v5e needs libtpu"):
         run("--chip", "v5e")

@@ -1,6 +1,5 @@
 """The comparison of drafters: what it records, and that it goes on where it was cut."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -8,12 +7,9 @@ import numpy as np
 import pytest
 
 import folder
-import tiny
 from jaxspec import pretrained
-from jaxspec.bench import resampling
-from jaxspec.cli import drafters, shapes
-from jaxspec.cli.__main__ import main
-from jaxspec.models import mtp
+from jaxspec.__main__ import main
+from jaxspec.measure import resampling
 
 TREES = pathlib.Path(pretrained.__file__).parent / "assets" / "tuned" / "tree-T0.json"
 PROMPTS = ["def add(a, b):\n", "def sub(a", "return a"]
@@ -85,29 +81,6 @@ def test_the_interval_holds_the_mean():
     low, middle, high = resampling.ratio(tokens, calls)
     assert low < middle == tokens.sum() / calls.sum() < high
     assert resampling.ratio(2 * calls, calls) == (2.0, 2.0, 2.0)
-
-
-@pytest.mark.parametrize("kind", drafters.KINDS)
-@pytest.mark.parametrize("nodes", [4, 8])
-def test_every_kind_fits_its_budget(kind, nodes, monkeypatch):
-    store = object()
-    monkeypatch.setattr(drafters, "_datastore", lambda tools: store)
-    config = dataclasses.replace(tiny.CONFIGS["experts"], mtp="*E")
-    head = mtp.mtp_head(config)  # the shipped models have none
-    monkeypatch.setattr(pretrained, "mtp_head", lambda name, dtype: head)
-    tools = drafters.Tools("stdlib-8m", "stdlib-draft")
-    made = drafters.make(f"{kind}:{nodes}", tools)
-    assert made.drafter.max_path <= nodes
-    assert made.drafter is drafters.make(f"{kind}:{nodes}", tools).drafter or (
-        made.drafter == drafters.make(f"{kind}:{nodes}", tools).drafter
-    )
-
-
-@pytest.mark.parametrize(
-    "nodes, levels", [(4, (1, 1, 1)), (8, (2, 1, 1)), (16, (3, 1, 1, 1, 1))]
-)
-def test_branchings_fill_a_budget(nodes, levels):
-    assert shapes.branching(nodes) == levels
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxspec.cli.__main__ import main
+from jaxspec.__main__ import main
 
 pytest.importorskip("transformers", reason="the peer is not installed (extra `hf`)")
 

@@ -8,9 +8,9 @@ import pytest
 
 import folder
 import tiny
-from jaxspec.bench import published
+from jaxspec.__main__ import COMMANDS, main, parser
 from jaxspec.bench.command import BENCHMARKS
-from jaxspec.cli.__main__ import COMMANDS, main, parser
+from jaxspec.measure import published
 from jaxspec.models.rollback import ROLLBACKS
 from jaxspec.tune.command import SUBJECTS
 

@@ -11,9 +11,8 @@ import checkpoints_conv
 import heads
 import jaxspec
 import published
-from jaxspec import pretrained
-from jaxspec.cli import drafters
-from jaxspec.cli.__main__ import main
+from jaxspec import pretrained, tokenizer_files
+from jaxspec.__main__ import main
 from jaxspec.drafting import vocabulary
 
 PROMPT = "def add(a, b):\n"
@@ -113,12 +112,10 @@ def test_a_head_of_fewer_tokens(capsys, tmp_path):
     keep = np.arange(3, published.VOCAB, 2, dtype=np.int32)
     target = jaxspec.load(heads.converted(name))
     file = tmp_path / "vocabulary.json"
-    hash_ = pretrained.tokenizer_hash(target.tokenizer)
+    hash_ = tokenizer_files.tokenizer_hash(target.tokenizer)
     counts = np.ones(published.VOCAB, np.int64)
     vocabulary.save(file, vocabulary.Vocabulary(keep, counts, hash_))
-    tools = drafters.Tools(str(heads.converted(name)), "", vocabulary=file)
-    made = drafters.make("mtp:3", tools)
-    params = made.beside(target.params)
+    params = jaxspec.drafter("mtp:3", target, vocabulary=file).params
     assert params.drafter.vocab_ids.tolist() == keep.tolist()
     assert params.drafter.params["lm_head"]["kernel"].shape[1] == len(keep)
     assert params.target is target.params

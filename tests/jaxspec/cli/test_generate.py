@@ -19,10 +19,9 @@ import checkpoints_conv
 import folder
 import jaxspec
 import published
-from checkpoints_conv import stored
-from jaxspec import decoding, pretrained
+from jaxspec import decoding, pretrained, weights
+from jaxspec.__main__ import main
 from jaxspec.cli import following, terminal
-from jaxspec.cli.__main__ import main
 from jaxspec.models import hybrid
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -182,7 +181,7 @@ def test_the_prompt_is_printed_before_anything_is_loaded(capsys, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("no weights")
 
-    monkeypatch.setattr(pretrained, "load", fail)
+    monkeypatch.setattr(weights, "load", fail)
     model = str(folder.make())
     assert main(["generate", "--model", model, "--prompt", PROMPT]) == 2
     out, err = capsys.readouterr()
@@ -222,7 +221,7 @@ def chatty(tmp_path_factory):
     path = tmp_path_factory.mktemp("chat")
     shutil.copytree(published.source("llama"), path / "source")
     tokenizer = folder.tokenizer().from_str(folder.tokenizer().to_str())
-    bos = stored.END_OF_TEXT
+    bos = weights.END_OF_TEXT
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
@@ -242,14 +241,14 @@ def test_chat_renders_the_template_with_one_bos(generate, chatty, tmp_path):
     end = tokenizer.token_to_id("d")
     assert end not in record["tokens"][:-1] and "d" not in record["text"][-1:]
     checkpoints_conv.export(model, tmp_path / "back")
-    for name in stored.CHAT:
+    for name in weights.CHAT:
         assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
 
 
 def test_a_prompt_has_one_bos(generate, chatty):
     _, model, tokenizer = chatty
     count = len(tokenizer.encode("add", add_special_tokens=False).ids)
-    bos = stored.END_OF_TEXT
+    bos = weights.END_OF_TEXT
 
     def length(*options):
         return generate(*options, model=model)[0]["prompt_tokens"]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import contexts
 import tiny
 from jaxspec.core import Verdict
 from jaxspec.drafting.model import draft_model
@@ -25,10 +26,13 @@ def setup(branching, rollback="replay"):
     for row, prompt in enumerate(PROMPTS):
         tokens[row, : len(prompt)] = prompt
     params, lengths = tiny.params(NAME), jnp.array([5, 1])
-    state = jax.jit(drafter.init, static_argnums=3)(
-        params, jnp.asarray(tokens), lengths, 40, None
-    )
-    return drafter, params, state
+
+    @jax.jit
+    def read(params, tokens):
+        state = drafter.init(params, 2, 40)
+        return drafter.absorb(params, state, tokens, None, lengths - 1)
+
+    return drafter, params, read(params, jnp.asarray(tokens))
 
 
 def likeliest(text, count):
@@ -38,8 +42,8 @@ def likeliest(text, count):
 @pytest.mark.parametrize("branching", [(1, 1, 1), (3,), (2, 2), (2, 1, 2)])
 def test_children_are_the_likeliest_tokens(branching):
     drafter, params, state = setup(branching)
-    root = jnp.array([5, 9])
-    _, draft = jax.jit(drafter.propose)(params, KEYS, state, root, SETTINGS)
+    context = contexts.of_texts(PROMPTS, None, KEYS, SETTINGS)
+    _, draft = jax.jit(drafter.propose)(params, state, context)
     assert draft.max_path == len(branching) + 1
     tree = draft.tree
     for row, prompt in enumerate(PROMPTS):
@@ -57,11 +61,13 @@ def compiled(branching, rollback):
 
     @jax.jit
     def turn(params, state, root, path, next_token):
-        state, draft = drafter.propose(params, KEYS, state, root, SETTINGS)
+        context = contexts.of_roots(root, KEYS, SETTINGS)
+        state, draft = drafter.propose(params, state, context)
         count = jnp.sum(path >= 0, axis=1)
         nothing = jnp.zeros(path.shape)
         verdict = Verdict(path, jnp.maximum(count - 1, 0), next_token, nothing)
-        return drafter.observe(params, state, draft, verdict, None, None), draft
+        outcome = contexts.outcome(draft.tree, verdict)
+        return drafter.observe(params, state, outcome), draft
 
     return turn, params, state
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import contexts
 import tiny
 from jaxspec import trees
 from jaxspec.core import Verdict
@@ -25,13 +26,10 @@ FIRST, SECOND = ngram(6, 5), retrieval(12, 4)
 PARAMS = Pair(None, STORE)
 
 
-def begin(drafter, params):
-    return drafter.init(params, TEXT, LENGTHS, 40, None)
-
-
-def propose(drafter, params, state):
-    root = TEXT[jnp.arange(6), LENGTHS - 1]
-    return jax.jit(drafter.propose)(params, None, state, root, None)[1].tree
+def propose(drafter, params):
+    context = contexts.of_texts(TEXT, LENGTHS)
+    state = drafter.init(params, 6, 40)
+    return jax.jit(drafter.propose)(params, state, context)[1].tree
 
 
 def strings(tree, row):
@@ -45,9 +43,9 @@ def strings(tree, row):
 def test_the_first_ones_nodes_come_first_and_the_others_fill_the_rest(num_nodes):
     drafter = fuse(FIRST, SECOND, num_nodes)
     assert drafter.max_path == 5
-    tree = trees.check(propose(drafter, PARAMS, begin(drafter, PARAMS)))
-    alone = propose(FIRST, None, begin(FIRST, None))
-    other = propose(SECOND, STORE, begin(SECOND, STORE))
+    tree = trees.check(propose(drafter, PARAMS))
+    alone = propose(FIRST, None)
+    other = propose(SECOND, STORE)
     assert tree.num_nodes == num_nodes
     for row in range(6):
         both = [*strings(alone, row), *strings(other, row)]
@@ -89,18 +87,24 @@ def test_drafts_at_the_end_of_the_cache_are_those_of_a_long_one(name):
     keys, settings = jax.random.split(jax.random.key(0)), tiny.settings(2)
 
     @jax.jit
-    def emit(state, root, token):
-        state, draft = drafter.propose(params, keys, state, root, settings)
+    def emit(state, tokens, lengths):
+        context = contexts.of_texts(tokens, lengths, keys, settings)
+        state, draft = drafter.propose(params, state, context)
         path = jnp.full((2, drafter.max_path), -1).at[:, 0].set(0)
-        verdict = Verdict(path, jnp.zeros(2, jnp.int32), token, None)
-        return drafter.observe(params, state, draft, verdict, None, None), draft.tree
+        verdict = Verdict(path, jnp.zeros(2, jnp.int32), text[0, lengths], None)
+        outcome = contexts.outcome(draft.tree, verdict)
+        return drafter.observe(params, state, outcome), draft.tree
 
     def drafted(max_length):
-        lengths = jnp.array([10, 9])
-        state = drafter.init(params, text, lengths, max_length, None)
-        for i in range(8):
-            token = text[0, lengths + i]
-            state, tree = emit(state, text[0, lengths + i - 1], token)
+        lengths, width = jnp.array([10, 9]), max_length + drafter.max_path
+        whole = jnp.pad(text, ((0, 0), (0, width - text.shape[1])))
+        state = drafter.init(params, 2, max_length)
+        state = drafter.absorb(params, state, text, None, lengths - 1)
+        for _ in range(8):
+            live = jnp.arange(width)[None] < lengths[:, None]
+            tokens = jnp.where(live, whole, 0)
+            state, tree = emit(state, tokens, lengths)
+            lengths = lengths + 1
             yield strings(tree, 0), strings(tree, 1)
 
     assert list(drafted(18)) == list(drafted(40))
@@ -111,9 +115,10 @@ def test_what_is_drawn_by_chance_is_refused():
     drafter = fuse(FIRST, draft_model(model, chain(2)), 8)
     params = Pair(None, tiny.params("mamba2"))
     keys, sampling = jax.random.split(jax.random.key(0), 6), tiny.settings(6)
-    state = jax.eval_shape(lambda: begin(drafter, params))
+    state = jax.eval_shape(lambda: drafter.init(params, 6, 40))
+    context = contexts.of_texts(TEXT, LENGTHS, keys, sampling)
     with pytest.raises(ValueError, match="without chance.*2 laws"):
-        jax.eval_shape(drafter.propose, params, keys, state, LENGTHS, sampling)
+        jax.eval_shape(drafter.propose, params, state, context)
 
 
 def test_bad_settings_are_refused():

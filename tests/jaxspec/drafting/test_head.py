@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import contexts
 import jaxspec
 import texts
 import tiny
@@ -23,15 +24,8 @@ from jaxspec.models import mtp
 from jaxspec.verification.recursive_rejection import recursive_rejection
 from jaxspec.verification.traversal import traversal
 
-CONFIG = dataclasses.replace(tiny.CONFIGS[texts.TARGET], mtp="*-")
-HEAD = mtp.mtp_head(CONFIG)
+CONFIG, HEAD, params = texts.HEADED, texts.HEAD, texts.head_params
 MIXED = {"temperature": jnp.array([0.8, 0.0, 1.3]), "top_k": jnp.array([0, 0, 9])}
-
-
-@functools.cache
-def params():
-    made = jax.jit(HEAD.init)(jax.random.key(3))
-    return mtp.share(made, tiny.params(texts.TARGET))
 
 
 @functools.cache
@@ -68,9 +62,14 @@ def check_past(drafter, state):
     carry = model.init_carry(tiny.params(texts.TARGET), rows, width)
     args = tiny.params(texts.TARGET), carry, state.tokens, state.lengths - 1
     _, hidden = jax.jit(model.scan)(*args)
-    args = params(), state.tokens, state.lengths, width - texts.MAX_PATH, hidden
-    fresh = jax.jit(drafter.init, static_argnums=3)(*args)
-    found = state.drafter
+
+    @jax.jit
+    def read(params, state, hidden):
+        fresh = drafter.init(params, rows, width - texts.MAX_PATH)
+        fresh = drafter.absorb(params, fresh, state.tokens, hidden, state.lengths - 1)
+        return drafter.propose(params, fresh, state.context)[0]  # reads the last pair
+
+    found, fresh = state.drafter, read(params(), state, hidden)
     np.testing.assert_array_equal(found.carry.position, state.lengths - 1)
     for one, other in zip(*map(jax.tree.leaves, (found, fresh)), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
@@ -79,19 +78,19 @@ def check_past(drafter, state):
 def test_a_row_that_is_done_does_not_change():
     drafter = draft_head(HEAD, (2, 1))
     _, state = texts.start(drafter, params())
-    before = state.drafter
-    settings = tiny.settings(3, temperature=0.0)
     path = jnp.array([[-1, -1, -1], [0, 1, 3], [-1, -1, -1]])
     verdict = Verdict(path, jnp.array([0, 2, 0]), jnp.array([7, 7, 7]), None)
     hidden = jnp.full((3, 5, CONFIG.d_model), 0.5)
 
     @jax.jit
     def turn(params, before):
-        args = state.keys, before, state.root, settings
-        between, draft = drafter.propose(params, *args)
-        return drafter.observe(params, between, draft, verdict, hidden, None)
+        between, draft = drafter.propose(params, before, state.context)
+        outcome = contexts.outcome(draft.tree, verdict, hidden)
+        return between, drafter.observe(params, between, outcome)
 
-    after = turn(params(), before)
+    before, after = turn(params(), state.drafter)  # between the last pair is read
+    assert not before.due.any() and not after.due.any()
+    before, after = before._replace(due=None), after._replace(due=None)
     for one, other in zip(*map(jax.tree.leaves, (before, after)), strict=True):
         np.testing.assert_array_equal(one[::2], other[::2])
         assert (one[1] != other[1]).any()
@@ -128,11 +127,13 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="no multi-token-prediction head"):
         mtp.mtp_head(tiny.CONFIGS[texts.TARGET])
     drafter, prompt = draft_head(HEAD), jnp.ones((1, 4), jnp.int32)
+    state = drafter.init(params(), 1, 16)
     with pytest.raises(ValueError, match=r"got \(1, 4, 8\); is it the target's own"):
-        drafter.init(params(), prompt, jnp.array([4]), 16, jnp.zeros((1, 4, 8)))
+        hidden = jnp.zeros((1, 4, 8))
+        drafter.absorb(params(), state, prompt, hidden, jnp.array([3]))
     narrow = Trimmed(params(), jnp.arange(2))
     with pytest.raises(ValueError, match="draws 3 children .* trimmed head has 2 tok"):
-        draft_head(HEAD, (3,)).init(narrow, prompt, jnp.array([4]), 16, None)
+        draft_head(HEAD, (3,)).init(narrow, 1, 16)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.core import Verdict
+import contexts
+import jaxspec
+import tiny
 from jaxspec.drafting.ngram import ngram
 from jaxspec.trees import check
+from texts import MAX_PATH, PROMPTS, TARGET, speculative
 
 SETTINGS = {
     "default": {},
@@ -70,22 +73,13 @@ def drafts(draft, row):
     return list(nodes.values())
 
 
-def begin(texts, max_length=24, **settings):
-    """A drafter that has read texts of ragged lengths, rubbish behind their ends."""
-    drafter = ngram(**{"min_match": 1} | settings)
-    prompt = np.ones((len(texts), max(12, *map(len, texts))), np.int32)[:, :max_length]
-    for row, text in enumerate(texts):
-        prompt[row, : len(text)] = text
-    lengths = jnp.array([len(text) for text in texts])
-    return drafter, drafter.init(None, jnp.array(prompt), lengths, max_length, None)
-
-
-def propose(drafter, state, roots):
-    return jax.jit(drafter.propose)(None, None, state, jnp.array(roots), None)[1]
+def propose(drafter, context):
+    return jax.jit(drafter.propose)(None, (), context)[1]
 
 
 def draft_after(texts, **settings):
-    return propose(*begin(texts, **settings), [text[-1] for text in texts])
+    drafter = ngram(**{"min_match": 1} | settings)
+    return propose(drafter, contexts.of_texts(texts))
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
@@ -144,32 +138,41 @@ def test_without_a_match_there_is_no_draft(text, settings):
 
 
 def test_nothing_behind_the_end_of_a_text_is_found():
-    drafter, state = begin([[1, 2, 3, 1, 9, 1, 9]])
-    draft = propose(drafter, state._replace(lengths=jnp.array([4])), [1])
+    context = contexts.of_texts([[1, 2, 3, 1, 9, 1, 9]])
+    draft = propose(ngram(min_match=1), context._replace(lengths=jnp.array([4])))
     assert drafts(draft, 0)[-1] == (2, 3, 1, 2, 3, 1, 2)
 
 
 def test_more_matches_may_be_asked_for_than_there_are_tokens():
-    draft = draft_after([[1, 2, 1]], max_length=4, num_matches=64)
+    context = contexts.of_texts(jnp.array([[1, 2, 1, 0]]), jnp.array([3]))
+    draft = propose(ngram(min_match=1, num_matches=64), context)
     assert drafts(draft, 0)[-1] == (2, 1, 2, 1, 2, 1, 2)
 
 
-def test_observe_appends_what_was_emitted():
-    texts = [[1, 2, 3, 1], [5, 6, 5], [4, 4]]
-    drafter, state = begin(texts, num_nodes=4, max_path=4)
-    draft = propose(drafter, state, [1, 5, 4])
-    path = jnp.array([[0, 1, 2, -1], [0, -1, -1, -1], [-1, -1, -1, -1]])
-    accepted, next_token = jnp.array([2, 0, 0]), jnp.array([7, 8, 9])
-    verdict = Verdict(path, accepted, next_token, jnp.zeros(path.shape))
-    state = jax.jit(drafter.observe)(None, state, draft, verdict, None, None)
-    texts = [[*texts[0], 2, 3, 7], [*texts[1], 8], texts[2]]  # the last row is done
-    assert state.lengths.tolist() == [len(text) for text in texts]
-    for row, text in enumerate(texts):
-        assert state.tokens[row, : len(text)].tolist() == text
-    again = propose(drafter, state, [7, 8, 4])
-    whole = draft_after(texts, num_nodes=4, max_path=4)
+def test_what_was_emitted_is_looked_up_too():
+    """In mid-text, the drafts are those of the whole text; also of a row that is done."""
+    drafter = ngram(6, MAX_PATH, min_match=1)
+    budgets = jnp.array([40, 1, 40])
+    state, _ = speculative(drafter, steps=8, max_new_tokens=budgets)
+    assert state.done.tolist() == [False, True, False]
+    params = jaxspec.Params(tiny.params(TARGET))
+    draft_in_loop = jax.jit(jaxspec.propose, static_argnames="drafter")
+    _, draft = draft_in_loop(params, state, drafter=drafter)
+    rows = zip(state.tokens.tolist(), state.lengths.tolist(), strict=True)
+    written = [text[:length] for text, length in rows]
+    whole = propose(drafter, contexts.of_texts(written))
+    read = zip(PROMPTS, written, strict=True)
+    without = propose(drafter, contexts.of_texts([[*p, text[-1]] for p, text in read]))
     for row in range(3):
-        assert drafts(again, row) == drafts(whole, row)
+        assert drafts(draft, row) == drafts(whole, row)
+    assert any(drafts(draft, row) != drafts(without, row) for row in (0, 2))
+
+
+def test_there_is_no_state():
+    drafter = ngram(4, 4)
+    assert drafter.init(None, 3, 24) == ()
+    assert drafter.absorb(None, (), jnp.ones((3, 2), jnp.int32), None, None) == ()
+    assert drafter.observe(None, (), None) == ()
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,8 @@ def test_what_one_of_the_tables_lacks_is_never_drafted(name, size):
     drafter, params = make(name, size)
     settings = {"temperature": jnp.array([0.0, 1.0, 2.0])}
     weights, state = texts.start(drafter, params, **settings)
-    _, found = jax.jit(drafter.propose)(
-        weights.drafter, state.keys, state.drafter, state.root, state.sampling
-    )
+    propose = jax.jit(jaxspec.propose, static_argnames="drafter")
+    _, found = propose(weights, state, drafter=drafter)
     drafted = np.asarray(found.tree.tokens)[np.asarray(found.tree.parents) >= 0]
     assert drafted.size and 0 <= drafted.min() and drafted.max() < min(size, tiny.VOCAB)
 

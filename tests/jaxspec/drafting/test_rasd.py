@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import contexts
 import jaxspec
 import texts
 import tiny
@@ -58,13 +59,14 @@ def store():
 
 
 def propose(drafter, params):
-    model_tokens, lengths = jaxspec.pad_prompts(PROMPTS, multiple=8)
-    roots = jnp.array([prompt[-1] for prompt in PROMPTS])
+    tokens, lengths = jaxspec.pad_prompts(PROMPTS, multiple=8)
+    context = contexts.of_texts(tokens, lengths, KEYS, SETTINGS)
 
     @jax.jit
     def run(params):
-        state = drafter.init(params, model_tokens, lengths, 40, None)
-        return drafter.propose(params, KEYS, state, roots, SETTINGS)
+        state = drafter.init(params, len(tokens), 40)
+        state = drafter.absorb(params, state, tokens, None, lengths - 1)
+        return drafter.propose(params, state, context)
 
     return run(params)
 
@@ -293,18 +295,16 @@ def test_the_draft_models_past_follows_the_text(i, rollback):
     order = rasd.ORDERS[i % 2]
     drafter, params, state, info = decode("sampled", IID, order, rollback, steps=6)
     assert (info.kept[:, 1:].sum(axis=1) > 0).any()
-    again = jax.jit(drafter.init, static_argnums=3)(
-        params,
-        state.tokens[:, : texts.MAX_LENGTH],
-        state.lengths,
-        texts.MAX_LENGTH,
-        None,
-    )
+
+    @jax.jit
+    def read(params, context):
+        past = drafter.init(params, len(context.tokens), texts.MAX_LENGTH)
+        tokens = context.tokens[:, : texts.MAX_LENGTH]
+        return drafter.absorb(params, past, tokens, None, context.lengths - 1)
+
+    again = read(params, state.context)
     run = jax.jit(drafter.propose)
-    drafts = [
-        run(params, state.keys, past, state.root, state.sampling)[1]
-        for past in (state.drafter, again)
-    ]
+    drafts = [run(params, past, state.context)[1] for past in (state.drafter, again)]
     for name in ("tokens", "parents"):
         first, second = (np.asarray(getattr(draft.tree, name)) for draft in drafts)
         np.testing.assert_array_equal(first, second)

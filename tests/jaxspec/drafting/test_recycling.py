@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import contexts
 import jaxspec
 import texts
 import tiny
@@ -32,11 +33,12 @@ topologies = pytest.mark.parametrize(
 def begin(topology=(2, 2), batch=3):
     """A drafter of few tokens, and its state before it has seen any."""
     drafter = recycling(V, topology, K)
-    return drafter, drafter.init(None, jnp.zeros((batch, 4), jnp.int32), None, 20, None)
+    return drafter, drafter.init(None, batch, 20)
 
 
 def propose(drafter, state, root):
-    _, draft = jax.jit(drafter.propose)(None, None, state, jnp.array(root), None)
+    context = contexts.of_roots(jnp.array(root))
+    _, draft = jax.jit(drafter.propose)(None, state, context)
     check(draft.tree)
     return draft
 
@@ -44,7 +46,8 @@ def propose(drafter, state, root):
 def observe(drafter, state, draft, path, logits):
     path = jnp.array(path)
     verdict = Verdict(path, path[:, 0], path[:, 0], jnp.zeros(path.shape))
-    return jax.jit(drafter.observe)(None, state, draft, verdict, None, logits)
+    outcome = contexts.outcome(draft.tree, verdict, logits=logits)
+    return jax.jit(drafter.observe)(None, state, outcome)
 
 
 def random_state(rng, state, unknown=0.4):

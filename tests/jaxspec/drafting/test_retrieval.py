@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import contexts
+import jaxspec
 import tiny
 from jaxspec import trees
-from jaxspec.core import Verdict
 from jaxspec.drafting import datastore
 from jaxspec.drafting.retrieval import retrieval
-from texts import SETTINGS, baseline, check_same, settings, speculative
+from texts import PROMPTS, SETTINGS, TARGET, baseline, check_same, settings, speculative
 
 SIZES = {
     "default": {},
@@ -63,24 +64,14 @@ def drafts(draft, row):
     return [tuple(tokens[path[1:]].tolist()) for path in paths]
 
 
-def begin(texts, **sizes):
-    """A drafter that has read texts of ragged lengths, rubbish behind their ends."""
-    drafter = retrieval(**sizes)
-    prompt = np.ones((len(texts), max(map(len, texts))), np.int32)
-    for row, text in enumerate(texts):
-        prompt[row, : len(text)] = text
-    lengths = jnp.array([len(text) for text in texts])
-    return drafter, drafter.init(STORE, jnp.array(prompt), lengths, 64, None)
-
-
-def propose(drafter, state, texts):
-    roots = jnp.array([text[-1] for text in texts])
-    return jax.jit(drafter.propose)(STORE, None, state, roots, None)[1]
+def draft_after(texts, store=STORE, **sizes):
+    propose = jax.jit(retrieval(**sizes).propose)
+    return propose(store, (), contexts.of_texts(texts))[1]
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 def test_drafts_are_what_followed_the_longest_match(sizes):
-    draft = propose(*begin(TEXTS, **sizes), TEXTS)
+    draft = draft_after(TEXTS, **sizes)
     trees.check(draft.tree)
     for row, text in enumerate(TEXTS):
         assert drafts(draft, row) == expected(text, **sizes)
@@ -97,31 +88,47 @@ def test_the_texts_are_a_test():
 
 def test_nothing_follows_the_end_of_a_document():
     texts = [DOCUMENTS[-1][-4:], *(d[-12:] for d in DOCUMENTS if len(d) > 12)]
-    draft = propose(*begin(texts, min_match=3), texts)
+    draft = draft_after(texts, min_match=3)
     for row, text in enumerate(texts):
         assert drafts(draft, row) == expected(text, min_match=3)
     assert (np.asarray(draft.tree.tokens) >= 0).all()
 
 
 def test_a_row_is_what_it_is_alone():
-    together = propose(*begin(TEXTS), TEXTS)
+    together = draft_after(TEXTS)
     for row in range(0, len(TEXTS), 5):
-        alone = propose(*begin(TEXTS[row : row + 1]), TEXTS[row : row + 1])
+        alone = draft_after(TEXTS[row : row + 1])
         assert drafts(alone, 0) == drafts(together, row)
 
 
-def test_observe_appends_what_was_emitted():
-    texts = [[0, 1, 2], [1], [2, 2]]
-    drafter, state = begin(texts, max_match=4)
-    draft = propose(drafter, state, texts)
-    path = jnp.array([[0, 1, 2, -1], [0, -1, -1, -1], [-1, -1, -1, -1]])
-    emitted = draft.tree.tokens[0, 1:3].tolist()
-    verdict = Verdict(
-        path, jnp.array([2, 0, 0]), jnp.array([1, 2, 0]), jnp.zeros(path.shape)
-    )
-    state = jax.jit(drafter.observe)(STORE, state, draft, verdict, None, None)
-    texts = [[*texts[0], *emitted, 1], [1, 2], [2, 2]]  # the last row is done
-    np.testing.assert_array_equal(state.tail, begin(texts, max_match=4)[1].tail)
+def test_what_was_emitted_is_part_of_the_text():
+    """In mid-text, the drafts are those of the whole text; also of a row that is done."""
+    known = baseline("greedy")
+    whole = [known.tokens[r, : known.lengths[r]].tolist() for r in (0, 2)]
+    store = datastore.build(whole)
+    drafter = retrieval(8, 5, min_match=3)
+    budgets = jnp.array([12, 1, 12])
+    state, _ = speculative(drafter, store, steps=2, max_new_tokens=budgets)
+    assert state.done.tolist() == [False, True, False]
+    params = jaxspec.Params(tiny.params(TARGET), store)
+    draft_in_loop = jax.jit(jaxspec.propose, static_argnames="drafter")
+    _, draft = draft_in_loop(params, state, drafter=drafter)
+    rows = zip(state.tokens.tolist(), state.lengths.tolist(), strict=True)
+    texts = [text[:length] for text, length in rows]
+    sizes = {"num_nodes": 8, "max_path": 5, "min_match": 3, "store": store}
+    alone = draft_after(texts, **sizes)
+    read = zip(PROMPTS, texts, strict=True)
+    without = draft_after([[*prompt, text[-1]] for prompt, text in read], **sizes)
+    for row in range(3):
+        assert drafts(draft, row) == drafts(alone, row)
+    assert any(drafts(draft, row) != drafts(without, row) for row in (0, 2))
+
+
+def test_there_is_no_state():
+    drafter = retrieval(8)
+    assert drafter.init(STORE, 3, 24) == ()
+    assert drafter.absorb(STORE, (), jnp.ones((3, 2), jnp.int32), None, None) == ()
+    assert drafter.observe(STORE, (), None) == ()
 
 
 @settings

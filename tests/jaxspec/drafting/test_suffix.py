@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,8 @@ import pytest
 
 import jaxspec
 import texts
+import tiny
 from jaxspec import checkpointing
-from jaxspec.drafting.given import given
-from jaxspec.drafting.ngram import ngram
 from jaxspec.drafting.suffix import SuffixDecoder, SuffixTree
 from jaxspec.trees import TokenTree, check
 
@@ -75,9 +75,11 @@ def best(text, past, alphabet, num_nodes, max_path, settings):
     return chosen
 
 
-def paths(tokens, parents):
-    """The tokens from below the root to every node."""
+def paths(tokens, parents, score):
+    """The tokens from below the root to every node, which come by their scores."""
     check(TokenTree(jnp.asarray(tokens)[None], jnp.asarray(parents)[None]))
+    assert score[0] == 1.0 and (np.diff(score) <= 0).all() and score.dtype == np.float32
+    assert ((score > 0) == (parents >= 0))[1:].all()
     nodes = {0: ()}
     for slot in np.flatnonzero(parents >= 0):
         nodes[slot] = (*nodes[parents[slot]], int(tokens[slot]))
@@ -135,7 +137,8 @@ def test_few_nodes_are_made_where_little_repeats():
 
 @pytest.mark.parametrize("text", [[], [4], [1, 2, 3]])
 def test_without_a_repetition_there_is_no_draft(text):
-    tokens, parents = SuffixDecoder().propose(SuffixDecoder().begin(text), 4, 3)
+    tokens, parents, score = SuffixDecoder().propose(SuffixDecoder().begin(text), 4, 3)
+    assert score.tolist() == [1, 0, 0, 0]
     assert parents.tolist() == [-1] * 4 and tokens.shape == (4,)
 
 
@@ -166,6 +169,7 @@ def test_proposals_are_the_best_by_enumeration(settings):
         drafted = decoder.propose(decoder.begin(text), 6, 4)
         expected = best(text, past, alphabet, 6, 4, settings)
         assert paths(*drafted) == expected[2]
+        assert drafted[2][1:].sum() == pytest.approx(expected[0], rel=1e-5)
         sources.add(expected[3])
     assert {"text", "past"} <= sources
 
@@ -220,9 +224,8 @@ def test_bad_arguments_are_refused(make, words):
 
 # --- The loop ---
 
-DRAFTER = given(8, texts.MAX_PATH)
 PROMPTS = [[3, 1, 4, 1, 5, 9] * 3, [7], [2, 7, 1, 8, 2, 8, 1, 8]]
-RECORDS = {"target": texts.target(), "drafter": DRAFTER}
+SIZES = {"num_nodes": 8, "max_path": texts.MAX_PATH}
 
 
 @functools.cache
@@ -232,12 +235,13 @@ def alone(setting):
 
 def start(setting="greedy", **options):
     options = texts.SETTINGS[setting] | {"prompts": PROMPTS} | options
-    return texts.start(DRAFTER, **options)
+    return texts.start(speculative=True, **options)
 
 
 def decode(params, state, host=None, **options):
     host = SuffixDecoder(offset=2.0) if host is None else host
-    return jaxspec.generate_from_host(params, state, **RECORDS, host=host, **options)
+    options = {"target": texts.target()} | SIZES | options
+    return jaxspec.generate_from_host(params, state, host=host, **options)
 
 
 def accepted(state, info):
@@ -318,10 +322,103 @@ def test_the_host_is_told_all_that_was_written_and_asked_for_live_rows_only():
     assert all(length < int(state.limits[row]) for row, length in asked)
 
 
-def test_a_state_of_another_drafter_is_refused():
-    params, state = texts.start(ngram(8, texts.MAX_PATH))
-    with pytest.raises(ValueError, match="the drafter given"):
-        decode(params, state)
-    params, state = texts.start()
-    with pytest.raises(ValueError, match="made without a drafter"):
-        decode(params, state)
+class Scribe:
+    """A host that proposes in every step the trees that it is made with, one per row."""
+
+    def __init__(self, tokens, parents, score=None):
+        score = np.ones(np.shape(parents)) if score is None else score
+        arrays = map(np.asarray, (tokens, parents, score))
+        self.trees = list(zip(*arrays, strict=True))
+
+    def begin(self, text):
+        self.trees.append(self.trees.pop(0))
+        return Told(self.trees[-1])
+
+    def propose(self, text, num_nodes, max_path):
+        return text.tree
+
+
+class Told(NamedTuple):
+    """What is told of a text is forgotten."""
+
+    tree: tuple
+
+    def extend(self, tokens):
+        pass
+
+
+MALFORMED = {
+    "fewer slots": (([1, 2], [-1, 0]), "tree of 4 slots from the host"),
+    "more slots": (([1] * 5, [-1] + [0] * 4), "tree of 4 slots from the host"),
+    "parents of another size": (([1] * 4, [-1, 0, 0]), r"shapes \[\(4,\), \(3,\)"),
+    "scores of another size": (
+        ([1] * 4, [-1, 0, 0, 0], [1.0, 0.5]),
+        r"scores .* \(2,\)\]",
+    ),
+    "a parent behind its child": (([1] * 4, [-1, 2, 0, 0]), "parent"),
+    "no root": (([1] * 4, [0, 0, 0, 0]), "root"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_is_no_tree_is_refused(name):
+    drafted, message = MALFORMED[name]
+    params, state = start()
+    host = Scribe(*([array] * 3 for array in drafted))
+    with pytest.raises(ValueError, match=message) as error:
+        decode(params, state, host, num_nodes=4)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_too_deep_is_cut():
+    """All else is verified, and the text is the same."""
+    tree = tiny.random_tree(np.random.default_rng(0), 3, 9, max_path=6)
+    shallow = [
+        sum(
+            1 < len(tiny.path_of(tree, row, n)) <= 3 for n in tiny.real_nodes(tree, row)
+        )
+        for row in range(3)
+    ]
+    assert (np.asarray(tree.is_node).sum(axis=1) - 1 > shallow).any()
+    params, state = start(max_new_tokens=4)
+    options = {"num_nodes": 9, "max_path": 3}
+    host = Scribe(tree.tokens, tree.parents)
+    _, info = decode(params, state, host, max_steps=1, **options)
+    assert info.drafted.tolist() == shallow and info.kept.shape == (3, 3)
+    found, _ = decode(params, state, host, **options)
+    for row, length in enumerate(found.lengths):
+        expected = alone("greedy").tokens[row, :length]
+        np.testing.assert_array_equal(found.tokens[row, :length], expected)
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"num_nodes": 0}, "num_nodes must be positive"),
+        ({"max_path": 1}, "max_path .*at least 2, got 1"),
+        ({"max_path": 9}, "paths of 9 nodes and the target keeps paths of 5"),
+    ],
+)
+def test_bad_sizes_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        decode(*start(), **sizes)
+
+
+def test_a_state_of_any_drafter_has_room():
+    """What it holds of its drafter is not touched."""
+    drafter, own = texts.make_drafter("model-chain")
+    params, state = texts.start(drafter, own, prompts=PROMPTS)
+    found, _ = decode(params, state)
+    texts.check_same(found, alone("greedy"))
+    for one, other in zip(
+        *map(jax.tree.leaves, (found.drafter, state.drafter)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_state_without_room_is_refused():
+    """A ring is for paths alone."""
+    model = texts.target("lazy")
+    params, state = texts.start(model=model)
+    with pytest.raises(ValueError, match="made without a drafter.*speculative=True"):
+        decode(params, state, target=model)

@@ -120,9 +120,8 @@ def test_the_text_is_the_targets(setting):
 def test_drafts_are_of_kept_tokens(law, temperature):
     made = drafter(law)
     params, state = texts.start(made, trimmed(), temperature=temperature)
-    _, draft = jax.jit(made.propose)(
-        params.drafter, state.keys, state.drafter, state.root, state.sampling
-    )
+    propose = jax.jit(jaxspec.propose, static_argnames="drafter")
+    _, draft = propose(params, state, drafter=made)
     drafted = np.asarray(draft.tree.tokens)[:, 1:]
     assert np.isin(drafted, KEEP).all()
     if law == "iid" or temperature == 0.0:
@@ -148,22 +147,13 @@ def test_a_builder_wider_than_a_trimmed_head_is_refused(made):
     assert "\n" not in str(error.value)
     state = texts.start()[1].replace(drafter=None)
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(
-            drafter.propose,
-            params,
-            state.keys,
-            (None, None),
-            state.root,
-            state.sampling,
-        )
+        jax.eval_shape(drafter.propose, params, (None, None), state.context)
 
 
 def test_children_of_a_trimmed_model_are_the_likeliest_of_the_kept():
     made = drafter(topology=(3,))
     params, state = texts.start(made, trimmed())
-    _, draft = made.propose(
-        params.drafter, state.keys, state.drafter, state.root, state.sampling
-    )
+    _, draft = jaxspec.propose(params, state, drafter=made)
     for row, prompt in enumerate(texts.PROMPTS):
         logits = tiny.oracle_logits(texts.DRAFT, prompt)[-1][KEEP]
         expected = KEEP[np.argsort(-logits, kind="stable")[:3]]

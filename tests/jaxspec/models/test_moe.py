@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import oracle
 import tiny
 from jaxspec import sharding
+from jaxspec.aot import hlo
 from jaxspec.mesh import rows as cut_rows
 from jaxspec.models import experts, layers, moe, shardings
 from jaxspec.models.config import MoEConfig
@@ -214,7 +215,7 @@ def test_devices_have_parts_of_all_experts(name, batch):
         rows = NamedSharding(mesh, PartitionSpec(cut_rows(batch, axes)))
         x = jax.device_put(x, rows)
         run = jax.jit(call, out_shardings=rows).lower(params, x).compile()
-        found, exchanged = run(params, x), sharding.collectives(run.as_text())
+        found, exchanged = run(params, x), hlo.collectives(run.as_text())
     assert tiny.relative_error(found, together) < TOLERANCE
     assert {one.kind for one in exchanged} == {"all-reduce"}
     part, width = found.addressable_shards[0].data, config.d_model

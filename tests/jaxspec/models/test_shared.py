@@ -9,8 +9,7 @@ import pytest
 
 import folder
 import tiny
-from checkpoints_conv import native
-from jaxspec import pretrained
+from jaxspec import pretrained, weights
 from jaxspec.models import forms, hybrid, shared
 
 CONFIG = tiny.CONFIGS["shared"]
@@ -24,7 +23,7 @@ def test_a_set_is_stored_once(scanned):
     projections = [
         (path, leaf.shape[0] if scanned else 1)
         for path, leaf in zip(
-            native.names(params), jax.tree.leaves(params), strict=True
+            weights.names(params), jax.tree.leaves(params), strict=True
         )
         if path.endswith("attention.qkv_proj.kernel")
     ]

@@ -11,8 +11,8 @@ import pytest
 import checkpoints_conv
 import folder
 import tiny
-from jaxspec import pretrained
-from jaxspec.cli.__main__ import main
+from jaxspec import pretrained, tokenizer_files
+from jaxspec.__main__ import main
 from jaxspec.train import corpus, evaluate, recipes
 from jaxspec.train.recipes import Recipe
 
@@ -160,7 +160,7 @@ def test_a_draft_is_distilled(capsys, stdlib, tmp_path, small):
     out = tmp_path / "draft"
     train(capsys, stdlib, out, "--teacher", teacher, "--seed", "1", recipe="draft")
     ours, theirs = pretrained.load(out / "export"), pretrained.load(teacher)
-    pretrained.check_same_tokenizer(theirs.tokenizer, ours.tokenizer)
+    tokenizer_files.check_same_tokenizer(theirs.tokenizer, ours.tokenizer)
 
 
 def test_other_blocks_and_a_converted_teacher(capsys, stdlib, tmp_path, small):
@@ -174,7 +174,7 @@ def test_other_blocks_and_a_converted_teacher(capsys, stdlib, tmp_path, small):
     train(capsys, stdlib, tmp_path / "draft", "--teacher", teacher, recipe="draft")
     ours = pretrained.load(tmp_path / "draft" / "export")
     theirs = pretrained.load(teacher)
-    pretrained.check_same_tokenizer(theirs.tokenizer, ours.tokenizer)
+    tokenizer_files.check_same_tokenizer(theirs.tokenizer, ours.tokenizer)
 
 
 def test_another_run_in_the_same_folder_is_refused(capsys, stdlib, tmp_path, small):

@@ -8,8 +8,8 @@ import pytest
 
 import folder
 import jaxspec
-from jaxspec import pretrained
-from jaxspec.cli.__main__ import main
+from jaxspec import pretrained, tokenizer_files
+from jaxspec.__main__ import main
 from jaxspec.drafting import datastore, sequoia, static, tree_file, vocabulary
 from jaxspec.tune import calibration
 
@@ -77,10 +77,10 @@ def test_a_tree_is_measured_and_chosen(capsys, tmp_path, arguments):
 def test_a_vocabulary_is_counted_and_chosen(capsys, tmp_path, arguments):
     out = tmp_path / "vocabulary.json"
     record = tune(capsys, "vocabulary", *arguments, "--out", str(out), "--size", "20")
-    own = pretrained.tokenizer_hash(folder.tokenizer())
+    own = tokenizer_files.tokenizer_hash(folder.tokenizer())
     found = vocabulary.load(out, own)
     assert record["size"] == len(found.keep) <= 20
-    assert set(pretrained.special_tokens(folder.make())) <= set(found.keep)
+    assert set(pretrained.load(folder.make()).folder.special_tokens) <= set(found.keep)
     assert found.counts.sum() == record["tokens"] and len(found.counts) == folder.VOCAB
     assert record["seen"] == (found.counts > 0).sum()
     rows = {row["size"]: row for row in record["sizes"]}
@@ -132,7 +132,7 @@ def test_texts_are_the_targets_own():
                 prompts,
                 max_new_tokens=12,
                 temperature=temperature,
-                stops=pretrained.stop_tokens(folder.make()),
+                stops=target.stops,
                 batch=batch,
                 seed=4,
                 advance=batches.append,
@@ -148,7 +148,7 @@ def test_texts_are_the_targets_own():
             target=target.model,
             max_new_tokens=12,
             temperature=temperature,
-            stops=pretrained.stop_tokens(folder.make()),
+            stops=target.stops,
             keys=jax.random.fold_in(jax.random.key(4), 1)[None],
         )
         state = jaxspec.generate(params, state, target=target.model)

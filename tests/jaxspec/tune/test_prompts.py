@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxspec.bench import prompts as evaluated
+from jaxspec.measure import prompts as evaluated
 from jaxspec.train import corpus
 from jaxspec.tune import prompts
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxspec import pretrained
+from jaxspec import pretrained, tokenizer_files
 from jaxspec.drafting import sequoia, static, tree_file, vocabulary
 from jaxspec.tune import prompts
 
@@ -15,15 +15,15 @@ temperatures = pytest.mark.parametrize("temperature", [0, 1])
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return pretrained.load_tokenizer(pretrained.find("stdlib-8m") / "tokenizer.json")
+def target():
+    return pretrained.load("stdlib-8m")
 
 
 @temperatures
-def test_trees_are_the_best_of_what_was_measured(temperature, tokenizer):
+def test_trees_are_the_best_of_what_was_measured(temperature, target):
     path = FOLDER / f"tree-T{temperature}.json"
     record = json.loads(path.read_text())
-    assert record["tokenizer_hash"] == pretrained.tokenizer_hash(tokenizer)
+    assert record["tokenizer_hash"] == tokenizer_files.tokenizer_hash(target.tokenizer)
     assert record["temperature"] == temperature
     assert [tree["num_nodes"] for tree in record["trees"]] == [2, 4, 8, 16, 32, 64]
     curve = record["acceptance"]
@@ -43,11 +43,10 @@ def test_trees_are_the_best_of_what_was_measured(temperature, tokenizer):
 
 
 @temperatures
-def test_vocabularies_are_the_shipped_tokenizers(temperature, tokenizer):
+def test_vocabularies_are_the_shipped_tokenizers(temperature, target):
     path = FOLDER / f"vocabulary-T{temperature}.json"
-    found = vocabulary.load(path, pretrained.tokenizer_hash(tokenizer))
-    special = pretrained.special_tokens("stdlib-8m")
-    expected = vocabulary.select(found.counts, 1024, special)
+    found = vocabulary.load(path, tokenizer_files.tokenizer_hash(target.tokenizer))
+    expected = vocabulary.select(found.counts, 1024, target.folder.special_tokens)
     np.testing.assert_array_equal(found.keep, expected)
     assert vocabulary.coverage(found.counts, found.keep) > 0.9
 

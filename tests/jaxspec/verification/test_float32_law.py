@@ -14,16 +14,16 @@ import pytest
 import enumeration
 import lossless
 import markov
-from jaxspec import decoding, sampling
-from jaxspec.core import Draft
-from jaxspec.decode_state import Params, init_state
+import scripted
+from jaxspec import sampling, stepping
+from jaxspec.core import Draft, Params
 from jaxspec.drafting.beam import stochastic_beam
 from jaxspec.drafting.dyspec import dyspec
 from jaxspec.drafting.fusion import Pair
-from jaxspec.drafting.given import given
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.rasd import rasd
 from jaxspec.drafting.static import static_tree
+from jaxspec.prefill import init_state
 from jaxspec.trees import TokenTree
 from jaxspec.verification import proposals
 from jaxspec.verification.recursive_rejection import recursive_rejection
@@ -89,9 +89,9 @@ def fused(builder, order):
         np.array([[2, 0, 1, 2]], np.int32), np.array([[-1, 0, 1, 0]], np.int32)
     )
     model = markov.language_model(VOCAB)
-    drafter = rasd(model, builder, given(4, 3), keep=2, order=order)
-    state = Pair(lossless.past(), retrieved)
-    return drafter, lambda table: Pair(table, None), state
+    drafter = rasd(model, builder, scripted.fixed(3), keep=2, order=order)
+    state = Pair(lossless.past(), ())
+    return drafter, lambda table: Pair(table, retrieved), state
 
 
 DISTINCT = static_tree((2,), "without_replacement")
@@ -242,7 +242,7 @@ def twice(builder, verifier, monkeypatch):
     def steps(params, state):
         state = state.replace(keys=enumeration.keys(1))
         for _ in range(2):
-            state, _ = decoding.speculative_step(
+            state, _ = stepping.speculative_step(
                 params, state, verifier=verifier, **machinery
             )
         return state.tokens, state.lengths
