@@ -1,6 +1,7 @@
 """Speculative decoding for state-space and hybrid language models, in JAX."""
 
-# Fewer drafts where there is no time for all.
+# Rows of any past, and fewer drafts where there is no time for all.
+from jaxspec import rows as rows
 from jaxspec.budgets import limit as limit
 
 # Programs that outlive the process.
@@ -58,10 +59,10 @@ from jaxspec.models.hybrid import language_model as language_model
 from jaxspec.models.joint import joint as joint
 from jaxspec.models.mtp import mtp_head as mtp_head
 from jaxspec.padding import pad_prompts as pad_prompts
-from jaxspec.prefill import Past as Past
-from jaxspec.prefill import absorb as absorb
+from jaxspec.pasts import Past as Past
+from jaxspec.pasts import absorb as absorb
+from jaxspec.pasts import init_past as init_past
 from jaxspec.prefill import empty_state as empty_state
-from jaxspec.prefill import init_past as init_past
 from jaxspec.prefill import init_state as init_state
 from jaxspec.pretrained import Pretrained as Pretrained
 from jaxspec.pretrained import load as load

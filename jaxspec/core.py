@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec import rows, trees
+from jaxspec import ragged, trees
 from jaxspec.sampling import Sampling
 from jaxspec.trees import TokenTree
 
@@ -217,7 +217,7 @@ def emitted_tokens(tree: TokenTree, verdict: Verdict) -> tuple[Array, Array]:
     They are the tokens of the path after the root, and the verdict's own token.
     """
     count = jnp.sum(verdict.path >= 0, axis=1, dtype=jnp.int32)
-    path = rows.take(tree.tokens, jnp.maximum(verdict.path, 0))
+    path = ragged.take(tree.tokens, jnp.maximum(verdict.path, 0))
     accepted = jnp.pad(path[:, 1:], ((0, 0), (0, 1)))
     slots = jnp.arange(path.shape[1])[None]
     tokens = jnp.where(slots < count[:, None] - 1, accepted, 0)
@@ -276,7 +276,7 @@ class Context(NamedTuple):
     @property
     def root(self) -> Array:
         """`[B]` int32, the last token of every row."""
-        return rows.take_one(self.tokens, self.lengths - 1)
+        return ragged.take_one(self.tokens, self.lengths - 1)
 
 
 class Drafter(NamedTuple):

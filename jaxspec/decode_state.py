@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec import rows, sampling
+from jaxspec import ragged, sampling
 from jaxspec.core import Context
 
 Array = jax.Array
@@ -58,7 +58,7 @@ class DecodeState:
     @property
     def root(self) -> Array:
         """`[B]` int32, the last token of every row."""
-        return rows.take_one(self.tokens, self.lengths - 1)
+        return ragged.take_one(self.tokens, self.lengths - 1)
 
     @property
     def sampling(self) -> sampling.Sampling:
@@ -88,8 +88,8 @@ def append(
     stopped = jnp.any(new & is_stop(state, tokens), axis=1)
     tokens, logprobs = jnp.where(new, tokens, 0), jnp.where(new, logprobs, 0.0)
     return state.replace(
-        tokens=rows.write(state.tokens, tokens, state.lengths),
-        logprobs=rows.write(state.logprobs, logprobs, state.lengths),
+        tokens=ragged.write(state.tokens, tokens, state.lengths),
+        logprobs=ragged.write(state.logprobs, logprobs, state.lengths),
         lengths=lengths,
         done=state.done | stopped | (lengths >= state.limits),
     )

@@ -9,8 +9,8 @@ from jaxspec import (
     checks,
     compilation,
     loop_checks,
-    partition,
-    rows,
+    mesh,
+    ragged,
     sampling,
     spec_info,
     stepping,
@@ -70,8 +70,8 @@ def _generate(params, state, max_steps, *, target, check_every):
         carry, hidden = target.step(params.target, state.carry, state.root)
         logits = target.logits(params.target, hidden)
         checks.logits(logits, state.lengths.shape, target.vocab_size)
-        token, logprob = partition.by_rows(
-            _emit, state.keys, logits, state.sampling, over=partition.AXES
+        token, logprob = mesh.by_rows(
+            _emit, state.keys, logits, state.sampling, over=mesh.AXES
         )
         count = 1 - state.done.astype(jnp.int32)
         state = append(state, token[:, None], logprob[:, None], count)
@@ -85,7 +85,7 @@ def _emit(keys: Array, logits: Array, settings: sampling.Sampling):
     needs = sampling.needs(settings)
     emit = jax.vmap(sampling.emit, (0, 0, 0, None))
     token = emit(keys, logits, settings, needs)
-    return token, rows.take_one(logits, token) - jax.nn.logsumexp(logits, axis=-1)
+    return token, ragged.take_one(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def speculative_generate(

@@ -20,12 +20,11 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from jaxspec import partition
 from jaxspec.decode_state import DecodeState
 from jaxspec.drafting import model
-from jaxspec.models import hybrid, layout
+from jaxspec.mesh import DATA, TENSOR, sizes
+from jaxspec.models import hybrid, shardings
 from jaxspec.models.config import ModelConfig
-from jaxspec.partition import DATA, TENSOR
 
 
 @contextlib.contextmanager
@@ -65,7 +64,7 @@ def param_shardings(config: ModelConfig, params: Any, mesh: Mesh) -> Any:
             their shapes. What is fused would be on every device.
         mesh: with axes `data` and `tensor`.
     """
-    return _on(mesh, layout.param_specs(config, params, partition.sizes(mesh)))
+    return _on(mesh, shardings.param_specs(config, params, sizes(mesh)))
 
 
 def state_shardings(
@@ -87,7 +86,7 @@ def state_shardings(
         ValueError: if the mesh cannot cut the batch evenly, or the shape of a draft model
             is missing.
     """
-    axes = partition.sizes(mesh)
+    axes = sizes(mesh)
     batch = len(state.lengths)
     if batch % axes[DATA]:
         raise ValueError(
@@ -97,11 +96,11 @@ def state_shardings(
     drafter = state.drafter
     if draft is None and isinstance(drafter, model.State):
         raise ValueError("The state has a draft model; give its config as `draft`.")
-    specs = layout.row_specs(state, axes).replace(
-        carry=layout.past_specs(config, state.carry, axes)
+    specs = shardings.row_specs(state, axes).replace(
+        carry=shardings.past_specs(config, state.carry, axes)
     )
     if draft is not None:
-        carry = layout.past_specs(draft, drafter.carry, axes)
+        carry = shardings.past_specs(draft, drafter.carry, axes)
         specs = specs.replace(drafter=specs.drafter._replace(carry=carry))
     return _on(mesh, specs)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxspec import rows
+from jaxspec import ragged
 from jaxspec.core import Outcome
 from jaxspec.decode_state import DecodeState
 
@@ -66,6 +66,6 @@ def report(before: DecodeState, outcome: Outcome) -> SpecInfo:
         target_calls=(~before.done).astype(jnp.int32),
         drafted=jnp.sum(outcome.tree.parents >= 0, axis=1, dtype=jnp.int32),
         kept=emitted.astype(jnp.int32),
-        from_draft=rows.write(nothing, from_draft, before.lengths),
+        from_draft=ragged.write(nothing, from_draft, before.lengths),
         non_finite=jnp.sum(lost, axis=1, dtype=jnp.int32),
     )

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, loop_checks, partition, rows, spec_info, trees
+from jaxspec import budgets, checks, loop_checks, mesh, ragged, spec_info, trees
 from jaxspec.core import (
     Draft,
     Drafter,
@@ -189,13 +189,28 @@ def observe(
 
 
 def _admit(draft: Draft, state: DecodeState) -> Draft:
-    """The draft below the roots of the state; nothing of rows that are done."""
-    parents = draft.tree.parents.at[:, 0].set(TokenTree.NO_PARENT)
+    """The draft below the roots of the state, within the budgets; nothing in rows done."""
+    budget = state.context.budget
+    most = draft.tree.num_nodes - 1
     tree = TokenTree(
         tokens=draft.tree.tokens.at[:, 0].set(state.root),
-        parents=rows.select(state.done, jnp.full_like(parents, -1), parents),
+        parents=draft.tree.parents.at[:, 0].set(TokenTree.NO_PARENT),
     )
-    return draft.replace(tree=tree)
+    silent = ragged.select(state.done, jnp.full_like(tree.parents, -1), tree.parents)
+    draft = draft.replace(tree=tree.replace(parents=silent))
+    if most == 0:
+        return draft
+
+    def cut() -> tuple[Array, Array]:
+        found = budgets.limit(draft, budget)
+        return found.tree.parents, found.score
+
+    parents, score = jax.lax.cond(
+        jnp.any((budget < most) & ~state.done),  # seldom, and otherwise nothing to sort
+        cut,
+        lambda: (draft.tree.parents, draft.score),
+    )
+    return draft.replace(tree=draft.tree.replace(parents=parents), score=score)
 
 
 def _logits(target: LanguageModel, params: Any, tree: TokenTree, hidden: Array):
@@ -228,14 +243,14 @@ def _judge(
         draft = draft.replace(vocab_ids=vocab_ids)
         return verifier.verify(keys, draft, logits, settings)
 
-    return partition.by_rows(
+    return mesh.by_rows(
         judge,
         state.keys,
         draft.replace(vocab_ids=None),
         logits,
         state.sampling,
         shared=(draft.vocab_ids,),
-        over=partition.AXES,
+        over=mesh.AXES,
     )
 
 
@@ -258,7 +273,7 @@ def _cut(
     verdict = Verdict(
         path=jnp.where(kept, verdict.path, -1),
         num_accepted=jnp.maximum(count - 1, 0),
-        next_token=rows.take_one(tokens, jnp.maximum(count - 1, 0)),
+        next_token=ragged.take_one(tokens, jnp.maximum(count - 1, 0)),
         logprobs=jnp.where(kept, verdict.logprobs, 0.0),
     )
     return verdict, jnp.where(kept, tokens, 0)

@@ -25,11 +25,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich import table as tables
 
-from jaxspec import partition
 from jaxspec.aot import compilers, hlo
 from jaxspec.cli import options, terminal
 from jaxspec.measure import published, steps, synthetic
-from jaxspec.models import hybrid, layout
+from jaxspec.mesh import AXES, DATA, sizes
+from jaxspec.models import hybrid, shardings
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.rollback import ROLLBACKS
 
@@ -91,7 +91,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.batch} rows are not a multiple of the groups."
         )
     shape = len(devices) // args.tensor, args.tensor
-    mesh = Mesh(np.array(devices).reshape(shape), partition.AXES, (AxisType.Auto,) * 2)
+    mesh = Mesh(np.array(devices).reshape(shape), AXES, (AxisType.Auto,) * 2)
     started = time.perf_counter()
     compiled = _compile(args, config, mesh)
     seconds = time.perf_counter() - started
@@ -99,7 +99,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     state = _state_shape(config, args.tensor)
     return {
         "settings": {k: v for k, v in vars(args).items() if k not in _NOT_SETTINGS},
-        "mesh": dict(zip(partition.AXES, shape, strict=True)),
+        "mesh": dict(zip(AXES, shape, strict=True)),
         "jax": jax.__version__,
         "seconds": seconds,
         "bytes_per_device": {
@@ -132,11 +132,11 @@ def _compile(args, config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
         lambda p: model.init_carry(p, args.batch, args.context), params
     )
     tokens = jax.ShapeDtypeStruct((args.batch, args.nodes), jnp.int32)
-    axes = partition.sizes(mesh)
+    axes = sizes(mesh)
     where = (
-        layout.param_specs(config, params, axes),
-        layout.past_specs(config, carry, axes),
-        PartitionSpec(partition.DATA if axes[partition.DATA] > 1 else None),
+        shardings.param_specs(config, params, axes),
+        shardings.past_specs(config, carry, axes),
+        PartitionSpec(DATA if axes[DATA] > 1 else None),
     )
     placed = jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(

@@ -15,6 +15,7 @@ with `--repeats 0` nothing is timed, and a later run adds the times.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -39,6 +40,8 @@ KINDS += ["rsd-s", "dyspec", "chain-shared", "rsd-c-shared", "dyspec-shared"]
 FORMAT = "jaxspec drafters 2"
 FILES = ["datastore", "trees", "vocabulary", "survival"]  # that drafters are made from
 TIMES = [f"{name}{end}" for name in ("step", "speed") for end in ("", "_low", "_high")]
+# By whether tokens are drawn.
+VERIFIERS = {True: ["recursive-rejection", "traversal"], False: ["sample-and-match"]}
 RETRIEVE = ["retrieval", "lookups", "rasd", "rasd-first"]
 
 
@@ -136,9 +139,8 @@ def run(args: argparse.Namespace) -> None:
     record = _begin(args, prompts)
     cases = [
         (name, nodes, verifier)
-        for name in names
-        for nodes in args.nodes
-        for verifier in args.verifiers or _verifiers(name)
+        for name, nodes in itertools.product(names, args.nodes)
+        for verifier in args.verifiers or VERIFIERS[kinds.KINDS[name].draws]
     ]
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
@@ -154,11 +156,6 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(record))
     else:
         _print_tables(record)
-
-
-def _verifiers(name: str) -> list[str]:
-    draws = kinds.KINDS[name].draws
-    return ["recursive-rejection", "traversal"] if draws else ["sample-and-match"]
 
 
 def _read(args: argparse.Namespace, target: Pretrained) -> Prompts:

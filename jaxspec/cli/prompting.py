@@ -6,7 +6,7 @@ import sys
 from typing import NamedTuple
 
 from jaxspec import files
-from jaxspec.drafters.kinds import LOOKUP_PATH
+from jaxspec.drafters.lookups import LOOKUP_PATH
 from jaxspec.pretrained import Folder
 from jaxspec.text import chat, encoding
 

@@ -133,6 +133,10 @@ class Made(NamedTuple):
         )
 
 
+Make = Callable[[Sources, Folder], Made]
+"""What a shape that was read stands for: sources, target's folder -> the drafter."""
+
+
 def trim(
     draft: Pretrained, vocab_size: int, keep: np.ndarray | None
 ) -> tuple[LanguageModel, Any]:

@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import partition, sampling
-from jaxspec.core import Draft
+from jaxspec import mesh, sampling
+from jaxspec.core import Context, Draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 
@@ -67,31 +67,43 @@ def stochastic_beam(width: int, length: int) -> Builder:
 def _stochastic_beam(width: int, length: int) -> Builder:
     num_nodes = 1 + width * length
 
-    def build(reader: Reader, tape, keys, root, settings) -> Built:
-        tree = builder.start(root, num_nodes)
-        start, stop, beams, draft_logits = 0, 1, None, []
-        for _ in range(length):
-            tape, logits = reader.read(tape, tree, start, stop)
-            if beams is None:
-                zeros = jnp.zeros(logits.shape[:2], logits.dtype)
-                beams = _Beams(zeros, zeros, zeros + 1.0)
-                levels = [beams]
-            descend = functools.partial(_descend, width=width, start=start)
-            args, shared = (logits, keys, settings, beams), (reader.vocab_ids,)
-            tokens, above, beams, scaled = partition.by_rows(
-                descend, *args, shared=shared, over=partition.AXES
-            )
-            parents = jnp.where(beams.value > -jnp.inf, start + above, -1)
+    def build(reader: Reader, tape, context: Context) -> Built:
+        tree = builder.start(context.root, num_nodes)
+        zeros = jnp.zeros(context.root.shape, jnp.float32)[:, None]
+        beams = _Beams(zeros, zeros, zeros + 1.0)
+        start, stop, levels, draft_logits, is_read = 0, 1, [beams], [], []
+        for depth in range(length):
+
+            def descend(tape, tree=tree, start=start, stop=stop, beams=beams):
+                tape, logits = reader.read(tape, tree, start, stop)
+                return tape, mesh.by_rows(
+                    functools.partial(_descend, width=width, start=start),
+                    logits,
+                    context.keys,
+                    context.sampling,
+                    beams,
+                    shared=(reader.vocab_ids,),
+                    over=mesh.AXES,
+                )
+
+            needed = builder.reaches(context, depth + 1)
+            tape, drawn = builder.when(needed, descend, tape)
+            tokens, above, beams, scaled = drawn
+            is_read += [needed] * (stop - start)
+            exists = needed & (beams.value > -jnp.inf)
+            parents = jnp.where(exists, start + above, -1)
             tree = builder.grow(tree, stop, tokens, parents)
             draft_logits.append(scaled)
             levels.append(beams)
             start, stop = stop, stop + tokens.shape[1]
-        slots = builder.read_slots(tree, start)
+        row = builder.read_slots(tree, start)
+        on_tape = jnp.pad(jnp.stack(is_read), (0, num_nodes - start))
+        slots = jnp.where(on_tape[None], row, -1)
         draft = Draft(
             tree=tree,
             kind=jnp.full(slots.shape, Draft.WITHOUT_REPLACEMENT, jnp.int32),
             draft_logits=jnp.concatenate(draft_logits, axis=1),
-            logits_row=jnp.maximum(slots, 0),
+            logits_row=jnp.maximum(row, 0),
             score=survival.settle(tree, _scores(levels, num_nodes)),
             vocab_ids=reader.vocab_ids,
             max_path=length + 1,

@@ -15,8 +15,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, rows, sampling
-from jaxspec.core import deterministic_draft
+from jaxspec import mesh, ragged, sampling
+from jaxspec.core import Context, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 
@@ -53,17 +53,29 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
     num_read = 1 + depth * width
     max_path = min(depth + 2, num_nodes)
 
-    def build(reader: Reader, tape, keys, root, settings) -> Built:
+    def build(reader: Reader, tape, context: Context) -> Built:
+        root = context.root
         read = builder.start(root, num_read)  # the nodes that are expanded
         start, stop, score = 0, 1, None
         pool, scores, places = [], [], [jnp.full((len(root), 1), -1, jnp.int32)]
+        is_read = []
         for level in range(depth + 1):
-            tape, logits = reader.read(tape, read, start, stop)
-            expand = functools.partial(_expand, width=width)
-            shared = (reader.vocab_ids,)
-            tokens, score, best = partition.by_rows(
-                expand, logits, score, settings, shared=shared, over=partition.AXES
-            )
+
+            def descend(tape, read=read, start=start, stop=stop, score=score):
+                tape, logits = reader.read(tape, read, start, stop)
+                return tape, mesh.by_rows(
+                    functools.partial(_expand, width=width),
+                    logits,
+                    score,
+                    context.sampling,
+                    shared=(reader.vocab_ids,),
+                    over=mesh.AXES,
+                )
+
+            needed = builder.reaches(context, level + 1)
+            tape, drawn = builder.when(needed, descend, tape, fill=-jnp.inf)
+            tokens, score, best = drawn
+            is_read += [needed] * (stop - start)
             each = tokens.shape[1] // (
                 stop - start
             )  # children of slot i: from i * each on
@@ -71,16 +83,18 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
             scores.append(score)
             if level < depth:
                 places.append(start * each + best)
-                score = rows.take(score, best)
+                score = ragged.take(score, best)
                 parents = jnp.where(score > -jnp.inf, start + best // each, -1)
-                read = builder.grow(read, stop, rows.take(tokens, best), parents)
+                read = builder.grow(read, stop, ragged.take(tokens, best), parents)
                 start, stop = stop, stop + best.shape[1]
         args = (jnp.concatenate(parts, axis=1) for parts in (pool, scores, places))
         keep = functools.partial(_keep, num_nodes=num_nodes)
-        tokens, parents, slots, found = partition.by_rows(jax.vmap(keep), *args)
+        tokens, parents, slots, found = mesh.by_rows(jax.vmap(keep), *args)
         tree = builder.grow(builder.start(root, num_nodes), 1, tokens, parents)
         around = ((0, 0), (1, num_nodes - 1 - slots.shape[1]))
         slots = jnp.pad(slots, around, constant_values=((0, 0), (0, -1)))
+        on_tape = jnp.stack(is_read)[jnp.maximum(slots, 0)]
+        slots = jnp.where(on_tape, slots, -1)
         score = jnp.exp(jnp.pad(found, around))
         draft = deterministic_draft(tree, max_path, survival.settle(tree, score))
         return Built(tape, draft, slots)

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import rows, sampling
-from jaxspec.core import Draft
+from jaxspec import ragged, sampling
+from jaxspec.core import Context, Draft
 from jaxspec.trees import TokenTree
 
 Array = jax.Array
@@ -57,7 +57,8 @@ class Builder(NamedTuple):
     """Grows trees of draft tokens.
 
     Attributes:
-        build: `reader, tape, keys [B], root [B], Sampling -> Built`.
+        build: `reader, tape, Context -> Built`. Slots that no row's budget reaches need not
+            be read nor drawn (`when`); what is in them will be cut.
         num_nodes: `N`, slots of the draft.
         num_read: slots of the tape.
         max_path: nodes on the longest path, the root included.
@@ -87,6 +88,31 @@ def grow(tree: TokenTree, at: int, tokens: Array, parents: Array) -> TokenTree:
         put(tree.tokens, jnp.where(parents >= 0, tokens, 0), at, axis=1),
         put(tree.parents, parents, at, axis=1),
     )
+
+
+def when(needed: Array, f: Callable[[Any], Any], tape: Any, fill: float = 0.0) -> Any:
+    """`f(tape)`, a tape and what was drawn; or the tape and `fill`, if it is not needed.
+
+    Args:
+        needed: one bool.
+        f: reads and draws a level: `tape -> tape, arrays`.
+        tape: of the draft model.
+        fill: in place of floats that are not drawn; integers are 0.
+    """
+
+    def skip(tape):
+        def filled(leaf):
+            value = fill if jnp.issubdtype(leaf.dtype, jnp.floating) else 0
+            return jnp.full(leaf.shape, value, leaf.dtype)
+
+        return tape, jax.tree.map(filled, jax.eval_shape(f, tape)[1])
+
+    return jax.lax.cond(needed, f, skip, tape)
+
+
+def reaches(context: Context, depth: int) -> Array:
+    """Whether any row's budget has room for a path of drafts down to a depth, one bool."""
+    return jnp.any(context.budget >= depth)
 
 
 def token_ids(tokens: Array, vocab_ids: Array | None) -> Array:
@@ -139,6 +165,6 @@ def by_temperature(
     greedy = jax.lax.cond(jnp.all(sampled), lambda: nothing, likeliest)
 
     def choose():
-        return jax.tree.map(functools.partial(rows.select, sampled), drawn(), greedy)
+        return jax.tree.map(functools.partial(ragged.select, sampled), drawn(), greedy)
 
     return jax.lax.cond(jnp.any(sampled), choose, lambda: greedy)

@@ -33,8 +33,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, sampling
-from jaxspec.core import Draft, deterministic_draft
+from jaxspec import mesh, sampling
+from jaxspec.core import Context, Draft, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 from jaxspec.drafting.survival import Curve
@@ -124,36 +124,48 @@ def _dyspec(rules: _Rules) -> Builder:
     starts = range(1, num_nodes, per_call)  # of the rounds
     num_read = starts[-1]
 
-    def build(reader: Reader, tape, keys, root, settings) -> Built:
-        tree, grown, read = builder.start(root, num_nodes), None, 0
+    def build(reader: Reader, tape, context: Context) -> Built:
+        tree, grown, read = builder.start(context.root, num_nodes), None, 0
+        needed = builder.reaches(context, 1)
         for start in starts:
             stop = min(start + per_call, num_nodes)
-            tape, logits = reader.read(tape, tree, read, start)
+
+            def see(tape, tree=tree, read=read, start=start):
+                return reader.read(tape, tree, read, start)
+
+            tape, logits = builder.when(needed, see, tape)
             if grown is None:
                 grown, laws = _start(logits, num_nodes), logits[:, :0]
             draw = functools.partial(
                 _draw, stop=stop, rules=rules, vocab_size=reader.vocab_size
             )
-            args, shared = (laws, logits, keys, settings, grown), (reader.vocab_ids,)
-            laws, grown = partition.by_rows(draw, *args, shared=shared)
+            laws, grown = mesh.by_rows(
+                draw,
+                laws,
+                logits,
+                context.keys,
+                context.sampling,
+                grown,
+                shared=(reader.vocab_ids,),
+            )
             tokens = builder.token_ids(grown.columns[:, start:stop], reader.vocab_ids)
             tree = builder.grow(tree, start, tokens, grown.parents[:, start:stop])
             read = start
-        slots = builder.read_slots(tree, num_read)
+        row = builder.read_slots(tree, num_read)
         if rules.noise == "shared":
             draft = deterministic_draft(tree, rules.max_path, grown.score)
             draft = draft.replace(coupled=True)
         else:
             draft = Draft(
                 tree=tree,
-                kind=jnp.full(slots.shape, Draft.WITHOUT_REPLACEMENT, jnp.int32),
+                kind=jnp.full(row.shape, Draft.WITHOUT_REPLACEMENT, jnp.int32),
                 draft_logits=laws,
-                logits_row=jnp.maximum(slots, 0),
+                logits_row=jnp.maximum(row, 0),
                 score=survival.settle(tree, grown.score),
                 vocab_ids=reader.vocab_ids,
                 max_path=rules.max_path,
             )
-        return Built(tape, draft, slots)
+        return Built(tape, draft, jnp.where(needed, row, -1))
 
     return Builder(build, num_nodes, num_read, rules.max_path, 1)
 

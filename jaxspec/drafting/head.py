@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, rows
+from jaxspec import checks, ragged
 from jaxspec.core import Context, Draft, Drafter, DraftHead, Outcome
 from jaxspec.drafting.builder import Builder, Reader
 from jaxspec.drafting.model import as_builder, head_for, whole
@@ -88,6 +88,11 @@ def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
         params, state: State, tokens: Array, hidden: Array, lengths: Array
     ) -> State:
         params = whole(params).params
+        checks.require(
+            hidden.shape[-1] == head.hidden_size,
+            f"The head reads a hidden of {head.hidden_size} numbers beside its tokens, "
+            f"got {hidden.shape}; is it the target's own?",
+        )
         hidden = hidden.astype(state.hidden.dtype)
         before = jnp.concatenate([state.hidden[:, None], hidden[:, :-1]], axis=1)
         # The first token's pair was read when the token was emitted, unless it is due.
@@ -98,13 +103,13 @@ def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
         carry, _ = head.scan(
             params,
             state.carry,
-            rows.take(tokens, index),
-            rows.take(before, index),
+            ragged.take(tokens, index),
+            ragged.take(before, index),
             jnp.maximum(lengths - known, 0),
         )
-        last = rows.take_one(hidden, jnp.maximum(lengths - 1, 0))
+        last = ragged.take_one(hidden, jnp.maximum(lengths - 1, 0))
         some = lengths > 0
-        return State(carry, rows.select(some, last, state.hidden), state.due | some)
+        return State(carry, ragged.select(some, last, state.hidden), state.due | some)
 
     def propose(params, state: State, context: Context) -> tuple[State, Draft]:
         params, vocab_ids = head_for(builder, params)
@@ -118,11 +123,11 @@ def _draft_head(head: DraftHead, builder: Builder) -> Drafter:
         hidden = jnp.zeros((len(root), size, state.hidden.shape[1]), state.hidden.dtype)
         hidden = hidden.at[:, 0].set(state.hidden)
         tape = Tape(head.init_tape(params, len(root), size), hidden)
-        built = builder.build(reader, tape, context.keys, root, context.sampling)
+        built = builder.build(reader, tape, context)
         return state, built.draft
 
     def observe(params, state: State, outcome: Outcome) -> State:
-        before = rows.take(outcome.hidden, jnp.maximum(outcome.verdict.path, 0))
+        before = ragged.take(outcome.hidden, jnp.maximum(outcome.verdict.path, 0))
         carry, own = head.scan(
             whole(params).params, state.carry, outcome.tokens, before, outcome.count
         )
@@ -146,8 +151,8 @@ def _catch_up(head: DraftHead, params, state: State, root: Array) -> State:
 
 def _advance(state: State, carry: Any, hidden: Array, count: Array) -> State:
     """The state after `count` `[B]` pairs, of which the last is the root's."""
-    last = rows.take_one(hidden, jnp.maximum(count - 1, 0))
-    kept = rows.select(count > 0, last, state.hidden)
+    last = ragged.take_one(hidden, jnp.maximum(count - 1, 0))
+    kept = ragged.select(count > 0, last, state.hidden)
     return State(carry, kept, state.due & (count == 0))
 
 
@@ -165,7 +170,7 @@ def _read(
             carry,
             tape.nodes,
             tree,
-            rows.take(tape.hidden, above),
+            ragged.take(tape.hidden, above),
             first,
             stop,
         )

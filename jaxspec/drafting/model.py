@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, rows
+from jaxspec import checks, ragged
 from jaxspec.core import Context, Draft, Drafter, LanguageModel, Outcome
 from jaxspec.drafting.builder import Builder, Reader
 from jaxspec.drafting.static import static_tree
@@ -95,19 +95,19 @@ def _draft_model(
         return State(carry, None, None)
 
     def propose(params, state: State, context: Context) -> tuple[State, Draft]:
-        root, settings = context.root, context.sampling
         params, vocab_ids = head_for(builder, params)
         carry = model.prepare(params, state.carry)
-        tape = model.init_tape(params, len(root), builder.num_read)
+        tape = model.init_tape(params, len(context.lengths), builder.num_read)
         reader = Reader(
             functools.partial(read, model, params, carry, builder.num_read),
             vocab_ids,
             model.vocab_size,
         )
         if temperature is not None:
-            own = jnp.where(settings.is_drawn, temperature, 0.0)
-            settings = settings._replace(temperature=own)
-        built = builder.build(reader, tape, context.keys, root, settings)
+            own = jnp.where(context.sampling.is_drawn, temperature, 0.0)
+            settings = context.sampling._replace(temperature=own)
+            context = context._replace(sampling=settings)
+        built = builder.build(reader, tape, context)
         return State(carry, built.tape, built.slots), built.draft
 
     def observe(params, state: State, outcome: Outcome) -> State:
@@ -157,15 +157,15 @@ def keep(
     """
     path = outcome.verdict.path
     on_path = path >= 0
-    slots = rows.take(state.slots, jnp.maximum(path, 0))
+    slots = ragged.take(state.slots, jnp.maximum(path, 0))
     known = on_path & (slots >= 0)
     carry = model.commit(state.carry, state.tape, jnp.where(known, slots, -1))
     unread = on_path & ~known
     count = jnp.sum(unread, axis=1, dtype=jnp.int32)
     first = jnp.sum(known, axis=1, dtype=jnp.int32)[:, None]
     places = jnp.minimum(first + jnp.arange(most)[None], path.shape[1] - 1)
-    nodes = jnp.maximum(rows.take(path, places), 0)
-    tokens = rows.take(outcome.tree.tokens, nodes)
+    nodes = jnp.maximum(ragged.take(path, places), 0)
+    tokens = ragged.take(outcome.tree.tokens, nodes)
     return jax.lax.cond(
         jnp.any(count > 0),
         lambda carry: model.scan(params, carry, tokens, count)[0],

@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxspec import partition, rows, trees
+from jaxspec import mesh, ragged, trees
 from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
 from jaxspec.drafting import survival
 
@@ -102,13 +102,13 @@ def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
         del params
         root, lengths = context.root, context.lengths
         find = functools.partial(_find, sizes=(num_matches, min_match, max_match))
-        places, agreed = partition.by_rows(find, context.tokens, lengths)
+        places, agreed = mesh.by_rows(find, context.tokens, lengths)
         # A continuation that reaches the end of the text goes on by copying itself: at
         # place `i` the text is taken to have the period `length - 1 - i`.
         period = jnp.maximum(lengths[:, None] - 1 - places, 1)
         steps = jnp.arange(max_path - 1)[None, None]
         index = places[:, :, None] + 1 + steps % period[:, :, None]
-        paths = rows.take(context.tokens, index.reshape(len(root), -1))
+        paths = ragged.take(context.tokens, index.reshape(len(root), -1))
         reach = jnp.where(agreed > 0, max_path - 1, 0)
         decay = 0.81 ** steps.astype(jnp.float32)
         weights = jnp.exp2(agreed[:, :, None].astype(jnp.float32)) * decay
@@ -139,7 +139,7 @@ def _find(
     run = place < lengths[:, None] - 1
     agreed = jnp.zeros(tokens.shape, jnp.int32)
     for back in range(max_match):
-        wanted = rows.take(tokens, jnp.maximum(lengths - 1 - back, 0)[:, None])
+        wanted = ragged.take(tokens, jnp.maximum(lengths - 1 - back, 0)[:, None])
         here = jnp.pad(tokens, ((0, 0), (back, 0)))[:, :size]
         run &= (here == wanted) & (place >= back)
         agreed += run.astype(jnp.int32)

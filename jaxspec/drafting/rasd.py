@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, partition, rows, trees
+from jaxspec import checks, mesh, ragged, trees
 from jaxspec.core import Context, Draft, Drafter, LanguageModel, Outcome
 from jaxspec.drafting import builder as builders
 from jaxspec.drafting import fusion, survival
@@ -115,24 +115,23 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
     def propose(params: Pair, state: Pair, context: Context) -> tuple[Pair, Draft]:
         own, vocab_ids = models.head_for(builder, params.first)
         past, draft = retriever.propose(params.second, state.second, context)
-        keys, root, settings = context.keys, context.root, context.sampling
         fusion.check_deterministic(draft)
         size = draft.tree.num_nodes
         carry = model.prepare(own, state.first.carry)
         num_read = size - 1 + builder.num_read
-        tape = model.init_tape(own, len(root), num_read)
+        tape = model.init_tape(own, len(context.lengths), num_read)
         read = functools.partial(models.read, model, own, carry, num_read)
-        free = builders.start(root, builder.num_read)
+        free = builders.start(context.root, builder.num_read)
         tape, logits = read(tape, trees.join(draft.tree, free), 0, size)
         prune = functools.partial(_prune, keep=keep, least=least)
-        kept = partition.by_rows(
-            prune, draft.tree, logits, shared=(vocab_ids,), over=partition.AXES
+        kept = mesh.by_rows(
+            prune, draft.tree, logits, shared=(vocab_ids,), over=mesh.AXES
         )
 
         def build(root_logits: Array) -> Built:
             beside = functools.partial(_read_beside, read, draft.tree, root_logits)
             reader = Reader(beside, vocab_ids, model.vocab_size)
-            return builder.build(reader, tape, keys, root, settings)
+            return builder.build(reader, tape, context)
 
         room = size - 1 if num_nodes is None else num_nodes - builder.num_nodes
         kept = draft.replace(tree=kept)
@@ -177,7 +176,7 @@ def _prune(
     values, tokens = jax.lax.top_k(logits, keep)
     laws = jnp.exp(values - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
     tokens = jnp.where(laws >= least, builders.token_ids(tokens, vocab_ids), -1)
-    allowed = rows.take(tokens, jnp.maximum(tree.parents, 0))  # [B, N, keep]
+    allowed = ragged.take(tokens, jnp.maximum(tree.parents, 0))  # [B, N, keep]
     likely = jnp.any(allowed == tree.tokens[:, :, None], axis=2)
     likely |= jnp.arange(tree.num_nodes)[None] == 0
     stays = jnp.all(likely[:, None] | ~trees.ancestor_mask(tree), axis=2)
@@ -203,8 +202,8 @@ def _fuse(
     else:
         root, at = builders.start(kept.tokens[:, 0], 1), 1
         tree, places = trees.graft(root, kept, at + room, max_path)
-        rest = partition.by_rows(
-            _without, root_logits, tree, shared=(vocab_ids,), over=partition.AXES
+        rest = mesh.by_rows(
+            _without, root_logits, tree, shared=(vocab_ids,), over=mesh.AXES
         )
         built = build(rest)
         tree = trees.join(tree, built.draft.tree)
@@ -226,6 +225,7 @@ def _fuse(
     # Every node of the retrieved tree was read in its place there, wherever it is now.
     shift = kept.num_nodes - 1
     own = widen(jnp.where(built.slots > 0, built.slots + shift, built.slots), -1)
+    own = own.at[:, 0].set(0)
     found = jnp.argmax(here, axis=2).astype(jnp.int32)
     return Built(built.tape, draft, jnp.where(jnp.any(here, axis=2), found, own))
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import partition, sampling
+from jaxspec import mesh, sampling
 from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
 from jaxspec.drafting import sequoia, static, survival
 from jaxspec.trees import TokenTree
@@ -89,17 +89,17 @@ def _recycling(vocab_size: int, topology: tuple[int, ...], successors: int) -> D
     def propose(params, state: State, context: Context) -> tuple[State, Draft]:
         del params
         fill = functools.partial(_fill, topology=topology)
-        tree = partition.by_rows(fill, state.successors, context.root)
+        tree = mesh.by_rows(fill, state.successors, context.root)
         score = jnp.broadcast_to(by_rank, tree.parents.shape)
         return state, deterministic_draft(tree, max_path, score)
 
     def observe(params, state: State, outcome: Outcome) -> State:
         del params
         best = functools.partial(_best, count=successors)
-        found = partition.by_rows(best, outcome.logits, over=partition.AXES)
+        found = mesh.by_rows(best, outcome.logits, over=mesh.AXES)
         tree = outcome.tree
         live = tree.is_node & (outcome.count > 0)[:, None]
-        learn = partition.by_rows(_learn, state.successors, tree.tokens, live, found)
+        learn = mesh.by_rows(_learn, state.successors, tree.tokens, live, found)
         return State(learn)
 
     return Drafter(init, absorb, propose, observe, max_path, vocab_size)

@@ -16,7 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, partition, rows, trees
+from jaxspec import checks, mesh, ragged, trees
 from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
 from jaxspec.drafting import datastore, ngram, survival
 from jaxspec.drafting.datastore import Datastore
@@ -72,7 +72,7 @@ def _retrieval(num_nodes, max_path, num_matches, min_match, max_match) -> Drafte
             _retrieve, num_matches=num_matches, min_match=min_match, reach=max_path - 1
         )
         tail = _tail(context.tokens, context.lengths, max_match)
-        paths, lengths = partition.by_rows(retrieve, tail, shared=(params,))
+        paths, lengths = mesh.by_rows(retrieve, tail, shared=(params,))
         # A path less gives less than all the depth there is: counts decide, then depth.
         depth = jnp.arange(max_path - 1, dtype=jnp.float32)
         weights = 1.0 - depth / (num_matches * max_path)
@@ -94,7 +94,7 @@ def _retrieval(num_nodes, max_path, num_matches, min_match, max_match) -> Drafte
 def _tail(tokens: Array, lengths: Array, size: int) -> Array:
     """The last tokens `[B, size]` of each text, `NOTHING` in front of a shorter one."""
     index = lengths[:, None] - size + jnp.arange(size)[None]
-    tail = rows.take(tokens, jnp.maximum(index, 0))
+    tail = ragged.take(tokens, jnp.maximum(index, 0))
     return jnp.where(index >= 0, tail, NOTHING)
 
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import partition, sampling, trees
-from jaxspec.core import Draft, deterministic_draft
+from jaxspec import mesh, sampling, trees
+from jaxspec.core import Context, Draft, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 
@@ -89,9 +89,9 @@ def chain(length: int, law: str = "iid", noise: str = "own") -> Builder:
 
 @functools.cache
 def _root_alone() -> Builder:
-    def build(reader: Reader, tape, keys, root, settings) -> Built:
-        del reader, keys, settings
-        tree = builder.start(root, 1)
+    def build(reader: Reader, tape, context: Context) -> Built:
+        del reader
+        tree = builder.start(context.root, 1)
         draft = deterministic_draft(tree, 1)
         return Built(tape, draft, jnp.full_like(tree.parents, -1))
 
@@ -108,26 +108,37 @@ def _static_tree(
     levels = levels_of(topology)
     num_nodes, num_read = len(topology), levels[-1].stop
     read = np.concatenate([np.arange(level.start, level.stop) for level in levels])
-    is_read = np.isin(np.arange(num_nodes), read)[None]
     row = np.zeros(num_nodes, np.int32)  # of a node's logits
     row[read] = np.arange(len(read)) * (law != "top_k" and noise == "own")
 
-    def build(reader: Reader, tape, keys, root, settings) -> Built:
+    def build(reader: Reader, tape, context: Context) -> Built:
+        root = context.root
         tree = builder.start(root, num_nodes)
         draw = functools.partial(
             _children, law=law, noise=noise, vocab_size=reader.vocab_size
         )
         draft_logits, reach = [], jnp.ones(root.shape, jnp.float32)[:, None]
-        scores = [reach]
+        scores, is_read = [reach], []
         for depth, level in enumerate(levels):
-            tape, logits = reader.read(tape, tree, level.start, level.stop)
-            pick = functools.partial(draw, level=level, depth=depth)
-            args = logits, keys, settings, reach[:, : level.stop - level.start]
-            shared = (reader.vocab_ids,)
-            tokens, exists, scaled, score, reach = partition.by_rows(
-                pick, *args, shared=shared, over=partition.AXES
-            )
+            above = reach[:, : level.stop - level.start]
+
+            def descend(tape, tree=tree, depth=depth, level=level, above=above):
+                tape, logits = reader.read(tape, tree, level.start, level.stop)
+                return tape, mesh.by_rows(
+                    functools.partial(draw, level=level, depth=depth),
+                    logits,
+                    context.keys,
+                    context.sampling,
+                    above,
+                    shared=(reader.vocab_ids,),
+                    over=mesh.AXES,
+                )
+
+            needed = builder.reaches(context, depth + 1)
+            tape, drawn = builder.when(needed, descend, tape)
+            tokens, exists, scaled, score, reach = drawn
             scores.append(score)
+            is_read += [needed] * (level.stop - level.start)
             parents = jnp.array(level.parent) + level.start
             exists &= (tree.parents[:, parents] >= 0) | (parents == 0)[None]
             parents = jnp.where(exists, parents[None], -1)
@@ -150,7 +161,8 @@ def _static_tree(
             max_path=len(levels) + 1,
             coupled=noise == "shared",
         )
-        slots = jnp.where(tree.is_node & is_read, jnp.arange(num_nodes)[None], -1)
+        on_tape = jnp.zeros((num_nodes,), bool).at[read].set(jnp.stack(is_read))
+        slots = jnp.where(tree.is_node & on_tape[None], jnp.arange(num_nodes)[None], -1)
         return Built(tape, draft, slots.astype(jnp.int32))
 
     most = max(max(level.rank) for level in levels) + 1

@@ -109,17 +109,18 @@ def _free(parents: tuple[int, ...]) -> Drafter:
     """Proposes one tree of zeros, again and again."""
     max_path = sequoia.num_levels(parents) + 1
 
-    def propose(params, keys, state, root, settings) -> tuple[Any, Draft]:
-        del params, keys, settings
-        shape = (len(root), len(parents))
+    def propose(params, state, context) -> tuple[Any, Draft]:
+        del params
+        shape = (len(context.root), len(parents))
         above = jnp.broadcast_to(jnp.array(parents, jnp.int32), shape)
-        tree = TokenTree(jnp.zeros(shape, jnp.int32).at[:, 0].set(root), above)
-        return state, deterministic_draft(tree, max_path)
+        tokens = jnp.zeros(shape, jnp.int32).at[:, 0].set(context.root)
+        return state, deterministic_draft(TokenTree(tokens, above), max_path)
 
     return Drafter(
-        lambda *_: jnp.zeros((1,)),
-        propose,
-        lambda params, state, *_: state,
-        max_path,
-        None,
+        init=lambda *_: (),
+        absorb=lambda params, state, *_: state,
+        propose=propose,
+        observe=lambda params, state, outcome: state,
+        max_path=max_path,
+        vocab_size=None,
     )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import rows, sampling
+from jaxspec import ragged, sampling
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import Inputs, Ring, topology, tree_ssd
 
@@ -124,7 +124,7 @@ def _lazy(shape: Shape, implementation: str | None):
     slots = shape.layers, shape.batch, shape.ring
     ring, _ = _records(shape, slots, sampling.key(2))
     path = jax.tree.map(lambda a: a[:, : shape.max_path], problem.inputs)
-    append = jax.vmap(rows.write, (0, None, None))
+    append = jax.vmap(ragged.write, (0, None, None))
 
     def step(past):
         states, ring, length, total = past
@@ -193,7 +193,7 @@ def _snapshot(shape: Shape, implementation: str | None):
             C = problem.C.astype(jnp.float32)
             C = C.reshape(*C.shape[:2], m.ngroups, m.d_state)
             y = jnp.einsum("bigmps,bigs->bigmp", grouped, C)
-            state = rows.take_one(nodes, last)
+            state = ragged.take_one(nodes, last)
             states = jax.lax.dynamic_update_index_in_dim(states, state, i, 0)
             return states, total + y.reshape(total.shape)
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, rows, trees
+from jaxspec import checks, ragged, trees
 from jaxspec.core import LanguageModel
 
 
@@ -100,9 +100,9 @@ def from_step(
         def run(tape):
             """All these slots, from the states of their parents as the tape has them."""
             above = jax.tree.map(
-                lambda nodes, root: rows.select(
+                lambda nodes, root: ragged.select(
                     parents.reshape(-1) >= 0,
-                    _flat(rows.take(nodes, jnp.maximum(parents, 0))),
+                    _flat(ragged.take(nodes, jnp.maximum(parents, 0))),
                     _flat(jnp.repeat(root[:, None], size, axis=1)),
                 ),
                 tape,
@@ -117,7 +117,7 @@ def from_step(
             here = depth == now
             tape = jax.tree.map(
                 lambda nodes, own: nodes.at[:, start:stop].set(
-                    rows.select(
+                    ragged.select(
                         here.reshape(-1), own, _flat(nodes[:, start:stop])
                     ).reshape(batch, size, *own.shape[1:])
                 ),
@@ -139,7 +139,7 @@ def from_step(
 
     def keep(tape, slots):
         def take(nodes):
-            taken = rows.take(nodes, jnp.maximum(slots, 0))
+            taken = ragged.take(nodes, jnp.maximum(slots, 0))
             kept = (slots >= 0).reshape(*slots.shape, *[1] * (nodes.ndim - 2))
             return jnp.where(kept, taken, jnp.zeros_like(taken))
 
@@ -149,7 +149,7 @@ def from_step(
         count = jnp.sum(path >= 0, axis=1)
         last = jnp.take_along_axis(path, jnp.maximum(count - 1, 0)[:, None], axis=1)
         kept = jax.tree.map(
-            lambda nodes: rows.take_one(nodes, jnp.maximum(last[:, 0], 0)), tape
+            lambda nodes: ragged.take_one(nodes, jnp.maximum(last[:, 0], 0)), tape
         )
         return _select(count > 0, kept, carry)
 
@@ -176,7 +176,7 @@ def _flat(nodes: jax.Array) -> jax.Array:
 
 
 def _select(condition: jax.Array, on_true: Any, on_false: Any) -> Any:
-    return jax.tree.map(lambda a, b: rows.select(condition, a, b), on_true, on_false)
+    return jax.tree.map(lambda a, b: ragged.select(condition, a, b), on_true, on_false)
 
 
 def _check_batched(

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec import rows
-from jaxspec.models import finite, layers
+from jaxspec import ragged
+from jaxspec.models import chunks, finite, layered, layers, places
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import tree_attention, tree_path
 
@@ -47,14 +47,14 @@ def init_tape(
     return Tape(*_zeros(config, batch_size, num_nodes))
 
 
-def commit(config: ModelConfig, carry: Carry, tape: Tape, path: layers.Path) -> Carry:
+def commit(config: ModelConfig, carry: Carry, tape: Tape, path: places.Path) -> Carry:
     """Appends the keys and values of the accepted path."""
     heads = config.attention.num_kv_heads
-    keys, values = (layers.take_path(nodes, path, heads) for nodes in tape)
+    keys, values = (path.take(nodes, heads) for nodes in tape)
     keys = finite.spoil(keys, path.finite[:, None, None])
     return Carry(
-        rows.write(carry.keys, keys, path.position),
-        rows.write(carry.values, values, path.position),
+        ragged.write(carry.keys, keys, path.position),
+        ragged.write(carry.values, values, path.position),
     )
 
 
@@ -115,13 +115,15 @@ class Mixer(nn.Module):
         self,
         carry: Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         layer: jax.Array | None = None,
     ):
         """One token, at the end of the cache."""
         q, new, gate = self._project(x[:, None], positions)
         index = positions.index[:, 0]
-        write = rows.write if layer is None else functools.partial(rows.write_at, layer)
+        write = (
+            ragged.write if layer is None else functools.partial(ragged.write_at, layer)
+        )
         carry = Carry(*map(lambda a, b: write(a, b, index), carry, new))
         return carry, self._output(self._attend(q, carry, index, layer), gate)[:, 0]
 
@@ -129,7 +131,7 @@ class Mixer(nn.Module):
         self,
         carry: Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         lengths: jax.Array,
         layer: jax.Array | None = None,
     ):
@@ -145,27 +147,27 @@ class Mixer(nn.Module):
         at = at if layer is None else (layer, *at)
         carry = Carry(*map(lambda a, b: a.at[at].set(b, mode="drop"), carry, new))
         size = min(_QUERY_BLOCK, length)
-        blocks = layers.split_chunks(q, size)
+        blocks = chunks.split(q, size)
         steps = jnp.arange(len(blocks), dtype=index.dtype)
         first = steps[:, None] * size + index[None, :, 0]
         y = jax.lax.map(
             lambda block: self._attend(block[0], carry, block[1], layer),
             (blocks, first),
         )
-        return carry, self._output(layers.join_chunks(y, length), gate)
+        return carry, self._output(chunks.join(y, length), gate)
 
     def tree(
         self,
         carry: Carry,
         tape: Tape,
         x: jax.Array,
-        context: layers.TreeContext,
+        context: places.TreeContext,
         layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape."""
         q, new, gate = self._project(x, context.positions)
         q, new = self._shield(q, Tape(*new))
-        tape, nodes = layers.put_slots(tape, new, context.start, layer)
+        tape, nodes = layered.put_slots(tape, new, context.start, layer)
         y = tree_attention.attend(
             context.topology,
             q,
@@ -190,7 +192,7 @@ class Mixer(nn.Module):
         scale = c.scale or c.head_dim**-0.5
         return dict(head_dim=c.head_dim, window=c.window or None, scale=scale)
 
-    def _project(self, x: jax.Array, positions: layers.Positions):
+    def _project(self, x: jax.Array, positions: places.Positions):
         """Queries `[B, T, H d]`, keys and values `[B, T, K d]`, rotated, and gates.
 
         The gates `[B, T, H d]` are None where there are none.
@@ -207,7 +209,7 @@ class Mixer(nn.Module):
             q, keys = self.q_norm(q), self.k_norm(keys)
         keys = layers.scale_by(keys, c.key_multiplier)
         q, keys = (
-            layers.rotate(heads, positions).reshape(*x.shape[:-1], -1)
+            places.rotate(heads, positions).reshape(*x.shape[:-1], -1)
             for heads in (q, keys)
         )
         return q, (keys, h["v"]), h.get("gate")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxspec.models import attention, delta, layers, mamba1, mamba2, mlp, moe
+from jaxspec.models import attention, delta, layers, mamba1, mamba2, mlp, moe, places
 from jaxspec.models.config import BLOCKS, ModelConfig
 
 MIXERS = {"mamba2": mamba2, "mamba1": mamba1, "delta": delta}
@@ -39,7 +39,7 @@ def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def commit(
-    config: ModelConfig, kind: str, carry: tuple, tape: tuple, path: layers.Path
+    config: ModelConfig, kind: str, carry: tuple, tape: tuple, path: places.Path
 ) -> tuple:
     """Keeps the accepted path."""
     return tuple(

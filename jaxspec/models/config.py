@@ -18,15 +18,15 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from jaxspec import files
+from jaxspec import checks, files
+from jaxspec.models import fields
 from jaxspec.models.mixer_configs import GATED as GATED
 from jaxspec.models.mixer_configs import AttentionConfig as AttentionConfig
-from jaxspec.models.mixer_configs import DeltaConfig as DeltaConfig
-from jaxspec.models.mixer_configs import Mamba1Config as Mamba1Config
-from jaxspec.models.mixer_configs import Mamba2Config as Mamba2Config
 from jaxspec.models.mixer_configs import MLPConfig as MLPConfig
 from jaxspec.models.mixer_configs import MoEConfig as MoEConfig
-from jaxspec.models.mixer_configs import one_of, positive, require
+from jaxspec.models.recurrence_configs import DeltaConfig as DeltaConfig
+from jaxspec.models.recurrence_configs import Mamba1Config as Mamba1Config
+from jaxspec.models.recurrence_configs import Mamba2Config as Mamba2Config
 
 FORMAT_VERSION = 2
 
@@ -89,28 +89,28 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        positive(self, "vocab_size", "d_model", "norm_eps")
-        one_of(self, "dtype", "float32", "bfloat16")
-        require(len(self.layers) > 0, "layers must name at least one block.")
+        fields.positive(self, "vocab_size", "d_model", "norm_eps")
+        fields.one_of(self, "dtype", "float32", "bfloat16")
+        checks.require(len(self.layers) > 0, "layers must name at least one block.")
         self._check_blocks("layers", BLOCKS)
         self._check_blocks("mtp", HEAD_BLOCKS)
 
     def _check_blocks(self, name: str, kinds: Iterable[str]) -> None:
         blocks = getattr(self, name)
         for kind in blocks:
-            require(
+            checks.require(
                 kind in kinds,
                 f"Unknown block {kind!r} in {name} {blocks!r}; expected one of "
                 f"{' '.join(kinds)}.",
             )
             for setting in BLOCKS[kind]:
-                require(
+                checks.require(
                     getattr(self, setting) is not None,
                     f"{name} {blocks!r} has a block {kind!r}, which needs the "
                     f"settings `{setting}`.",
                 )
         uses = max(1, self.layers.count("S"))
-        require(
+        checks.require(
             1 <= self.num_shared <= uses,
             f"num_shared must be from 1 to {uses}, as many as layers {self.layers!r} "
             f"can use, got {self.num_shared}.",
@@ -200,14 +200,14 @@ def _build(cls: type, record: Any) -> Any:
         raise ValueError(
             f"{cls.__name__} is a JSON object, got {reprlib.repr(record)}."
         )
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(record) - set(fields)):
+    declared = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(record) - set(declared)):
         raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}.")
     values = {}
     for name, value in record.items():
         if isinstance(value, list):
             value = tuple(math.inf if x is None else x for x in value)
-        if not _fits(value, fields[name].type):
+        if not _fits(value, declared[name].type):
             raise ValueError(f"{cls.__name__}.{name} cannot be {reprlib.repr(value)}.")
         values[name] = value
     try:

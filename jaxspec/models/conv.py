@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec import rows
-from jaxspec.models import finite, layers, layout
+from jaxspec import ragged
+from jaxspec.models import finite, layered, layers, places, shardings
 from pallas_kernels import tree_conv, tree_path
 
 
@@ -36,7 +36,7 @@ class CausalConv(nn.Module):
     width: int
     use_bias: bool
     dtype: jnp.dtype
-    parts: layout.Parts
+    parts: shardings.Parts
 
     def setup(self):
         def uniform(key, shape, dtype):
@@ -77,7 +77,7 @@ class CausalConv(nn.Module):
         )
         y = jax.tree.map(self._slide, tokens, *self._filter())
         last = lengths[:, None] + jnp.arange(self.width - 1)[None]
-        return jax.tree.map(lambda tokens: rows.take(tokens, last), tokens), y
+        return jax.tree.map(lambda tokens: ragged.take(tokens, last), tokens), y
 
     def _slide(
         self, tokens: jax.Array, weight: jax.Array, bias: jax.Array
@@ -93,7 +93,7 @@ class CausalConv(nn.Module):
         tail: Any,
         tape: Any,
         u: Any,
-        context: layers.TreeContext,
+        context: places.TreeContext,
         layer: jax.Array | None,
     ) -> tuple[Any, Any]:
         """Nodes of a tree: u `[B, n, E]` -> tape, y `[B, n, E]`.
@@ -103,15 +103,15 @@ class CausalConv(nn.Module):
         wider = context.window.shape[-1] - self.width
         window = context.window[..., wider:] - wider
         shielded = finite.clean(u)
-        tape, slots = layers.put_slots(tape, shielded, context.start, layer)
+        tape, slots = layered.put_slots(tape, shielded, context.start, layer)
 
         def convolve(slots, u, tail, weight, bias, parts):
             y = tree_conv.convolve(window, slots, tail, weight, bias, parts=parts)
             return finite.spoil(y, finite.holds(u))
 
-        parts = cuts(u, layout.Parts(*self.parts))
+        parts = cuts(u, shardings.Parts(*self.parts))
         y = jax.tree.map(
-            convolve, slots, u, layers.at(tail, layer), *self._filter(), parts
+            convolve, slots, u, layered.at(tail, layer), *self._filter(), parts
         )
         return tape, y
 
@@ -120,15 +120,15 @@ def _append(tail: jax.Array, u: jax.Array) -> jax.Array:
     return jnp.concatenate([tail, u[:, None]], axis=1)
 
 
-def cuts(channels: Any, parts: layout.Parts) -> Any:
+def cuts(channels: Any, parts: shardings.Parts) -> Any:
     """Into how many parts each array can be cut."""
     if isinstance(channels, dict):
-        keys = layout.KEY_CHANNELS
+        keys = shardings.KEY_CHANNELS
         return {n: parts.keys if n in keys else parts.heads for n in channels}
     return parts.channels
 
 
-def advance(tail: Any, inputs: Any, path: layers.Path, parts: layout.Parts) -> Any:
+def advance(tail: Any, inputs: Any, path: places.Path, parts: shardings.Parts) -> Any:
     """The last `K - 1` inputs of a tail `[B, K - 1, E]` followed by the path's nodes."""
     return jax.tree.map(
         lambda *args: _advance(path, *args), tail, inputs, cuts(tail, parts)
@@ -136,7 +136,7 @@ def advance(tail: Any, inputs: Any, path: layers.Path, parts: layout.Parts) -> A
 
 
 def _advance(
-    path: layers.Path, tail: jax.Array, inputs: jax.Array, parts: int
+    path: places.Path, tail: jax.Array, inputs: jax.Array, parts: int
 ) -> jax.Array:
     width = tail.shape[1]
     tokens = jnp.concatenate([tail, inputs], axis=1)

@@ -16,7 +16,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, finite, layers, layout, rollback
+from jaxspec.models import (
+    chunks,
+    conv,
+    finite,
+    layered,
+    layers,
+    places,
+    recurrence,
+    rollback,
+    shardings,
+)
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.mamba2 import init_A_log, init_dt_bias
 from pallas_kernels import DeltaInputs, topology, tree_delta
@@ -24,42 +34,38 @@ from pallas_kernels import DeltaInputs, topology, tree_delta
 _EPS = 1e-6  # added to the squared length of queries and keys
 
 
-def init_carry(
-    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
-) -> rollback.Carry:
-    """An empty past; `max_rows` does not matter to a recurrence."""
+def _empty_channels(config: ModelConfig, split: bool, *leading: int) -> Any:
+    """Inputs of the convolution, in parts or not."""
+    widths = {"qk": 2 * config.delta.key_dim, "v": config.delta.value_dim}
+    return recurrence.zeros(config, widths, split, *leading)
+
+
+def _empty_states(config: ModelConfig, *leading: int) -> jax.Array:
     c = config.delta
-    return rollback.Carry(
-        tail=_empty_channels(config, split, batch_size, c.d_conv - 1),
-        state=_empty_states(config, batch_size),
-        ring=_empty_inputs(config, batch_size, ring_size) if ring_size else None,
+    shape = c.num_value_heads, c.value_head_dim, c.key_head_dim
+    return jnp.zeros((*leading, *shape), jnp.float32)
+
+
+def _empty_inputs(config: ModelConfig, *leading: int) -> DeltaInputs:
+    """In float32 but for the keys: what is written is corrected by what was."""
+    c = config.delta
+    return DeltaInputs(
+        u=jnp.zeros((*leading, c.value_dim), jnp.float32),
+        g=jnp.zeros((*leading, c.num_value_heads), jnp.float32),
+        k=jnp.zeros((*leading, c.key_dim), jnp.dtype(config.dtype)),
     )
 
 
-def init_tape(
-    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
-) -> rollback.Tape:
-    """An empty tape of a rollback `kind`."""
-    shape, snapshot = (batch_size, num_nodes), kind == "snapshot"
-    return rollback.Tape(
-        conv=_empty_channels(config, split, *shape),
-        inputs=None if snapshot else _empty_inputs(config, *shape),
-        states=_empty_states(config, *shape) if snapshot else None,
-        A=None,
-    )
-
-
-def commit(
-    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
-) -> rollback.Carry:
-    """Keeps the accepted path."""
-    parts = layout.parts(config, "delta")
-    return rollback.commit(carry, tape, path, tree_delta.fold, parts)
-
-
-def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
-    """Gathers slots of a tape."""
-    return rollback.keep(tape, slots, layout.parts(config, "delta"))
+RECURRENCE = recurrence.Recurrence(
+    name="delta",
+    channels=_empty_channels,
+    states=_empty_states,
+    inputs=_empty_inputs,
+    rates=recurrence.no_rates,
+    fold=lambda state, rates, inputs: tree_delta.fold(state, inputs),
+)
+init_carry, init_tape = RECURRENCE.init_carry, RECURRENCE.init_tape
+keep, commit = RECURRENCE.keep, RECURRENCE.commit
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -94,31 +100,6 @@ def _split_channels(config: ModelConfig, qkv: jax.Array) -> dict[str, jax.Array]
     return {"qk": jnp.swapaxes(by_group, -3, -2).reshape(qk.shape), "v": v}
 
 
-def _empty_channels(config: ModelConfig, split: bool, *leading: int) -> Any:
-    """Inputs of the convolution, in parts or not."""
-    c, dtype = config.delta, jnp.dtype(config.dtype)
-    if not split:
-        return jnp.zeros((*leading, c.conv_dim), dtype)
-    widths = {"qk": 2 * c.key_dim, "v": c.value_dim}
-    return {name: jnp.zeros((*leading, w), dtype) for name, w in widths.items()}
-
-
-def _empty_states(config: ModelConfig, *leading: int) -> jax.Array:
-    c = config.delta
-    shape = c.num_value_heads, c.value_head_dim, c.key_head_dim
-    return jnp.zeros((*leading, *shape), jnp.float32)
-
-
-def _empty_inputs(config: ModelConfig, batch_size: int, length: int) -> DeltaInputs:
-    """In float32 but for the keys: what is written is corrected by what was."""
-    c, shape = config.delta, (batch_size, length)
-    return DeltaInputs(
-        u=jnp.zeros((*shape, c.value_dim), jnp.float32),
-        g=jnp.zeros((*shape, c.num_value_heads), jnp.float32),
-        k=jnp.zeros((*shape, c.key_dim), jnp.dtype(config.dtype)),
-    )
-
-
 class Mixer(nn.Module):
     """The layer. `x` is `[B, T, d_model]` (`[B, d_model]` in `step`)."""
 
@@ -128,7 +109,7 @@ class Mixer(nn.Module):
         c, dtype = self.config.delta, jnp.dtype(self.config.dtype)
         width = c.conv_dim + c.value_dim + 2 * c.num_value_heads
         self.in_proj = layers.dense(self.config, width)
-        parts = layout.parts(self.config, "delta")
+        parts = shardings.parts(self.config, "delta")
         self.conv = conv.CausalConv(c.conv_dim, c.d_conv, False, dtype, parts)
         self.A_log = self.param("A_log", init_A_log, (c.num_value_heads,))
         self.dt_bias = self.param("dt_bias", init_dt_bias, (c.num_value_heads,))
@@ -140,11 +121,11 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         layer: jax.Array | None = None,
     ):
         """One token, the plain recurrence; a ring must be empty."""
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         qkv, z, b, a = self._project(x)
         tail, qkv = self.conv.step(tail, qkv)
         inputs, beta, q = self._inputs(qkv, b, a)
@@ -160,7 +141,7 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         lengths: jax.Array,
         layer: jax.Array | None = None,
     ):
@@ -168,7 +149,7 @@ class Mixer(nn.Module):
 
         In XLA on every platform: training differentiates it.
         """
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         qkv, z, b, a = self._project(x)
         tail, qkv = self.conv.scan(tail, qkv, lengths)
         inputs, beta, q = self._inputs(qkv, b, a)
@@ -183,7 +164,7 @@ class Mixer(nn.Module):
             return tree_delta.fold(state, inputs, implementation="xla"), y
 
         size = self.config.delta.chunk_size
-        state, y = layers.scan_chunks(advance, state, (inputs, beta, q), size)
+        state, y = chunks.scan(advance, state, (inputs, beta, q), size)
         return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(
@@ -191,7 +172,7 @@ class Mixer(nn.Module):
         carry: rollback.Carry,
         tape: rollback.Tape,
         x: jax.Array,
-        context: layers.TreeContext,
+        context: places.TreeContext,
         layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape, solved already."""
@@ -216,7 +197,7 @@ class Mixer(nn.Module):
         self, carry: rollback.Carry, chosen: jax.Array, length: jax.Array
     ) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-        return rollback.fold_ring(carry, chosen, length, tree_delta.fold)
+        return RECURRENCE.fold_ring(carry, None, chosen, length)
 
     def _per_head(self, keys: jax.Array) -> jax.Array:
         """Keys or queries `[..., G S]` as `[..., H, S]` float32."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec import checks, partition, rows, trees
+from jaxspec import checks, mesh, ragged, trees
 from jaxspec.core import LanguageModel
 from jaxspec.trees import TokenTree
 
@@ -98,7 +98,7 @@ class _Joint:
             return Carry(past, None, None)
         pending = jnp.zeros((batch_size, self.max_path), jnp.int32)
         count = jnp.zeros((batch_size,), jnp.int32)
-        return Carry(past, *partition.constrain_rows((pending, count)))
+        return Carry(past, *mesh.constrain_rows((pending, count)))
 
     def step(self, params, carry, token):
         carry = self._absorb(params, carry)
@@ -122,7 +122,9 @@ class _Joint:
         nodes, hidden = self.model.extend_tree(
             params, carry.past, tape.nodes, tree, start, stop
         )
-        tokens = tape.tokens.at[:, start:stop].set(tree.tokens[:, start:stop])
+        tokens = jax.lax.dynamic_update_slice_in_dim(
+            tape.tokens, tree.tokens[:, start:stop], start, axis=1
+        )
         return _tape(nodes, tokens), hidden
 
     def scan_tree(self, params, carry, tree):
@@ -134,7 +136,7 @@ class _Joint:
         return jax.lax.cond(trees.has_draft(tree), scan_all, scan_root, tree)
 
     def keep(self, tape, slots) -> Tape:
-        tokens = rows.take(tape.tokens, jnp.maximum(slots, 0))
+        tokens = ragged.take(tape.tokens, jnp.maximum(slots, 0))
         return _tape(self.model.keep(tape.nodes, slots), tokens)
 
     def commit(self, carry, tape, path) -> Carry:
@@ -144,7 +146,7 @@ class _Joint:
             f"{path.shape[1]}; raise `max_path`.",
         )
         kept = path >= 0
-        tokens = jnp.where(kept, rows.take(tape.tokens, jnp.maximum(path, 0)), 0)
+        tokens = jnp.where(kept, ragged.take(tape.tokens, jnp.maximum(path, 0)), 0)
         pending = jnp.pad(tokens, ((0, 0), (0, self.max_path - path.shape[1])))
         count = jnp.sum(kept, axis=1, dtype=jnp.int32)
         return carry._replace(pending=pending, num_pending=count)
@@ -206,4 +208,4 @@ class _Joint:
 
 
 def _tape(nodes: Any, tokens: jax.Array) -> Tape:
-    return Tape(nodes, partition.constrain_rows(tokens))
+    return Tape(nodes, mesh.constrain_rows(tokens))

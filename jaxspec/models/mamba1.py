@@ -15,53 +15,56 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, finite, layers, layout, rollback
+from jaxspec.models import (
+    chunks,
+    conv,
+    finite,
+    layered,
+    layers,
+    places,
+    recurrence,
+    rollback,
+    shardings,
+)
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.mamba2 import init_dt_bias
 from pallas_kernels import Inputs, tree_scan
 
 
-def init_carry(
-    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
-) -> rollback.Carry:
-    """An empty past; `max_rows` does not matter to a recurrence."""
-    c, width = config.mamba1, _d_inner(config)
-    return rollback.Carry(
-        tail=jnp.zeros((batch_size, c.d_conv - 1, width), jnp.dtype(config.dtype)),
-        state=jnp.zeros((batch_size, c.d_state, width), jnp.float32),
-        ring=_empty_inputs(config, batch_size, ring_size) if ring_size else None,
+def _d_inner(config: ModelConfig) -> int:
+    return config.mamba1.expand * config.d_model
+
+
+def _empty_channels(config: ModelConfig, split: bool, *leading: int) -> jax.Array:
+    """Inputs of the convolution, which are the heads' own: never in parts."""
+    del split
+    return jnp.zeros((*leading, _d_inner(config)), jnp.dtype(config.dtype))
+
+
+def _empty_states(config: ModelConfig, *leading: int) -> jax.Array:
+    shape = config.mamba1.d_state, _d_inner(config)
+    return jnp.zeros((*leading, *shape), jnp.float32)
+
+
+def _empty_inputs(config: ModelConfig, *leading: int) -> Inputs:
+    width, dtype = _d_inner(config), jnp.dtype(config.dtype)
+    return Inputs(
+        x=jnp.zeros((*leading, width), dtype),
+        dt=jnp.zeros((*leading, width), jnp.float32),
+        B=jnp.zeros((*leading, config.mamba1.d_state), dtype),
     )
 
 
-def init_tape(
-    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
-) -> rollback.Tape:
-    """An empty tape of a rollback `kind`."""
-    c, width, shape = config.mamba1, _d_inner(config), (batch_size, num_nodes)
-    snapshot, keep_A = kind == "snapshot", kind == "replay"
-    return rollback.Tape(
-        conv=jnp.zeros((*shape, width), jnp.dtype(config.dtype)),
-        inputs=None if snapshot else _empty_inputs(config, *shape),
-        states=jnp.zeros((*shape, c.d_state, width), jnp.float32) if snapshot else None,
-        A=jnp.zeros((c.d_state, width), jnp.float32) if keep_A else None,
-    )
-
-
-def commit(
-    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
-) -> rollback.Carry:
-    """Keeps the accepted path."""
-    parts = layout.parts(config, "mamba1")
-
-    def fold(state, inputs):
-        return tree_scan.fold(state, tape.A, inputs)
-
-    return rollback.commit(carry, tape, path, fold, parts)
-
-
-def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
-    """Gathers slots of a tape."""
-    return rollback.keep(tape, slots, layout.parts(config, "mamba1"))
+RECURRENCE = recurrence.Recurrence(
+    name="mamba1",
+    channels=_empty_channels,
+    states=_empty_states,
+    inputs=_empty_inputs,
+    rates=_empty_states,  # one per channel and state, of all rows
+    fold=tree_scan.fold,
+)
+init_carry, init_tape = RECURRENCE.init_carry, RECURRENCE.init_tape
+keep, commit = RECURRENCE.keep, RECURRENCE.commit
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -75,19 +78,6 @@ def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "in_proj": layers.split_leaves(params["in_proj"], halves)}
 
 
-def _d_inner(config: ModelConfig) -> int:
-    return config.mamba1.expand * config.d_model
-
-
-def _empty_inputs(config: ModelConfig, batch_size: int, length: int) -> Inputs:
-    shape, dtype = (batch_size, length), jnp.dtype(config.dtype)
-    return Inputs(
-        x=jnp.zeros((*shape, _d_inner(config)), dtype),
-        dt=jnp.zeros((*shape, _d_inner(config)), jnp.float32),
-        B=jnp.zeros((*shape, config.mamba1.d_state), dtype),
-    )
-
-
 class Mixer(nn.Module):
     """The layer. `x` is `[B, T, d_model]` (`[B, d_model]` in `step`)."""
 
@@ -98,7 +88,7 @@ class Mixer(nn.Module):
         width, dtype = _d_inner(config), jnp.dtype(config.dtype)
         self.dt_rank = c.dt_rank or math.ceil(config.d_model / 16)
         self.in_proj = layers.dense(config, 2 * width, bias=c.proj_bias)
-        parts = layout.parts(config, "mamba1")
+        parts = shardings.parts(config, "mamba1")
         self.conv = conv.CausalConv(width, c.d_conv, c.conv_bias, dtype, parts)
         self.x_proj = layers.dense(config, self.dt_rank + 2 * c.d_state)
         self.dt_proj = layers.dense(config, width)
@@ -118,11 +108,11 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         layer: jax.Array | None = None,
     ):
         """One token, the plain recurrence; a ring must be empty."""
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         u, z = self._project(x)
         tail, u = self.conv.step(tail, u)
         inputs, C = self._inputs(u)
@@ -137,12 +127,12 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         lengths: jax.Array,
         layer: jax.Array | None = None,
     ):
         """Many tokens in chunks, each in parallel."""
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         u, z = self._project(x)
         tail, u = self.conv.scan(tail, u, lengths)
         inputs, C = self._inputs(u)
@@ -156,7 +146,7 @@ class Mixer(nn.Module):
             return state, y
 
         size = self.config.mamba1.chunk_size
-        state, y = layers.scan_chunks(advance, state, (inputs, C), size)
+        state, y = chunks.scan(advance, state, (inputs, C), size)
         return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(
@@ -164,7 +154,7 @@ class Mixer(nn.Module):
         carry: rollback.Carry,
         tape: rollback.Tape,
         x: jax.Array,
-        context: layers.TreeContext,
+        context: places.TreeContext,
         layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape."""
@@ -194,11 +184,7 @@ class Mixer(nn.Module):
         self, carry: rollback.Carry, chosen: jax.Array, length: jax.Array
     ) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-
-        def fold(state, inputs):
-            return tree_scan.fold(state, self._A(), inputs)
-
-        return rollback.fold_ring(carry, chosen, length, fold)
+        return RECURRENCE.fold_ring(carry, self._A(), chosen, length)
 
     def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The inputs and the gates of the channels."""

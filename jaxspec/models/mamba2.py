@@ -13,53 +13,52 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxspec.models import conv, finite, layers, layout, rollback
+from jaxspec.models import (
+    chunks,
+    conv,
+    finite,
+    layered,
+    layers,
+    places,
+    recurrence,
+    rollback,
+    shardings,
+)
 from jaxspec.models.config import ModelConfig
 from pallas_kernels import Inputs, topology, tree_ssd
 
 
-def init_carry(
-    config: ModelConfig, batch_size: int, max_rows: int, ring_size: int, split: bool
-) -> rollback.Carry:
-    """An empty past; `max_rows` does not matter to a recurrence."""
+def _empty_channels(config: ModelConfig, split: bool, *leading: int) -> Any:
+    """Inputs of the convolution, in parts or not."""
     c = config.mamba2
-    return rollback.Carry(
-        tail=_empty_channels(config, split, batch_size, c.d_conv - 1),
-        state=jnp.zeros((batch_size, c.nheads, c.headdim, c.d_state), jnp.float32),
-        ring=_empty_inputs(config, batch_size, ring_size) if ring_size else None,
+    widths = {"x": c.d_inner, "BC": c.conv_dim - c.d_inner}
+    return recurrence.zeros(config, widths, split, *leading)
+
+
+def _empty_states(config: ModelConfig, *leading: int) -> jax.Array:
+    c = config.mamba2
+    return jnp.zeros((*leading, c.nheads, c.headdim, c.d_state), jnp.float32)
+
+
+def _empty_inputs(config: ModelConfig, *leading: int) -> Inputs:
+    c, dtype = config.mamba2, jnp.dtype(config.dtype)
+    return Inputs(
+        x=jnp.zeros((*leading, c.d_inner), dtype),
+        dt=jnp.zeros((*leading, c.nheads), jnp.float32),
+        B=jnp.zeros((*leading, c.ngroups * c.d_state), dtype),
     )
 
 
-def init_tape(
-    config: ModelConfig, batch_size: int, num_nodes: int, kind: str, split: bool
-) -> rollback.Tape:
-    """An empty tape of a rollback `kind`."""
-    c, shape = config.mamba2, (batch_size, num_nodes)
-    state = (*shape, c.nheads, c.headdim, c.d_state)
-    snapshot = kind == "snapshot"
-    return rollback.Tape(
-        conv=_empty_channels(config, split, *shape),
-        inputs=None if snapshot else _empty_inputs(config, *shape),
-        states=jnp.zeros(state, jnp.float32) if snapshot else None,
-        A=jnp.zeros((c.nheads,), jnp.float32) if kind == "replay" else None,
-    )
-
-
-def commit(
-    config: ModelConfig, carry: rollback.Carry, tape: rollback.Tape, path: layers.Path
-) -> rollback.Carry:
-    """Keeps the accepted path."""
-    parts = layout.parts(config, "mamba2")
-
-    def fold(state, inputs):
-        return tree_ssd.fold(state, tape.A, inputs)
-
-    return rollback.commit(carry, tape, path, fold, parts)
-
-
-def keep(config: ModelConfig, tape: rollback.Tape, slots: jax.Array) -> rollback.Tape:
-    """Gathers slots of a tape."""
-    return rollback.keep(tape, slots, layout.parts(config, "mamba2"))
+RECURRENCE = recurrence.Recurrence(
+    name="mamba2",
+    channels=_empty_channels,
+    states=_empty_states,
+    inputs=_empty_inputs,
+    rates=lambda config: jnp.zeros((config.mamba2.nheads,), jnp.float32),
+    fold=tree_ssd.fold,
+)
+init_carry, init_tape = RECURRENCE.init_carry, RECURRENCE.init_tape
+keep, commit = RECURRENCE.keep, RECURRENCE.commit
 
 
 def split(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
@@ -88,24 +87,6 @@ def _split_channels(config: ModelConfig, xBC: jax.Array) -> dict[str, jax.Array]
     return {"x": x, "BC": jnp.swapaxes(by_group, -3, -2).reshape(BC.shape)}
 
 
-def _empty_channels(config: ModelConfig, split: bool, *leading: int) -> Any:
-    """Inputs of the convolution, in parts or not."""
-    c, dtype = config.mamba2, jnp.dtype(config.dtype)
-    if not split:
-        return jnp.zeros((*leading, c.conv_dim), dtype)
-    widths = {"x": c.d_inner, "BC": c.conv_dim - c.d_inner}
-    return {name: jnp.zeros((*leading, w), dtype) for name, w in widths.items()}
-
-
-def _empty_inputs(config: ModelConfig, batch_size: int, length: int) -> Inputs:
-    c, dtype = config.mamba2, jnp.dtype(config.dtype)
-    return Inputs(
-        x=jnp.zeros((batch_size, length, c.d_inner), dtype),
-        dt=jnp.zeros((batch_size, length, c.nheads), jnp.float32),
-        B=jnp.zeros((batch_size, length, c.ngroups * c.d_state), dtype),
-    )
-
-
 class Mixer(nn.Module):
     """The layer. `x` is `[B, T, d_model]` (`[B, d_model]` in `step`)."""
 
@@ -115,7 +96,7 @@ class Mixer(nn.Module):
         c, dtype = self.config.mamba2, jnp.dtype(self.config.dtype)
         width = c.d_inner + c.conv_dim + c.nheads
         self.in_proj = layers.dense(self.config, width, bias=c.proj_bias)
-        parts = layout.parts(self.config, "mamba2")
+        parts = shardings.parts(self.config, "mamba2")
         self.conv = conv.CausalConv(c.conv_dim, c.d_conv, c.conv_bias, dtype, parts)
         self.A_log = self.param("A_log", init_A_log, (c.nheads,))
         self.dt_bias = self.param("dt_bias", init_dt_bias, (c.nheads,))
@@ -132,11 +113,11 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         layer: jax.Array | None = None,
     ):
         """One token, the plain recurrence; a ring must be empty."""
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         z, xBC, dt = self._project(x)
         tail, xBC = self.conv.step(tail, xBC)
         inputs, C = self._inputs(xBC, dt)
@@ -157,7 +138,7 @@ class Mixer(nn.Module):
         self,
         carry: rollback.Carry,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         lengths: jax.Array,
         layer: jax.Array | None = None,
     ):
@@ -165,7 +146,7 @@ class Mixer(nn.Module):
 
         In XLA on every platform: training differentiates it.
         """
-        tail, state = layers.at((carry.tail, carry.state), layer)
+        tail, state = layered.at((carry.tail, carry.state), layer)
         z, xBC, dt = self._project(x)
         tail, xBC = self.conv.scan(tail, xBC, lengths)
         inputs, C = self._inputs(xBC, dt)
@@ -180,7 +161,7 @@ class Mixer(nn.Module):
             return tree_ssd.fold(state, A, inputs, implementation="xla"), y
 
         size = self.config.mamba2.chunk_size
-        state, y = layers.scan_chunks(advance, state, (inputs, C), size)
+        state, y = chunks.scan(advance, state, (inputs, C), size)
         return rollback.put(carry, tail, state, layer), self._output(y, z)
 
     def tree(
@@ -188,7 +169,7 @@ class Mixer(nn.Module):
         carry: rollback.Carry,
         tape: rollback.Tape,
         x: jax.Array,
-        context: layers.TreeContext,
+        context: places.TreeContext,
         layer: jax.Array | None = None,
     ):
         """Some slots of a tree, whose parents are on the tape."""
@@ -197,9 +178,15 @@ class Mixer(nn.Module):
         tape = tape._replace(conv=record)
         new, C, sound = finite.shield(*self._inputs(xBC, dt))
         read_states = functools.partial(self._read_states, x=new.x, C=C)
-        args = self._A(), C, self._D()
         past, y = rollback.read(
-            tree_ssd, read_states, carry, tape, new, args, context, layer
+            tree_ssd,
+            read_states,
+            carry,
+            tape,
+            new,
+            (self._A(), C, self._D()),
+            context,
+            layer,
         )
         return past, self._output(finite.spoil(y, sound), z)
 
@@ -215,11 +202,7 @@ class Mixer(nn.Module):
         self, carry: rollback.Carry, chosen: jax.Array, length: jax.Array
     ) -> rollback.Carry:
         """Folds the ring of the chosen rows into their states."""
-
-        def fold(state, inputs):
-            return tree_ssd.fold(state, self._A(), inputs)
-
-        return rollback.fold_ring(carry, chosen, length, fold)
+        return RECURRENCE.fold_ring(carry, self._A(), chosen, length)
 
     def _A(self) -> jax.Array:
         return -jnp.exp(self.A_log.astype(jnp.float32))

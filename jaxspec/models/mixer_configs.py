@@ -1,194 +1,14 @@
-"""The settings of the mixers and feed-forward blocks, validated; `config.py` joins them."""
+"""The settings of attention and feed-forward, validated; `config.py` joins them."""
 
 import dataclasses
-import math
-from typing import Any, Literal
+from typing import Literal
 
-
-def require(condition: bool, message: str) -> None:
-    """Raises a `ValueError` with the message if the condition does not hold."""
-    if not condition:
-        raise ValueError(message)
-
-
-def positive(config: Any, *names: str) -> None:
-    """Requires fields to be above zero."""
-    for name in names:
-        value = getattr(config, name)
-        require(value > 0, f"{name} must be positive, got {value}.")
-
-
-def not_negative(config: Any, *names: str) -> None:
-    """Requires fields to be zero or above."""
-    for name in names:
-        value = getattr(config, name)
-        require(value >= 0, f"{name} must not be negative, got {value}.")
-
-
-def one_of(config: Any, name: str, *choices: str) -> None:
-    """Requires a field to be one of some words."""
-    value = getattr(config, name)
-    require(value in choices, f"{name} must be one of {choices}, got {value!r}.")
-
+from jaxspec import checks
+from jaxspec.models import fields
 
 ACTIVATIONS = ("swiglu", "geglu", "relu2", "gelu")
 GATED = ("swiglu", "geglu")
 """The activations that have a gate beside what goes up."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Mamba1Config:
-    """Mamba-1 (Gu and Dao 2023).
-
-    Attributes:
-        expand: `d_inner = expand * d_model`.
-        d_state: states per channel.
-        d_conv: taps of the causal convolution.
-        dt_rank: rank of the step sizes; 0 is `ceil(d_model / 16)`.
-        conv_bias: bias of the convolution.
-        proj_bias: bias of the projections in and out.
-        norm: RMS norms on B, C and the low-rank dt: `"unit"` without scales
-            (Falcon-Mamba), `"learned"` with scales (Jamba).
-        norm_eps: epsilon of these; 0 is the model's.
-        chunk_size: tokens that `scan` takes at once; a matter of speed alone.
-    """
-
-    expand: int = 2
-    d_state: int = 16
-    d_conv: int = 4
-    dt_rank: int = 0
-    conv_bias: bool = True
-    proj_bias: bool = False
-    norm: Literal["none", "unit", "learned"] = "none"
-    norm_eps: float = 0.0
-    chunk_size: int = 32
-
-    def __post_init__(self):
-        positive(self, "expand", "d_state", "chunk_size")
-        require(self.d_conv >= 2, f"d_conv must be at least 2, got {self.d_conv}.")
-        not_negative(self, "dt_rank")
-        one_of(self, "norm", "none", "unit", "learned")
-
-
-@dataclasses.dataclass(frozen=True)
-class Mamba2Config:
-    """Mamba-2 (Dao and Gu 2024).
-
-    Attributes:
-        nheads: heads; `d_inner = nheads * headdim`.
-        headdim: width of a head.
-        d_state: state width; a multiple of 128 where a TPU is meant.
-        ngroups: groups of heads that share B and C.
-        d_conv: taps of the causal convolution.
-        conv_bias: bias of the convolution.
-        proj_bias: bias of the projections in and out.
-        D_per_channel: a skip weight per channel, rather than one per head.
-        norm: where the gated RMS norm stands: `"after"` the gate, `"before"` it, or
-            `"none"` (the gate alone, Falcon-H1).
-        norm_groups: groups that are normalised apart; 0 is `ngroups`.
-        dt_limits: bounds of the step sizes.
-        chunk_size: tokens that `scan` takes at once; a matter of speed alone.
-        in_multiplier: factor of the block's input.
-        out_multiplier: factor of its output.
-        projection_multipliers: factors of z, x, B, C and dt as they are projected.
-    """
-
-    nheads: int
-    headdim: int = 64
-    d_state: int = 128
-    ngroups: int = 1
-    d_conv: int = 4
-    conv_bias: bool = True
-    proj_bias: bool = False
-    D_per_channel: bool = False
-    norm: Literal["after", "before", "none"] = "after"
-    norm_groups: int = 0
-    dt_limits: tuple[float, float] = (0.0, math.inf)
-    chunk_size: int = 64
-    in_multiplier: float = 1.0
-    out_multiplier: float = 1.0
-    projection_multipliers: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
-
-    def __post_init__(self):
-        positive(self, "nheads", "headdim", "d_state", "ngroups", "chunk_size")
-        require(self.d_conv >= 2, f"d_conv must be at least 2, got {self.d_conv}.")
-        require(
-            self.nheads % self.ngroups == 0,
-            f"ngroups must divide nheads, got {self.ngroups} and {self.nheads}.",
-        )
-        one_of(self, "norm", "after", "before", "none")
-        require(
-            self.norm_groups >= 0 and self.d_inner % (self.norm_groups or 1) == 0,
-            f"norm_groups must divide {self.d_inner}, got {self.norm_groups}.",
-        )
-        limits = self.dt_limits
-        require(
-            len(limits) == 2 and 0.0 <= limits[0] < limits[1],
-            f"dt_limits are two numbers that rise, got {limits}.",
-        )
-        require(
-            len(self.projection_multipliers) == 5,
-            "projection_multipliers are five (z, x, B, C, dt), got "
-            f"{self.projection_multipliers}.",
-        )
-
-    @property
-    def d_inner(self) -> int:
-        return self.nheads * self.headdim
-
-    @property
-    def conv_dim(self) -> int:
-        """Channels of the convolution: x, B and C."""
-        return self.d_inner + 2 * self.ngroups * self.d_state
-
-
-@dataclasses.dataclass(frozen=True)
-class DeltaConfig:
-    """The gated delta rule (Yang et al. 2024), as Qwen3-Next has it.
-
-    Attributes:
-        num_value_heads: heads, each with a state of its own.
-        num_key_heads: groups of heads that share queries and keys.
-        value_head_dim: width of a value.
-        key_head_dim: width of a query and a key; a multiple of 128 where a TPU is meant.
-        d_conv: taps of the causal convolution.
-        allow_neg_eigval: `beta` is within (0, 2) rather than (0, 1), so that a token can
-            turn around what the state holds at its key.
-        chunk_size: tokens that `scan` takes at once; a matter of speed alone.
-    """
-
-    num_value_heads: int
-    num_key_heads: int
-    value_head_dim: int = 128
-    key_head_dim: int = 128
-    d_conv: int = 4
-    allow_neg_eigval: bool = False
-    chunk_size: int = 64
-
-    def __post_init__(self):
-        positive(self, "num_value_heads", "num_key_heads", "chunk_size")
-        positive(self, "value_head_dim", "key_head_dim")
-        require(self.d_conv >= 2, f"d_conv must be at least 2, got {self.d_conv}.")
-        require(
-            self.num_value_heads % self.num_key_heads == 0,
-            "num_key_heads must divide num_value_heads, got "
-            f"{self.num_key_heads} and {self.num_value_heads}.",
-        )
-
-    @property
-    def key_dim(self) -> int:
-        """Channels of the queries, and of the keys."""
-        return self.num_key_heads * self.key_head_dim
-
-    @property
-    def value_dim(self) -> int:
-        """Channels of the values."""
-        return self.num_value_heads * self.value_head_dim
-
-    @property
-    def conv_dim(self) -> int:
-        """Channels of the convolution: q, k and v."""
-        return 2 * self.key_dim + self.value_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,19 +55,19 @@ class AttentionConfig:
     adapter_rank: int = 0
 
     def __post_init__(self):
-        positive(self, "num_heads", "num_kv_heads", "head_dim", "rope_theta")
-        not_negative(self, "window", "adapter_rank")
-        require(
+        fields.positive(self, "num_heads", "num_kv_heads", "head_dim", "rope_theta")
+        fields.not_negative(self, "window", "adapter_rank")
+        checks.require(
             self.num_heads % self.num_kv_heads == 0,
             "num_kv_heads must divide num_heads, got "
             f"{self.num_kv_heads} and {self.num_heads}.",
         )
-        require(
+        checks.require(
             0.0 <= self.rope_fraction <= 1.0 and self.rope_dim % 2 == 0,
             "rope_fraction must be within [0, 1] and turn an even number of "
             f"dimensions, got {self.rope_fraction} of {self.head_dim}.",
         )
-        require(
+        checks.require(
             len(self.rope_scaling) in (0, 4),
             f"rope_scaling is empty or four numbers, got {self.rope_scaling}.",
         )
@@ -279,9 +99,9 @@ class MLPConfig:
     adapter_rank: int = 0
 
     def __post_init__(self):
-        positive(self, "d_ff")
-        not_negative(self, "adapter_rank")
-        one_of(self, "activation", *ACTIVATIONS)
+        fields.positive(self, "d_ff")
+        fields.not_negative(self, "adapter_rank")
+        fields.one_of(self, "activation", *ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,37 +139,39 @@ class MoEConfig:
     d_latent: int = 0
 
     def __post_init__(self):
-        positive(self, "num_experts", "top_k", "d_ff", "num_groups", "top_groups")
-        one_of(self, "activation", *ACTIVATIONS)
-        one_of(self, "scores", "softmax", "sigmoid")
+        fields.positive(
+            self, "num_experts", "top_k", "d_ff", "num_groups", "top_groups"
+        )
+        fields.one_of(self, "activation", *ACTIVATIONS)
+        fields.one_of(self, "scores", "softmax", "sigmoid")
         groups, top = self.num_groups, self.top_groups
-        require(
+        checks.require(
             groups == 1 or self.scores == "sigmoid",
             f"num_groups must be 1 unless scores are 'sigmoid', got {groups}.",
         )
-        require(
+        checks.require(
             self.num_experts % groups == 0,
             f"num_groups must divide num_experts, got {groups} and {self.num_experts}.",
         )
-        require(
+        checks.require(
             top <= groups,
             f"top_groups must not exceed num_groups, got {top} of {groups}.",
         )
         size = self.num_experts // groups
-        require(
+        checks.require(
             top == groups or size >= 2,
             "A group is judged by its two best experts, got "
             f"{self.num_experts} experts in {groups} groups.",
         )
-        require(
+        checks.require(
             self.top_k <= top * size,
             f"top_k must not exceed the {top * size} experts of {top} groups, got "
             f"{self.top_k}."
             if groups > 1
             else f"top_k must not exceed num_experts, got {self.top_k} of {size}.",
         )
-        not_negative(self, "shared_d_ff", "d_latent")
-        require(
+        fields.not_negative(self, "shared_d_ff", "d_latent")
+        checks.require(
             self.shared_d_ff > 0 or not self.shared_gate,
             "shared_gate needs a shared expert: set shared_d_ff.",
         )

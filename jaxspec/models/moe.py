@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from jaxspec import partition
-from jaxspec.models import experts, layers, layout, mlp, stateless
+from jaxspec import mesh
+from jaxspec.models import experts, layers, mlp, shardings, stateless
 from jaxspec.models.config import GATED, ModelConfig, MoEConfig
 
 init_carry = stateless.init_carry
@@ -136,14 +136,14 @@ class Mixer(stateless.Mixer):
 
         On a mesh a device has its own rows, and its part of the hidden width.
         """
-        c, axes = self.config.moe, partition.sizes()
+        c, axes = self.config.moe, mesh.sizes()
         bias = self.correction_bias if c.scores == "sigmoid" else None
         router, up, down = self.router(), self.up_proj(), self.down_proj()
         is_whole = c.activation in GATED and not isinstance(up, Mapping)
-        is_cut = layout.is_cut(self.config, "moe", axes[partition.TENSOR])
-        width = partition.TENSOR if is_cut and not is_whole else None
-        rows, whole = partition.rows(x.shape[0], axes), PartitionSpec()
-        parts = partition.per_device(
+        is_cut = shardings.is_cut(self.config, "moe", axes[mesh.TENSOR])
+        width = mesh.TENSOR if is_cut and not is_whole else None
+        rows, whole = mesh.rows(x.shape[0], axes), PartitionSpec()
+        parts = mesh.per_device(
             functools.partial(_run, c),
             in_specs=(
                 PartitionSpec(rows),

@@ -21,7 +21,8 @@ from flax import linen as nn
 from jaxspec.core import DraftHead
 from jaxspec.models import layers
 from jaxspec.models.config import ModelConfig
-from jaxspec.models.network import Carry, Network, Params, Tape
+from jaxspec.models.network import Network, Params
+from jaxspec.models.past import Carry, Tape
 from jaxspec.models.stack import Stack
 from jaxspec.trees import TokenTree
 
@@ -110,11 +111,12 @@ def mtp_head(config: ModelConfig) -> DraftHead:
         stop: int,
     ) -> tuple[Tape, jax.Array]:
         x = join(params, tree.tokens[:, start:stop], before)
-        # The root is the end of the past, and what hangs from it hangs from nothing here.
+        # The root is in the carry already, so its children are roots of a forest.
         below = jnp.where(tree.parents > 0, tree.parents, TokenTree.NO_PARENT)
         forest = TokenTree(tree.tokens, below)
-        args = params, carry, tape, forest, x, start, stop
-        _, tape, hidden = network.extend_inputs(*args)
+        _, tape, hidden = network.extend_inputs(
+            params, carry, tape, forest, inputs=x, start=start, stop=stop
+        )
         return tape, hidden
 
     return DraftHead(

@@ -77,3 +77,8 @@ class Block(block.Block):
         mamba2, y = call(self.mamba2, mamba2, self.norm(x + self.out_proj(h)))
         y = layers.scale_by(y, self.config.residual_multiplier)
         return x + y, (attention, mlp, mamba2)
+
+
+def block_of(config: ModelConfig, kind: str) -> block.Block:
+    """The module of a block of one kind."""
+    return Block(config, kind) if kind == "S" else block.Block(config, kind)

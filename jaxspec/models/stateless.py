@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from jaxspec.models import layers
+from jaxspec.models import places
 from jaxspec.models.config import ModelConfig
 
 
@@ -21,7 +21,7 @@ def init_tape(
     return ()
 
 
-def commit(config: ModelConfig, carry: tuple, tape: tuple, path: layers.Path) -> tuple:
+def commit(config: ModelConfig, carry: tuple, tape: tuple, path: places.Path) -> tuple:
     """Nothing to keep."""
     return carry
 
@@ -44,7 +44,7 @@ class Mixer(nn.Module):
         self,
         carry: tuple,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         layer: jax.Array | None = None,
     ):
         """One token."""
@@ -54,7 +54,7 @@ class Mixer(nn.Module):
         self,
         carry: tuple,
         x: jax.Array,
-        positions: layers.Positions,
+        positions: places.Positions,
         lengths: jax.Array,
         layer: jax.Array | None = None,
     ):
@@ -66,7 +66,7 @@ class Mixer(nn.Module):
         carry: tuple,
         tape: tuple,
         x: jax.Array,
-        context: layers.TreeContext,
+        context: places.TreeContext,
         layer: jax.Array | None = None,
     ):
         """Nodes of a tree."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec import compilation, sampling
-from jaxspec.core import LanguageModel
+from jaxspec.core import Context, LanguageModel
 from jaxspec.drafting.builder import Reader
 from jaxspec.drafting.model import Trimmed
 from jaxspec.drafting.static import static_tree
@@ -105,12 +105,19 @@ def _ranks(
             jnp.ones((1,)),
             position[None],
         )
+        context = Context(
+            tokens=root[None, None],
+            lengths=jnp.ones((1,), jnp.int32),
+            keys=key[None],
+            sampling=settings,
+            budget=jnp.full((1,), width, jnp.int32),
+        )
         reader = Reader(
             lambda tape, *_: (tape, proposed[None, None]),
             trimmed.vocab_ids,
             models[1].vocab_size,
         )
-        built = builder.build(reader, None, key[None], root[None], settings)
+        built = builder.build(reader, None, context)
         logits = jnp.broadcast_to(wanted, (1, width + 1, len(wanted)))
         verdict = verifier.verify(key[None], built.draft, logits, settings)
         child = verdict.path[0, 1]  # slots are the root's, then one per rank

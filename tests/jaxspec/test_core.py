@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import contexts
 from jaxspec import trees
 from jaxspec.core import Draft, Verdict, deterministic_draft, emitted_tokens
 from jaxspec.trees import TokenTree
@@ -46,3 +47,9 @@ def test_a_deterministic_draft_has_no_laws():
     assert (draft.kind == Draft.DETERMINISTIC).all() and draft.kind.shape == (3, 4)
     assert draft.draft_logits.shape[:2] == (3, 0)
     assert draft.max_path == 4
+
+
+def test_the_root_of_a_context_is_the_last_token_of_each_text():
+    context = contexts.of_texts([[3, 1, 4], [7], [2, 8]])
+    assert context.root.tolist() == [4, 7, 8]
+    assert contexts.of_roots(jnp.array([5, 6])).root.tolist() == [5, 6]

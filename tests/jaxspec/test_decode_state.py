@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxspec
 import tiny
+from jaxspec import checks
 from texts import (
     MAX_LENGTH,
     PROMPTS,
@@ -16,6 +18,7 @@ from texts import (
     make_drafter,
     speculative,
     start,
+    target,
 )
 
 drafters = pytest.mark.parametrize("name", ["ngram-tree", "model-tree"])
@@ -71,3 +74,30 @@ def test_bad_prompt_shapes_are_refused():
         jaxspec.init_state(
             params, jnp.ones((1, 2), jnp.int32), jnp.array([3]), target=model
         )
+
+
+def test_rows_that_are_done_have_no_budget_of_drafts():
+    _, state = start(draft_budgets=[5, 0, 7], speculative=True)
+    assert state.context.budget.tolist() == [5, 0, 7]
+    state = state.replace(done=jnp.array([True, False, False]))
+    assert state.context.budget.tolist() == [0, 0, 7]
+    np.testing.assert_array_equal(
+        state.context.root, [prompt[-1] for prompt in PROMPTS]
+    )
+    np.testing.assert_array_equal(state.context.sampling.position, state.lengths - 1)
+
+
+def test_a_pool_is_of_rows_that_are_done():
+    """It has the shapes of a state whose rows are live, and of its stops."""
+    drafter, own = make_drafter("model-tree")
+    params, state = start(drafter, own)
+    pool = jaxspec.empty_state(
+        params, 3, MAX_LENGTH, target=target(), drafter=drafter, num_stops=5
+    )
+    assert pool.done.all()
+    assert checks.difference(pool, state) is None
+    found, info = jaxspec.speculative_generate(
+        params, pool, target=target(), drafter=drafter
+    )
+    assert not info.target_calls.any()
+    np.testing.assert_array_equal(found.lengths, pool.lengths)

@@ -10,7 +10,6 @@ import pytest
 import jaxspec as js
 import texts
 import tiny
-from jaxspec import batch_rows
 from jaxspec.models import hybrid, mtp
 from jaxspec.models.rollback import ROLLBACKS
 
@@ -113,16 +112,16 @@ def test_texts_are_those_of_lone_runs(name, rollback, scanned):
     def empty(batch_size):
         return js.empty_state(params, batch_size, MAX_LENGTH, **machinery)
 
-    axes = batch_rows.axes(empty)
-    pool = batch_rows.put(axes, empty(2), [1], prompts[0])
+    axes = js.rows.axes(empty)
+    pool = js.rows.put(axes, empty(2), [1], prompts[0])
     pool, _ = go_on(pool, max_steps=2)
-    pool = batch_rows.put(axes, pool, [0], prompts[1])  # into a running batch
+    pool = js.rows.put(axes, pool, [0], prompts[1])  # into a running batch
     pool, _ = go_on(pool, max_steps=2)
-    aside = batch_rows.take(axes, pool, [1])  # a preemption,
-    pool = batch_rows.put(axes, pool, [1], prompts[2])  # whose slot is given away
+    aside = js.rows.take(axes, pool, [1])  # a preemption,
+    pool = js.rows.put(axes, pool, [1], prompts[2])  # whose slot is given away
     pool, _ = go_on(pool)
-    twins = batch_rows.take(axes, aside, [0, 0])  # a fork
-    elsewhere = batch_rows.put(axes, empty(2), [1, 0], twins)
+    twins = js.rows.take(axes, aside, [0, 0])  # a fork
+    elsewhere = js.rows.put(axes, empty(2), [1, 0], twins)
     assert not elsewhere.done.any()
     elsewhere, _ = go_on(elsewhere)
     check(pool, 0, scanned, 1)

@@ -17,7 +17,7 @@ import meshes
 import tiny
 from jaxspec import checkpointing, sharding
 from jaxspec.aot import hlo
-from jaxspec.models import hybrid, layout
+from jaxspec.models import hybrid, shardings
 
 CASES = {  # model, drafter, rollback, scanned
     "one-group-ngram-replay": ("one-group", "ngram", "replay", False),
@@ -182,7 +182,7 @@ def test_what_can_be_cut_is_cut(name, scanned):
     params = hybrid.split_projections(config, params)
     assert hybrid.split_projections(config, params) is params
     axes = {"data": 2, "tensor": 4}
-    specs = layout.param_specs(config, params, axes)
+    specs = shardings.param_specs(config, params, axes)
     storages = {name: specs[name] for name in config.storages}
     cut = {
         jax.tree_util.keystr(path[-3:], simple=True, separator="/")

@@ -16,6 +16,8 @@ from jaxspec.pretrained import Pretrained
 from texts import TARGET, baseline, check_same, make_drafter, start, target
 
 NGRAM, _ = make_drafter("ngram-tree")
+MODEL = make_drafter("model-tree")
+LAZY = target("lazy")
 PARAMS = tiny.params(TARGET)
 LOADED = Pretrained(target(), PARAMS, None)
 HOST = jaxspec.SuffixDecoder()
@@ -186,9 +188,15 @@ LATER = {
         "raise the target's max_path",
     ),
     "a draft without params": (
-        {"drafter": make_drafter("model-tree")[0]},
+        lambda state: {"state": start(*MODEL)[1], "drafter": MODEL[0]},
         ValueError,
         "Params(target=..., drafter=...)",
+    ),
+    "a state without room": (
+        lambda state: {"state": start(model=LAZY)[1], "target": LAZY},
+        ValueError,
+        "speculative=True",
+        "drafter",
     ),
     "a host's type": ({"host": jaxspec.SuffixDecoder}, TypeError, "SuffixDecoder()"),
     "longer paths": ({"max_path": 9}, ValueError, "raise the target's max_path"),
@@ -228,11 +236,12 @@ ONLY = {  # loops that take the argument
     + ("generate_from_host", "verify"),
 }
 ONLY_OF = {  # slips that only some can know
-    "a state without a drafter": [loop for loop in LOOPS if loop != "generate"],
+    "a state without a drafter": ONLY["drafter"],
+    "a state without room": ("generate_from_host", "verify"),
     "a setting of another shape": ONLY["target"],
     "another drafter": ("speculative_generate", "speculative_step"),
     "a longer drafter": ("speculative_generate", "speculative_step"),
-    "a draft without params": ("speculative_generate", "speculative_step"),
+    "a draft without params": ("speculative_generate", "speculative_step", "propose"),
     "a tree for a draft": ("verify",),
     "a draft of another batch": ("verify",),
     "a draft of longer paths": ("verify",),

@@ -41,13 +41,16 @@ def verify_by(state, draft, verifier="sample and match", params=None):
     return verify(params, state, draft, **records)
 
 
-def check_equal(one, other):
-    """Bit for bit, keys too."""
+def check_equal(one, other, tolerance=0.0):
+    """Bit for bit, keys too; numbers of programs that are fused otherwise nearly."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for own, wanted in zip(*map(jax.tree.leaves, (one, other)), strict=True):
         if jnp.issubdtype(own.dtype, jax.dtypes.prng_key):
             own, wanted = jax.random.key_data(own), jax.random.key_data(wanted)
-        np.testing.assert_array_equal(own, wanted)
+        if tolerance and jnp.issubdtype(own.dtype, jnp.floating):
+            np.testing.assert_allclose(own, wanted, atol=tolerance, rtol=tolerance)
+        else:
+            np.testing.assert_array_equal(own, wanted)
 
 
 def random_draft(seed=0, max_path=texts.MAX_PATH):
@@ -71,7 +74,7 @@ def path_of(row, verdict):
     ],
 )
 def test_the_halves_make_a_step(name, verifier):
-    """Each a program of its own, until rows are done; all of the state, bit for bit."""
+    """Each a program of its own, until rows are done: the text, and all of the state."""
     drafter, own = texts.make_drafter(name)
     settings = SAMPLED | {"max_new_tokens": jnp.array([30, 2, 9])}
     params, state = texts.start(drafter, own, **settings)
@@ -82,7 +85,7 @@ def test_the_halves_make_a_step(name, verifier):
         after, outcome = verify(params, between, draft, **records)
         state = observe(params, after, outcome, drafter=drafter)
         expected, _ = step(params, expected, drafter=drafter, **records)
-        check_equal(state, expected)
+        check_equal(state, expected, 2e-5)  # programs round differently
     assert state.done[1] and not state.done[0]
 
 
@@ -116,7 +119,7 @@ def test_drafts_with_laws_are_judged_wherever_they_come_from():
         state, outcome = verify_by(between, draft, "recursive rejection", params)
         assert draft.draft_logits.shape[1] > 0
         room, alike = verify_by(room, draft, "recursive rejection")
-        check_equal(alike, outcome)
+        check_equal(alike, outcome, 2e-5)
         check_equal(room.tokens, state.tokens)
         state = observe(params, state, outcome, drafter=drafter)
         accepted += int(outcome.verdict.num_accepted.sum())

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import contexts
 import tiny
 from jaxspec import sampling
 from jaxspec.drafting.builder import Reader
@@ -45,7 +46,7 @@ def _compiled(builder, trimmed):
 
     def build(keys, root, settings):
         tape = jnp.full((BATCH, builder.num_read), -1)
-        return builder.build(reader, tape, keys, root, settings)
+        return builder.build(reader, tape, contexts.of_roots(root, keys, settings))
 
     return jax.jit(build)
 

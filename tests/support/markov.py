@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import rows
+from jaxspec import ragged
 from jaxspec.core import LanguageModel
 
 
@@ -35,7 +35,7 @@ def language_model(vocab, max_path=8):
 
     def scan(params, carry, tokens, lengths):
         before = jnp.concatenate([carry[:, None], tokens], axis=1)
-        return rows.take_one(before, lengths), place(before[:, :-1], tokens)
+        return ragged.take_one(before, lengths), place(before[:, :-1], tokens)
 
     def init_tape(params, batch_size, num_nodes):
         return jnp.zeros((batch_size, num_nodes), jnp.int32)
@@ -43,7 +43,7 @@ def language_model(vocab, max_path=8):
     def extend_tree(params, carry, tape, tree, start, stop):
         tape = tape.at[:, start:stop].set(tree.tokens[:, start:stop])
         above = tree.parents[:, start:stop]
-        before = rows.take(tree.tokens, jnp.maximum(above, 0))
+        before = ragged.take(tree.tokens, jnp.maximum(above, 0))
         before = jnp.where(above >= 0, before, carry[:, None])
         return tape, place(before, tree.tokens[:, start:stop])
 
@@ -53,12 +53,12 @@ def language_model(vocab, max_path=8):
         return carry, tape, hidden
 
     def keep(tape, slots):
-        return jnp.where(slots >= 0, rows.take(tape, jnp.maximum(slots, 0)), 0)
+        return jnp.where(slots >= 0, ragged.take(tape, jnp.maximum(slots, 0)), 0)
 
     def commit(carry, tape, path):
         count = jnp.sum(path >= 0, axis=1)
-        last = jnp.maximum(rows.take_one(path, jnp.maximum(count - 1, 0)), 0)
-        return jnp.where(count > 0, rows.take_one(tape, last), carry)
+        last = jnp.maximum(ragged.take_one(path, jnp.maximum(count - 1, 0)), 0)
+        return jnp.where(count > 0, ragged.take_one(tape, last), carry)
 
     def logits(params, hidden):
         return params[hidden[..., 0].astype(jnp.int32)]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxspec import rows
+from jaxspec import ragged
 from jaxspec.core import Drafter, deterministic_draft
 from jaxspec.trees import TokenTree
 
@@ -39,7 +39,7 @@ def scripted(max_path, vocab_size):
         mixed = (7 * state.steps + 3 * row) % max_path
         right = jnp.where(state.script == EVERYTHING, max_path, 0)
         right = jnp.where(state.script == MIXED, mixed, right)
-        ahead = rows.take(state.text, context.lengths[:, None] + depth - 1)
+        ahead = ragged.take(state.text, context.lengths[:, None] + depth - 1)
         wrong = (ahead + 1) % vocab_size
         truth = jnp.where(depth <= right, ahead, (ahead + 2) % vocab_size)
         tokens = jnp.stack([wrong, truth], axis=2).reshape(batch, -1)

@@ -240,10 +240,8 @@ def start(setting="greedy", **options):
 
 def decode(params, state, host=None, **options):
     host = SuffixDecoder(offset=2.0) if host is None else host
-    options = SIZES | options
-    return jaxspec.generate_from_host(
-        params, state, target=texts.target(), host=host, **options
-    )
+    options = {"target": texts.target()} | SIZES | options
+    return jaxspec.generate_from_host(params, state, host=host, **options)
 
 
 def accepted(state, info):
@@ -419,6 +417,8 @@ def test_a_state_of_any_drafter_has_room():
 
 
 def test_a_state_without_room_is_refused():
-    params, state = texts.start()
-    with pytest.raises(ValueError, match="made without a drafter"):
-        decode(params, state)
+    """A ring is for paths alone."""
+    model = texts.target("lazy")
+    params, state = texts.start(model=model)
+    with pytest.raises(ValueError, match="made without a drafter.*speculative=True"):
+        decode(params, state, target=model)

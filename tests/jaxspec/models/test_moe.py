@@ -11,9 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import oracle
 import tiny
-from jaxspec import partition, sharding
+from jaxspec import sharding
 from jaxspec.aot import hlo
-from jaxspec.models import experts, layers, layout, moe
+from jaxspec.mesh import rows as cut_rows
+from jaxspec.models import experts, layers, moe, shardings
 from jaxspec.models.config import MoEConfig
 from rounds import (
     MAX_PATH,
@@ -203,7 +204,7 @@ def test_devices_have_parts_of_all_experts(name, batch):
     together = call(params, x)
     params = {"layers": ({"norm": {}, "moe": moe.split(config, params)},)}
     axes = {"data": 2, "tensor": 2}
-    specs = layout.param_specs(config, params, axes)["layers"][0]["moe"]
+    specs = shardings.param_specs(config, params, axes)["layers"][0]["moe"]
     ups = jax.tree.leaves(specs["up_proj"])
     assert set(ups) == {PartitionSpec(None, None, "tensor")}
     assert specs["down_proj"]["kernel"] == PartitionSpec(None, "tensor", None)
@@ -211,7 +212,7 @@ def test_devices_have_parts_of_all_experts(name, batch):
     with sharding.mesh(**axes, devices=jax.devices()[:4]) as mesh:
         where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
         params = sharding.put(params["layers"][0]["moe"], where)
-        rows = NamedSharding(mesh, PartitionSpec(partition.rows(batch, axes)))
+        rows = NamedSharding(mesh, PartitionSpec(cut_rows(batch, axes)))
         x = jax.device_put(x, rows)
         run = jax.jit(call, out_shardings=rows).lower(params, x).compile()
         found, exchanged = run(params, x), hlo.collectives(run.as_text())

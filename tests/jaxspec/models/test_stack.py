@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.models import layers
+from jaxspec.models import layered
 from jaxspec.models.stack import Run, Stack, find_runs
 
 PATTERNS = [
@@ -54,14 +54,14 @@ def block(kind, rng):
 
 def apply(kind, x, weights, reads, writes, layer):
     """A residual block that neither commutes nor leaves its state alone."""
-    before, state = layers.at((reads, writes), layer)
+    before, state = layered.at((reads, writes), layer)
     if kind == "M":
         state = 0.5 * state + weights["w"] * x * before
-        return x + jnp.sin(state), layers.put(writes, state, layer)
+        return x + jnp.sin(state), layered.put(writes, state, layer)
     if kind == "*":
         keys = jnp.concatenate([state["keys"][1:], x[None]])
         x = x + jnp.tanh(weights[0] + (keys * weights[1]).sum(0))
-        return x, layers.put(writes, {"keys": keys}, layer)
+        return x, layered.put(writes, {"keys": keys}, layer)
     return x + jnp.cos(x @ weights), writes
 
 

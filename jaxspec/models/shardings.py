@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import PartitionSpec
 
-from jaxspec import partition
+from jaxspec import mesh
+from jaxspec.mesh import TENSOR
 from jaxspec.models import joint
 from jaxspec.models.config import BLOCKS, GATED, ModelConfig
-from jaxspec.partition import TENSOR
 
 # Which axis holds the heads, or the channels of heads, counted from the last.
 _PARAMS = {
@@ -98,7 +98,7 @@ def param_specs(config: ModelConfig, params: Any, axes: dict[str, int]) -> Any:
     Args:
         config: the shape of the model.
         params: of it, unrolled or stacked, arrays or their shapes.
-        axes: sizes of a mesh's axes, see `partition.sizes`.
+        axes: sizes of a mesh's axes, see `mesh.sizes`.
     """
 
     def one(mixer, names, leaf, is_stacked):
@@ -140,7 +140,7 @@ def past_specs(config: ModelConfig, past: Any, axes: dict[str, int]) -> Any:
         config: the shape of the model.
         past: a carry, `joint`'s or not, or a tape of the network; unrolled or stacked,
             arrays or their shapes.
-        axes: sizes of a mesh's axes, see `partition.sizes`.
+        axes: sizes of a mesh's axes, see `mesh.sizes`.
     """
     if isinstance(past, joint.Carry):
         inner = past_specs(config, past.past, axes)
@@ -150,7 +150,7 @@ def past_specs(config: ModelConfig, past: Any, axes: dict[str, int]) -> Any:
         cuts = {}
         if names[0] != "A":  # rates have no rows
             first = int(is_stacked)
-            cuts[first - leaf.ndim] = partition.rows(leaf.shape[first], axes)
+            cuts[first - leaf.ndim] = mesh.rows(leaf.shape[first], axes)
         is_shared = _is_shared(config, mixer, names)
         if is_cut(config, mixer, axes[TENSOR]) and not is_shared:
             cuts[_PAST[mixer][names[0]]] = TENSOR
@@ -169,7 +169,7 @@ def past_specs(config: ModelConfig, past: Any, axes: dict[str, int]) -> Any:
 def row_specs(tree: Any, axes: dict[str, int]) -> Any:
     """A `PartitionSpec` for arrays whose first axis are the rows of the batch."""
     return jax.tree.map(
-        lambda leaf: PartitionSpec(partition.rows(leaf.shape[0], axes)), tree
+        lambda leaf: PartitionSpec(mesh.rows(leaf.shape[0], axes)), tree
     )
 
 
