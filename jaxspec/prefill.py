@@ -27,8 +27,7 @@ CHUNK = 512
 """Tokens of a prompt that are absorbed at a time."""
 
 
-@struct.dataclass
-class Past:
+class Past(struct.PyTreeNode):
     """What a target and a drafter keep of texts that they have absorbed.
 
     Attributes:
@@ -228,8 +227,8 @@ def init_state(
         _check_past(params, past, batch, max_length, machinery)
         _check_absorbed(past, size if lengths is None else lengths)
     prompt = jnp.asarray(prompt)[:, : machinery["max_length"]]
-    lengths = prompt.shape[1] if lengths is None else lengths
-    lengths = checks.per_row("lengths", lengths, batch, jnp.int32)
+    whole = prompt.shape[1] if lengths is None else lengths
+    lengths = checks.per_row("lengths", whole, batch, jnp.int32)
     live = jnp.arange(prompt.shape[1])[None] < lengths[:, None]
     tokens = jnp.where(live, prompt, 0).astype(jnp.int32)
     past = _read(params, past, tokens, lengths - 1, chunk_size, machinery)
