@@ -1,143 +1,20 @@
-"""How texts begin: prompts are absorbed, by the target and the drafter, piece by piece.
+"""How texts begin: the state after the prompts, and the state without any."""
 
-    past = init_past(params, batch, max_length, target=model, drafter=drafter)
-    past = absorb(params, past, tokens, lengths, target=model, drafter=drafter)
-    state = init_state(params, prompt, past=past, target=model, drafter=drafter)
-
-A past is a value, as a carry is: kept, it serves every prompt that begins with its tokens.
-Whoever absorbs pieces of the same size gets the same bits, whatever came from a kept past.
-"""
-
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
-from jaxspec import checks, compilation, padding, ragged, sampling
+from jaxspec import checks, padding, pasts, sampling
 from jaxspec.core import Drafter, LanguageModel, Params
 from jaxspec.decode_state import NO_BUDGET, DecodeState
+from jaxspec.pasts import Past
 
 Array = jax.Array
 
 CHUNK = 512
 """Tokens of a prompt that are absorbed at a time."""
-
-
-class Past(struct.PyTreeNode):
-    """What a target and a drafter keep of texts that they have absorbed.
-
-    Attributes:
-        carry: the target's.
-        drafter: the drafter's state; None without one.
-        lengths: `[B]` int32, tokens absorbed.
-        max_length: the most tokens that a text can have; static.
-    """
-
-    carry: Any
-    drafter: Any
-    lengths: Array  # [B]
-    max_length: int = struct.field(pytree_node=False)
-
-
-def init_past(
-    params: Params,
-    batch_size: int,
-    max_length: int,
-    *,
-    target: LanguageModel,
-    drafter: Drafter | None = None,
-    speculative: bool = False,
-) -> Past:
-    """Makes the past of texts without tokens.
-
-    Args:
-        params: of the target and the drafter.
-        batch_size: `B`.
-        max_length: the most tokens that a text can have, rounded up to a few sizes.
-        target: the model.
-        drafter: what will propose, if anything does.
-        speculative: makes room for paths also without a drafter, whose drafts come from
-            elsewhere.
-
-    Raises:
-        ValueError: on sizes that are not positive, or a drafter that does not fit.
-        TypeError: on params that are not in `Params`, or what is not a record.
-    """
-    checks.machinery(params, target, drafter)
-    batch_size = checks.integer("batch_size", batch_size, least=1)
-    max_length = checks.integer("max_length", max_length, least=1)
-    return _init_past(
-        params,
-        batch_size=batch_size,
-        max_length=_room(max_length, target),
-        target=target,
-        drafter=drafter,
-        speculative=speculative or drafter is not None,
-    )
-
-
-@functools.partial(
-    compilation.jit,
-    static_argnames=("batch_size", "max_length", "target", "drafter", "speculative"),
-)
-def _init_past(params, *, batch_size, max_length, target, drafter, speculative):
-    """`init_past` as a program, whose results share no buffer."""
-    state = None
-    if drafter is not None:
-        with checks.drafter_errors(params.drafter):
-            state = drafter.init(params.drafter, batch_size, max_length)
-    return Past(
-        carry=target.init_carry(params.target, batch_size, max_length, speculative),
-        drafter=state,
-        lengths=jnp.zeros((batch_size,), jnp.int32),
-        max_length=max_length,
-    )
-
-
-def absorb(
-    params: Params,
-    past: Past,
-    tokens: Array,
-    lengths: Array,
-    *,
-    target: LanguageModel,
-    drafter: Drafter | None = None,
-) -> Past:
-    """Absorbs the tokens that come next: a prompt, or a piece of one.
-
-    A prompt's last token is not absorbed: it is the first root. It is compiled, as the
-    loops are; within a `jit` of one's own the past may be donated.
-
-    Args:
-        params: of the target and the drafter.
-        past: from `init_past`, with the same target and drafter.
-        tokens: `[B, T]` int32, anything beyond the lengths.
-        lengths: `[B]` int32, how many of them, perhaps none; with those absorbed before
-            at most `past.max_length`.
-        target: the model.
-        drafter: the drafter, if the past has one.
-    """
-    return _absorb(params, past, tokens, lengths, target=target, drafter=drafter)
-
-
-def _more(params, past, tokens, lengths, *, target, drafter):
-    """`absorb` as a program."""
-    carry, hidden = target.scan(params.target, past.carry, tokens, lengths)
-    state = past.drafter
-    if drafter is not None:
-        with checks.drafter_errors(params.drafter):
-            state = drafter.absorb(params.drafter, state, tokens, hidden, lengths)
-    return past.replace(carry=carry, drafter=state, lengths=past.lengths + lengths)
-
-
-_absorb = compilation.jit(_more, static_argnames=("target", "drafter"))
-_absorb_into = compilation.jit(
-    _more, static_argnames=("target", "drafter"), donate_argnames=("past",)
-)
 
 
 def init_state(
@@ -216,22 +93,25 @@ def init_state(
     if max_length is None and past is not None:
         max_length = past.max_length
     max_length = _max_length(max_length, size, lengths, budget)
-    machinery = {
-        "target": target,
-        "drafter": drafter,
-        "speculative": speculative or drafter is not None,
-        "max_length": _room(max_length, target),
-    }
-    if past is not None:
-        machinery["max_length"] = past.max_length
-        _check_past(params, past, batch, max_length, machinery)
-        _check_absorbed(past, size if lengths is None else lengths)
-    prompt = jnp.asarray(prompt)[:, : machinery["max_length"]]
+    prompt = jnp.asarray(prompt)[:, : pasts.room(max_length, target)]
     whole = prompt.shape[1] if lengths is None else lengths
     lengths = checks.per_row("lengths", whole, batch, jnp.int32)
     live = jnp.arange(prompt.shape[1])[None] < lengths[:, None]
     tokens = jnp.where(live, prompt, 0).astype(jnp.int32)
-    past = _read(params, past, tokens, lengths - 1, chunk_size, machinery)
+    records = {"target": target, "drafter": drafter}
+    speculative = speculative or drafter is not None
+    if past is None:
+        past = pasts.init_past(
+            params, batch, max_length, speculative=speculative, **records
+        )
+    else:
+        pasts.check(
+            params, past, lengths, max_length, speculative=speculative, **records
+        )
+        past = jax.tree.map(jnp.copy, past)
+    past = pasts.absorb_rest(
+        params, past, tokens, lengths - 1, chunk_size=chunk_size, **records
+    )
     limits = lengths + jnp.minimum(budget, max_length - lengths)
     return _begin(past, tokens, lengths, limits, settings, target.max_path)
 
@@ -261,7 +141,7 @@ def empty_state(
         ValueError: on sizes that are not positive, or a drafter that does not fit.
         TypeError: on params that are not in `Params`, or what is not a record.
     """
-    past = init_past(
+    past = pasts.init_past(
         params,
         batch_size,
         max_length,
@@ -284,12 +164,6 @@ def empty_state(
     return _begin(
         past, jnp.zeros_like(one)[:, None], one, one, settings, target.max_path
     )
-
-
-def _room(max_length: int, target: LanguageModel) -> int:
-    """Tokens that a text can have, rounded up so that few sizes are compiled for."""
-    width = padding.round_up(max_length + target.max_path, padding.SIZES)
-    return width - target.max_path
 
 
 def _settings(batch: int, vocab_size: int, *, stops, keys, **each) -> dict[str, Array]:
@@ -331,73 +205,6 @@ def _begin(
     )
     state = jax.tree.map(jnp.copy, state)
     return state.replace(carry=past.carry, drafter=past.drafter)
-
-
-def _read(
-    params: Params,
-    past: Past | None,
-    tokens: Array,
-    lengths: Array,
-    chunk_size: int,
-    machinery: dict[str, Any],
-) -> Past:
-    """Absorbs what is left of the first `lengths` `[B]` tokens `[B, T]`, in pieces."""
-    records = {name: machinery[name] for name in ("target", "drafter")}
-    size = tokens.shape[1]
-    width = min(chunk_size, size)
-    if past is None:
-        past, absorbed = _init_past(params, batch_size=len(tokens), **machinery), 0
-    else:
-        past = jax.tree.map(jnp.copy, past)  # the pieces are written into it
-        absorbed = np.asarray(past.lengths) if checks.is_known(past.lengths) else 0
-    most = np.asarray(lengths) if checks.is_known(lengths) else np.array(size - 1)
-    for _ in range(0, int(np.max(most - absorbed, initial=0)), width):
-        piece, count = _piece(tokens, past.lengths, lengths, width=width)
-        past = _absorb_into(params, past, piece, count, **records)
-    return past
-
-
-@functools.partial(compilation.jit, static_argnames=("width",))
-def _piece(tokens, absorbed, lengths, *, width):
-    """The tokens `[B, width]` that come next, and how many they are."""
-    index = absorbed[:, None] + jnp.arange(width)[None]
-    piece = ragged.take(tokens, jnp.minimum(index, tokens.shape[1] - 1))
-    return piece, jnp.clip(lengths - absorbed, 0, width)
-
-
-def _check_past(
-    params: Params, past: Past, batch: int, max_length: int, machinery: dict[str, Any]
-) -> None:
-    """Refuses a past of another batch, target or drafter, or of too little room."""
-    checks.require(
-        past.lengths.shape == (batch,),
-        f"The past is of {past.lengths.shape[0]} texts, and there are {batch} prompts.",
-    )
-    checks.require(
-        max_length <= past.max_length,
-        f"The past has room for texts of {past.max_length} tokens, and max_length is "
-        f"{max_length}; give init_past a larger max_length.",
-    )
-    begin = functools.partial(_init_past, batch_size=batch, **machinery)
-    wanted = jax.eval_shape(begin, params)
-    other = checks.difference(past, wanted)
-    checks.require(
-        other is None,
-        f"The past was made with another target or drafter: {other}. Give init_past and "
-        "init_state the same.",
-    )
-
-
-def _check_absorbed(past: Past, lengths: Any) -> None:
-    """Refuses a past that has absorbed a prompt's last token, which is the first root."""
-    if not checks.is_known(past.lengths, lengths):
-        return
-    absorbed, known = np.asarray(past.lengths), np.asarray(lengths)
-    checks.require(
-        bool((absorbed < known).all()),
-        f"The past has absorbed {absorbed} tokens, and the prompts have {known}; the last "
-        "token of a prompt is not absorbed.",
-    )
 
 
 def _max_length(max_length, size, lengths, budget) -> int:

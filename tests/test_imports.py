@@ -22,7 +22,7 @@ LAYERS = [  # lowest first: folders and modules that may import each other one w
         f"jaxspec.{name}"
         for name in (
             "checkpointing decode_state decoding drafters host_decoding loop_checks "
-            "metrics plotting prefill pretrained sharding spec_info stepping"
+            "metrics pasts plotting prefill pretrained sharding spec_info stepping"
         ).split()
     ],
     ["checkpoints_conv"],  # above what it converts for, which knows it not
@@ -37,6 +37,7 @@ NEIGHBOURS = {  # a module, and what it knows nothing of
     "jaxspec.decoding": ["jaxspec.models", *DRAFTS],
     "jaxspec.decode_state": ["jaxspec.models", *DRAFTS],
     "jaxspec.host_decoding": ["jaxspec.models", *DRAFTS],
+    "jaxspec.pasts": ["jaxspec.models", *DRAFTS],
     "jaxspec.prefill": ["jaxspec.models", *DRAFTS],
     "jaxspec.spec_info": ["jaxspec.models", *DRAFTS],
     "jaxspec.stepping": ["jaxspec.models", *DRAFTS],

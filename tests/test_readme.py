@@ -7,6 +7,8 @@ import shlex
 import pytest
 
 import folder
+import jaxspec
+import texts
 from jaxspec.__main__ import parser
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,14 +23,30 @@ def examples():
 
 
 def test_the_example_runs(capsys):
-    example, _ = examples()
+    example, _, _ = examples()
     assert example.count("\n") <= 20
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.count("calls of the target") == 2
 
 
+def test_rows_come_and_go():
+    _, example, _ = examples()
+    assert example.count("\n") <= 20
+    drafter, own = texts.make_drafter("ngram-tree")
+    weights, state = texts.start(drafter, own, prompts=[[3, 1, 4]], max_new_tokens=9)
+    _, another = texts.start(drafter, own, prompts=[[2, 7]], max_new_tokens=9)
+    machinery = {"target": texts.target(), "drafter": drafter}
+    names = {"js": jaxspec, "weights": weights, "machinery": machinery}
+    names |= {"state": state, "another": another, "max_length": texts.MAX_LENGTH}
+    exec(compile(example, "README.md", "exec"), names)
+    twins, _ = jaxspec.speculative_generate(weights, names["twins"], **machinery)
+    alone = jaxspec.generate(weights, state, target=texts.target())
+    for row in range(2):
+        assert twins.tokens[row].tolist() == alone.tokens[0].tolist()
+
+
 def test_the_recipe_for_a_pod_runs_on_eight_devices(tmp_path):
-    _, recipe = examples()
+    _, _, recipe = examples()
     for pod, here in (
         ("jax.distributed.initialize()", "pass"),
         ("data=32, tensor=8", "data=2, tensor=4"),

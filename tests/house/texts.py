@@ -177,21 +177,26 @@ def main() -> None:
     path = FOLDER / "texts.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     found, differ = {}, []
-    for name, (_, _, coupled) in drafters().items():
-        for verifier in ["match"] if coupled else VERIFIERS:
-            for rollback in ROLLBACKS:
-                which = f"{name} | {verifier} | {rollback}"
-                if args.only not in which:
-                    continue
-                if args.write and which in known:
-                    continue
-                found[which] = texts_of(name, verifier, rollback)
-                jax.clear_caches()  # a process has room for so many programs
-                if args.write:
-                    path.write_text(json.dumps(known | found, indent=1) + "\n")
-                if not args.write and found[which] != known.get(which):
-                    differ.append(which)
-                print(which, "differs" if which in differ else "", flush=True)
+    cases = [
+        (name, verifier, rollback)
+        for name, (_, _, coupled) in drafters().items()
+        for verifier in (["match"] if coupled else VERIFIERS)
+        for rollback in ROLLBACKS
+    ]
+    cases.sort(key=lambda case: (case[2] != "replay") * (1 + (case[1] != "match")))
+    for name, verifier, rollback in cases:
+        which = f"{name} | {verifier} | {rollback}"
+        if args.only not in which:
+            continue
+        if args.write and which in known:
+            continue
+        found[which] = texts_of(name, verifier, rollback)
+        jax.clear_caches()  # a process has room for so many programs
+        if args.write:
+            path.write_text(json.dumps(known | found, indent=1) + "\n")
+        if not args.write and found[which] != known.get(which):
+            differ.append(which)
+        print(which, "differs" if which in differ else "", flush=True)
     print(f"{len(found)} texts, {len(differ)} differ: {differ}")
     sys.exit(bool(differ))
 

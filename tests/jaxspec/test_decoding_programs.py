@@ -69,6 +69,9 @@ FORMS = {  # of settings; all make the shapes that the first makes
     "tokens in NumPy": {"tokens": np.ones((3, 16), np.int64)},
     "many steps": {"max_steps": 100},
     "steps in JAX": {"max_steps": jnp.int32(100)},
+    "budgets": {"draft_budgets": [0, 2, 5]},
+    "a budget": {"draft_budgets": 3},
+    "replaced budgets": {"replace": {"draft_budgets": np.array([1, 0, 4])}},
     "a replaced temperature": {"replace": {"temperature": 0.5, "top_k": 4}},
 }
 

@@ -66,14 +66,14 @@ def path_of(row, verdict):
 
 
 @pytest.mark.parametrize(
-    "name, verifier, tolerance",
+    "name, verifier",
     [
-        ("ngram-tree", "sample and match", 0.0),
-        ("model-tree", "recursive rejection", 2e-5),
-        ("head", "sample and match", 2e-5),
+        ("ngram-tree", "sample and match"),
+        ("model-tree", "recursive rejection"),
+        ("head", "sample and match"),
     ],
 )
-def test_the_halves_make_a_step(name, verifier, tolerance):
+def test_the_halves_make_a_step(name, verifier):
     """Each a program of its own, until rows are done: the text, and all of the state."""
     drafter, own = texts.make_drafter(name)
     settings = SAMPLED | {"max_new_tokens": jnp.array([30, 2, 9])}
@@ -85,7 +85,7 @@ def test_the_halves_make_a_step(name, verifier, tolerance):
         after, outcome = verify(params, between, draft, **records)
         state = observe(params, after, outcome, drafter=drafter)
         expected, _ = step(params, expected, drafter=drafter, **records)
-        check_equal(state, expected, tolerance)
+        check_equal(state, expected, 2e-5)  # programs round differently
     assert state.done[1] and not state.done[0]
 
 

@@ -80,7 +80,9 @@ def test_stop_tokens_are_not_in_the_text(generate, monkeypatch, drafter):
     whole, _ = generate(*options)
     stop = whole["tokens"][5]
     end = whole["tokens"].index(stop)
-    monkeypatch.setattr(pretrained, "stop_tokens", lambda name: [stop])
+    read = weights.read_source
+    changed = {"stop_tokens": [stop]}
+    monkeypatch.setattr(weights, "read_source", lambda path: read(path) | changed)
     record, _ = generate(*options)
     assert record["tokens"] == whole["tokens"][: end + 1]
     assert record["text"] == folder.tokenizer().decode(record["tokens"][:end])
