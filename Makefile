@@ -1,7 +1,7 @@
 # make demo   continues a prompt with the shipped model, speculatively
 # make test   installs jaxspec and runs its tests
 # make test-aot   installs compilers for TPUs and GPUs that are not here, and uses them
-# make lint   checks the style
+# make lint   checks the style, and the types of the contracts and the loops
 #
 # PYTHON chooses the interpreter, VENV where to install, TESTS which tests to run. The
 # compilers have an environment of their own, AOT_VENV: beside them JAX looks for a GPU at
@@ -27,6 +27,7 @@ test-aot: $(AOT_VENV)/.installed-aot
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(VENV)/bin/python
 
 $(VENV)/bin/python $(AOT_VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxspec needs Python 3.11 or later; name one with PYTHON=")'

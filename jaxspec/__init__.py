@@ -1,7 +1,13 @@
 """Speculative decoding for state-space and hybrid language models, in JAX."""
 
-# Rows of any past, and fewer drafts where there is no time for all.
+# Modules: rows of any past, and, with `builder` and `proposals` below, the pieces that
+# one's own drafter, verifier or model is made of.
+from jaxspec import ragged as ragged
 from jaxspec import rows as rows
+from jaxspec import sampling as sampling
+from jaxspec import trees as trees
+
+# Fewer drafts where there is no time for all.
 from jaxspec.budgets import limit as limit
 
 # Programs that outlive the process.
@@ -26,8 +32,12 @@ from jaxspec.decoding import speculative_generate as speculative_generate
 
 # Drafters by name, and what proposes and what decides.
 from jaxspec.drafters.registry import drafter as drafter
+from jaxspec.drafting import builder as builder
 from jaxspec.drafting.beam import stochastic_beam as stochastic_beam
 from jaxspec.drafting.best_first import best_first as best_first
+from jaxspec.drafting.builder import Builder as Builder
+from jaxspec.drafting.builder import Built as Built
+from jaxspec.drafting.builder import Reader as Reader
 from jaxspec.drafting.dyspec import dyspec as dyspec
 from jaxspec.drafting.fusion import fuse as fuse
 from jaxspec.drafting.head import draft_head as draft_head
@@ -74,6 +84,7 @@ from jaxspec.stepping import speculative_step as speculative_step
 from jaxspec.stepping import verify as verify
 from jaxspec.tokenizer_files import check_same_tokenizer as check_same_tokenizer
 from jaxspec.trees import TokenTree as TokenTree
+from jaxspec.verification import proposals as proposals
 from jaxspec.verification.recursive_rejection import (
     recursive_rejection as recursive_rejection,
 )

@@ -15,8 +15,7 @@ NO_BUDGET = 2**31 - 1
 """The draft budget of a row whose trees are verified whole."""
 
 
-@struct.dataclass
-class DecodeState:
+class DecodeState(struct.PyTreeNode):
     """A batch of texts in the making: all there is to know, in one pytree.
 
     Save it between any two steps and go on in another process. No two leaves share a

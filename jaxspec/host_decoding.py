@@ -95,8 +95,9 @@ def generate_from_host(
     state = loop_checks.one_per_row(state, target)
     loop_checks.paths(max_path, target)
     report = spec_info.empty(state, max_path)
-    tree = _roots(len(state.lengths), num_nodes)
-    score = np.zeros(tree.parents.shape, np.float32)
+    tokens = np.zeros((len(state.lengths), num_nodes), np.int32)
+    parents = np.full_like(tokens, TokenTree.NO_PARENT)
+    score = np.zeros(tokens.shape, np.float32)
     written, lengths, done = jax.device_get((state.tokens, state.lengths, state.done))
     texts = [host.begin(row[:n]) for row, n in zip(written, lengths, strict=True)]
     state = jax.tree.map(jnp.copy, state)  # the steps write into what they are given
@@ -106,28 +107,21 @@ def generate_from_host(
             drafted = _checked(
                 host.propose(texts[row], num_nodes, max_path), num_nodes, max_path
             )
-            tree.tokens[row], tree.parents[row], score[row] = drafted
+            tokens[row], parents[row], score[row] = drafted
         state, report, news = _step(
             params,
             state,
             report,
-            tree,
-            score,
+            (tokens, parents, score),
             target=target,
             verifier=verifier,
             max_path=max_path,
         )
-        tokens, count, done = jax.device_get(news)
-        for text, new, n in zip(texts, tokens, count, strict=True):
+        emitted, count, done = jax.device_get(news)
+        for text, new, n in zip(texts, emitted, count, strict=True):
             text.extend(new[:n])
         steps += 1
     return state, report
-
-
-def _roots(batch: int, num_nodes: int) -> TokenTree:
-    """Trees of roots alone, in numpy."""
-    tokens = np.zeros((batch, num_nodes), np.int32)
-    return TokenTree(tokens, np.full_like(tokens, TokenTree.NO_PARENT))
 
 
 def _checked(
@@ -145,7 +139,7 @@ def _checked(
         f"scores of shapes {shapes}.",
     )
     tokens, parents = (np.asarray(array, np.int32) for array in drafted[:2])
-    trees.check(TokenTree(tokens[None], parents[None]))
+    trees.check_parents(parents[None])
     depth = np.zeros(num_nodes, np.int32)
     for slot, parent in enumerate(parents):
         depth[slot] = depth[parent] + 1 if parent >= 0 else 0
@@ -158,9 +152,11 @@ def _checked(
     static_argnames=("target", "verifier", "max_path"),
     donate_argnames=("state", "report"),
 )
-def _step(params, state, report, tree, score, *, target, verifier, max_path):
-    """One step with a tree of the host's; the state is overwritten."""
-    before, draft = state, deterministic_draft(tree, max_path, score)
+def _step(params, state, report, drafted, *, target, verifier, max_path):
+    """One step with trees of the host's; the state is overwritten."""
+    tokens, parents, score = drafted
+    draft = deterministic_draft(TokenTree(tokens, parents), max_path, score)
+    before = state
     state, outcome = stepping.verify(
         params, state, draft, target=target, verifier=verifier
     )

@@ -22,8 +22,7 @@ from jaxspec.core import Drafter, LanguageModel, Params
 Array = jax.Array
 
 
-@struct.dataclass
-class Past:
+class Past(struct.PyTreeNode):
     """What a target and a drafter keep of texts that they have absorbed.
 
     Attributes:

@@ -94,8 +94,8 @@ def init_state(
         max_length = past.max_length
     max_length = _max_length(max_length, size, lengths, budget)
     prompt = jnp.asarray(prompt)[:, : pasts.room(max_length, target)]
-    lengths = prompt.shape[1] if lengths is None else lengths
-    lengths = checks.per_row("lengths", lengths, batch, jnp.int32)
+    whole = prompt.shape[1] if lengths is None else lengths
+    lengths = checks.per_row("lengths", whole, batch, jnp.int32)
     live = jnp.arange(prompt.shape[1])[None] < lengths[:, None]
     tokens = jnp.where(live, prompt, 0).astype(jnp.int32)
     records = {"target": target, "drafter": drafter}

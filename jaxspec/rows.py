@@ -155,15 +155,15 @@ def _index(axes: Any, tree: Any, index: Sequence[int] | Array) -> Array:
         structures[0] == structures[1],
         f"The axes are of another pytree: {structures[0]}, and {structures[1]} was given.",
     )
-    index = checks.array("rows", index)
+    found = checks.array("rows", index)
     checks.require(
-        len(index.shape) == 1 and jnp.issubdtype(index.dtype, jnp.integer),
-        f"Expected rows [R] of integers, got {index.dtype} of shape {index.shape}.",
+        len(found.shape) == 1 and jnp.issubdtype(found.dtype, jnp.integer),
+        f"Expected rows [R] of integers, got {found.dtype} of shape {found.shape}.",
     )
-    if checks.is_known(index):
-        known, most = np.asarray(index), count(axes, tree)
+    if checks.is_known(found):
+        known, most = np.asarray(found), count(axes, tree)
         checks.require(
             bool(((known >= 0) & (known < most)).all()),
             f"Expected rows from 0 to {most - 1}, got {known.tolist()}.",
         )
-    return jnp.asarray(index, jnp.int32)
+    return jnp.asarray(found, jnp.int32)

@@ -11,8 +11,7 @@ from jaxspec.decode_state import DecodeState
 Array = jax.Array
 
 
-@struct.dataclass
-class SpecInfo:
+class SpecInfo(struct.PyTreeNode):
     """What is only worth reporting; adds up over steps.
 
     Attributes:

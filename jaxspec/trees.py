@@ -18,8 +18,7 @@ from pallas_kernels import topology
 Array = jax.Array
 
 
-@struct.dataclass
-class TokenTree:
+class TokenTree(struct.PyTreeNode):
     """A batch of trees of draft tokens, parents before children.
 
     Attributes:
@@ -83,9 +82,17 @@ def check(tree: TokenTree) -> TokenTree:
             "Expected tokens and parents of one shape [B, N]; got "
             f"{tree.tokens.shape} and {tree.parents.shape}."
         )
-    if isinstance(tree.parents, jax.core.Tracer):
-        return tree
-    parents = np.asarray(tree.parents)
+    if not isinstance(tree.parents, jax.core.Tracer):
+        check_parents(np.asarray(tree.parents))
+    return tree
+
+
+def check_parents(parents: np.ndarray) -> None:
+    """Refuses parents `[B, N]` that are no trees, as `check` does.
+
+    Raises:
+        ValueError: naming the row and the node.
+    """
     if (parents[:, 0] != TokenTree.NO_PARENT).any():
         raise ValueError(f"Slot 0 is the root: its parent is -1, got {parents[:, 0]}.")
     slots = np.arange(parents.shape[1])
@@ -98,7 +105,6 @@ def check(tree: TokenTree) -> TokenTree:
             "A node's parent is a node in an earlier slot: in row "
             f"{row} node {node} has parent {parents[row, node]}."
         )
-    return tree
 
 
 def chain(tokens: Array) -> TokenTree:

@@ -8,9 +8,11 @@ only after: that is what keeps the target's law (see `verification`). The same h
 scores by which a budget cuts the tree (`Draft.score`, `drafting.survival`).
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +30,34 @@ class Reader(NamedTuple):
     """A draft model in front of one tree.
 
     Attributes:
-        read: `tape, tree, start, stop -> tape, logits [B, stop - start, V']` float32; the
-            parents of these slots are on the tape, `start` and `stop` are static.
+        read: reads some slots of the tree.
         vocab_ids: `[V']` int32, the tokens of a trimmed head; None for all.
         vocab_size: `V`.
     """
 
-    read: Callable[..., tuple[Any, Array]]
+    read: Read
     vocab_ids: Array | None
     vocab_size: int
+
+
+class Read(Protocol):
+    """`Reader.read`."""
+
+    def __call__(
+        self, tape: Any, tree: TokenTree, start: int, stop: int, /
+    ) -> tuple[Any, Array]:
+        """Reads some slots of a tree whose parents are on the tape.
+
+        Args:
+            tape: of the draft model.
+            tree: of as many slots as the tape, or more.
+            start: the first slot, static.
+            stop: the slot after the last, static.
+
+        Returns:
+            The tape after, and logits `[B, stop - start, V']` float32.
+        """
+        ...
 
 
 class Built(NamedTuple):
@@ -57,8 +78,7 @@ class Builder(NamedTuple):
     """Grows trees of draft tokens.
 
     Attributes:
-        build: `reader, tape, Context -> Built`. Slots that no row's budget reaches need not
-            be read nor drawn (`when`); what is in them will be cut.
+        build: makes a draft.
         num_nodes: `N`, slots of the draft.
         num_read: slots of the tape.
         max_path: nodes on the longest path, the root included.
@@ -66,11 +86,28 @@ class Builder(NamedTuple):
             case; else 1.
     """
 
-    build: Callable[..., Built]
+    build: Build
     num_nodes: int
     num_read: int
     max_path: int
     min_vocab: int
+
+
+class Build(Protocol):
+    """`Builder.build`."""
+
+    def __call__(self, reader: Reader, tape: Any, context: Context, /) -> Built:
+        """Makes a draft by reading nodes and drawing their children.
+
+        Slots that no row's budget reaches need not be read nor drawn (`when`); what is in
+        them will be cut.
+
+        Args:
+            reader: the draft model.
+            tape: its own, of `num_read` empty slots.
+            context: the texts to continue.
+        """
+        ...
 
 
 def start(root: Array, num_nodes: int) -> TokenTree:

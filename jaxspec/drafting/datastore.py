@@ -31,8 +31,7 @@ SEPARATOR = -1
 FORMAT = "1"
 
 
-@struct.dataclass
-class Datastore:
+class Datastore(struct.PyTreeNode):
     """Documents, and where to look in them.
 
     Attributes:

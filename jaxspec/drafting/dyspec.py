@@ -28,7 +28,7 @@ where `v_k` is at most the parent's and the earlier sibling's.
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from jaxspec.core import Context, Draft, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 from jaxspec.drafting.survival import Curve
+from jaxspec.trees import TokenTree
 
 Array = jax.Array
 
@@ -125,17 +126,21 @@ def _dyspec(rules: _Rules) -> Builder:
     num_read = starts[-1]
 
     def build(reader: Reader, tape, context: Context) -> Built:
-        tree, grown, read = builder.start(context.root, num_nodes), None, 0
-        needed = builder.reaches(context, 1)
+        tree, needed = (
+            builder.start(context.root, num_nodes),
+            builder.reaches(context, 1),
+        )
+
+        def see(tape: Any, tree: TokenTree, start: int, stop: int) -> tuple[Any, Array]:
+            def read(tape):
+                return reader.read(tape, tree, start, stop)
+
+            return builder.when(needed, read, tape)
+
+        tape, logits = see(tape, tree, 0, 1)
+        grown, laws = _start(logits, num_nodes), logits[:, :0]
         for start in starts:
             stop = min(start + per_call, num_nodes)
-
-            def see(tape, tree=tree, read=read, start=start):
-                return reader.read(tape, tree, read, start)
-
-            tape, logits = builder.when(needed, see, tape)
-            if grown is None:
-                grown, laws = _start(logits, num_nodes), logits[:, :0]
             draw = functools.partial(
                 _draw, stop=stop, rules=rules, vocab_size=reader.vocab_size
             )
@@ -150,7 +155,8 @@ def _dyspec(rules: _Rules) -> Builder:
             )
             tokens = builder.token_ids(grown.columns[:, start:stop], reader.vocab_ids)
             tree = builder.grow(tree, start, tokens, grown.parents[:, start:stop])
-            read = start
+            if stop < num_nodes:
+                tape, logits = see(tape, tree, start, stop)
         row = builder.read_slots(tree, num_read)
         if rules.noise == "shared":
             draft = deterministic_draft(tree, rules.max_path, grown.score)
@@ -240,20 +246,21 @@ def _draw(
             )
 
         if rules.acceptance is not None:
-            grown = _value(grown, rules, laws, len(laws) - logits.shape[1])
+            first = len(laws) - logits.shape[1]
+            grown = _value(grown, rules.acceptance[0], laws, first)
         return jax.lax.fori_loop(len(laws), stop, draw, grown)
 
     laws = jnp.concatenate([laws, builder.law_logits(logits, settings)], axis=1)
     return laws, jax.vmap(row)(laws, keys, settings, grown)
 
 
-def _value(grown: _Grown, rules: _Rules, laws: Array, start: int) -> _Grown:
+def _value(grown: _Grown, curve: Curve, laws: Array, start: int) -> _Grown:
     """Values the nodes from `start` on, which were read now, by their logits `[m, V']`."""
     likeliest = jnp.exp(
         -jax.nn.logsumexp(laws[start:], axis=1)
     )  # the largest logit is 0
     new = slice(start, len(laws))
-    value = grown.tested[new] * rules.acceptance[0](likeliest)
+    value = grown.tested[new] * curve(likeliest)
     value = jnp.minimum(value, grown.score[new])
     return grown._replace(value=grown.value.at[new].set(value))
 
@@ -274,7 +281,7 @@ def _add(
     mass, rank, depth = jnp.sum(others), jnp.sum(siblings), grown.depth[node] + 1
     share, rest = law[column], mass
     if rules.acceptance is not None:
-        share = _accepted(rules, rank, share)
+        share = _accepted(rules.acceptance, rank, share)
         rest = 1.0 - share
     goes_down = exists & (depth + 1 < rules.max_path)
     goes_on = (mass > 0.0) & (rank + 1 < rules.max_children)
@@ -283,7 +290,7 @@ def _add(
     worth = following
     if rules.acceptance is not None:
         likeliest = jnp.max(others) / jnp.where(mass > 0.0, mass, 1.0)
-        worth *= _accepted(rules, rank + 1, likeliest)
+        worth *= _accepted(rules.acceptance, rank + 1, likeliest)
         worth = jnp.minimum(worth, value)
     beside = jnp.where(siblings | (jnp.arange(len(siblings)) == node), grown.score, 1.0)
     return _Grown(
@@ -297,7 +304,7 @@ def _add(
     )
 
 
-def _accepted(rules: _Rules, rank: Array, probability: Array) -> Array:
+def _accepted(curves: tuple[Curve, ...], rank: Array, probability: Array) -> Array:
     """The share of draws of a rank and a probability that are accepted."""
-    shares = jnp.stack([curve(probability) for curve in rules.acceptance])
+    shares = jnp.stack([curve(probability) for curve in curves])
     return shares[jnp.minimum(rank, len(shares) - 1)]

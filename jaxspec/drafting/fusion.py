@@ -44,7 +44,7 @@ def fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
     checks.record("second", second, Drafter)
     if num_nodes < 1:
         raise ValueError(f"Expected num_nodes >= 1, got {num_nodes}.")
-    sizes = {first.vocab_size, second.vocab_size} - {None}
+    sizes = {n for n in (first.vocab_size, second.vocab_size) if n is not None}
     if len(sizes) > 1:
         raise ValueError(
             f"The two drafters have vocabularies of {sorted(sizes)} tokens."

@@ -26,11 +26,11 @@ class Trimmed(NamedTuple):
 
     Attributes:
         params: the model's; its `logits` are of `V'` tokens.
-        vocab_ids: `[V']` int32, the tokens, ascending.
+        vocab_ids: `[V']` int32, the tokens, ascending; None for all.
     """
 
     params: Any
-    vocab_ids: Array
+    vocab_ids: Array | None
 
 
 class State(NamedTuple):
@@ -154,7 +154,14 @@ def keep(
 
     Returns:
         The carry after.
+
+    Raises:
+        ValueError: if the state has no draft.
     """
+    if state.slots is None:
+        raise ValueError(
+            "Expected a state between propose and observe, got one without a draft."
+        )
     path = outcome.verdict.path
     on_path = path >= 0
     slots = ragged.take(state.slots, jnp.maximum(path, 0))

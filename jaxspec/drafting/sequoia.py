@@ -56,14 +56,14 @@ def optimal_tree(
     Raises:
         ValueError: if the shares are none, or there is no room for a draft.
     """
-    acceptance = _check(acceptance)
+    shares = _check(acceptance)
     if num_nodes < 2 or max_path < 2:
         raise ValueError(
             "A tree has at least a root and a draft, got num_nodes "
             f"{num_nodes} and max_path {max_path}."
         )
     levels = min(max_path, num_nodes) - 1
-    return _lay_out(_choices(acceptance, num_nodes - 1, levels))
+    return _lay_out(_choices(shares, num_nodes - 1, levels))
 
 
 def expected_tokens(parents: Sequence[int], acceptance: Sequence[float]) -> float:
@@ -73,12 +73,12 @@ def expected_tokens(parents: Sequence[int], acceptance: Sequence[float]) -> floa
         parents: of every slot, -1 first, parents before children.
         acceptance: `[K]`, of each rank; nodes of higher ranks are never accepted.
     """
-    acceptance = _check(acceptance)
+    shares = _check(acceptance)
     reached, children = [1.0], [0] * len(parents)
     for parent in parents[1:]:
         rank = children[parent]
         children[parent] += 1
-        share = acceptance[rank] if rank < len(acceptance) else 0.0
+        share = shares[rank] if rank < len(shares) else 0.0
         reached.append(reached[parent] * share)
     return float(sum(reached))
 
@@ -125,14 +125,14 @@ def num_levels(parents: Sequence[int]) -> int:
 
 
 def _check(acceptance: Sequence[float]) -> np.ndarray:
-    acceptance = np.asarray(acceptance, np.float64)
-    shares = acceptance.ndim == 1 and acceptance.size and (acceptance >= 0).all()
-    if not shares or acceptance.sum() > 1.0 + 1e-6 or acceptance[0] == 0:
+    shares = np.asarray(acceptance, np.float64)
+    are_some = shares.ndim == 1 and shares.size and (shares >= 0).all()
+    if not are_some or shares.sum() > 1.0 + 1e-6 or shares[0] == 0:
         raise ValueError(
             "Expected shares of all nodes, one per rank, the first positive and all "
-            f"together at most 1; got {acceptance}."
+            f"together at most 1; got {shares}."
         )
-    return acceptance
+    return shares
 
 
 def _choices(acceptance: np.ndarray, drafts: int, levels: int) -> np.ndarray:

@@ -234,7 +234,7 @@ def parents_of(topology: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: if there is nothing, or a branching factor is not positive.
     """
-    topology = tuple(int(number) for number in topology)
+    topology = tuple(map(int, topology))
     if topology[:1] == (trees.TokenTree.NO_PARENT,):
         return topology
     if not topology:

@@ -71,9 +71,12 @@ class SuffixTree:
             self.tokens.append(token)
             ends = [self._root]
             for node in self._ends[: self.depth]:
-                child = node.children.get(token)
+                following = self.children(
+                    node
+                )  # stored: strings that go on have theirs
+                child = following.get(token)
                 if child is None:
-                    node.children[token] = _Node(1, len(self.tokens))
+                    following[token] = _Node(1, len(self.tokens))
                     continue
                 child.children = self.children(child)
                 child.count += 1
@@ -125,8 +128,9 @@ class SuffixTree:
             longest: tokens of the longest.
             least: probability below which none is taken.
         """
-        found = []
-        frontier = [(-node.count, 0, (), node)]
+        found: list[tuple[int, tuple[int, ...]]] = []
+        frontier: list[tuple[int, int, tuple[int, ...], _Node]] = []
+        heapq.heappush(frontier, (-node.count, 0, (), node))
         while frontier and len(found) <= count:
             occurrences, length, path, here = heapq.heappop(frontier)
             found.append((-occurrences, path))

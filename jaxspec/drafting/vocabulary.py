@@ -72,19 +72,19 @@ def select(counts: np.ndarray, size: int, always: Sequence[int] = ()) -> np.ndar
         ValueError: if those alone are too many or not of the vocabulary, or nothing is
             left to keep.
     """
-    counts, always = np.asarray(counts), np.unique(np.asarray(always, np.int64))
-    if always.size and not 0 <= always[0] <= always[-1] < len(counts):
+    counts, kept = np.asarray(counts), np.unique(np.asarray(always, np.int64))
+    if kept.size and not 0 <= kept[0] <= kept[-1] < len(counts):
         raise ValueError(
-            f"Expected ids from 0 to {len(counts) - 1}, got {always.tolist()}."
+            f"Expected ids from 0 to {len(counts) - 1}, got {kept.tolist()}."
         )
-    if not len(always) <= size <= len(counts) or size < 1:
+    if not len(kept) <= size <= len(counts) or size < 1:
         raise ValueError(
-            f"Expected a size from {max(len(always), 1)} (the tokens that are always "
+            f"Expected a size from {max(len(kept), 1)} (the tokens that are always "
             f"kept) to {len(counts)}, got {size}."
         )
     order = np.argsort(-counts, kind="stable")
-    order = order[(counts[order] > 0) & ~np.isin(order, always)]
-    keep = np.sort(np.concatenate([always, order[: size - len(always)]]))
+    order = order[(counts[order] > 0) & ~np.isin(order, kept)]
+    keep = np.sort(np.concatenate([kept, order[: size - len(kept)]]))
     if not len(keep):
         raise ValueError("No token was seen, and none is always kept.")
     return keep.astype(np.int32)
@@ -135,13 +135,13 @@ def load(path: str | os.PathLike, tokenizer_hash: str | None = None) -> Vocabula
     try:
         keep, counts = _integers(record["keep"]), _integers(record["counts"])
         _require(record["size"] == len(keep) > 0, "its size is not that of its list")
-        _require((np.diff(keep) > 0).all(), "its ids are not ascending")
+        _require(bool((np.diff(keep) > 0).all()), "its ids are not ascending")
         _require(0 <= keep[0] and keep[-1] < len(counts), "an id has no count")
-        _require((counts >= 0).all(), "a count is negative")
+        _require(bool((counts >= 0).all()), "a count is negative")
         found = str(record["tokenizer_hash"])
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is no vocabulary: {files.one_line(error)}.") from None
-    if tokenizer_hash not in (None, found):
+    if tokenizer_hash is not None and tokenizer_hash != found:
         raise ValueError(
             f"{path} was made for another tokenizer: {found[:12]}.., expected "
             f"{tokenizer_hash[:12]}..."
