@@ -17,7 +17,7 @@ import tokenizers
 from jaxspec import digests, files, sampling, tokenizer_files, weights
 from jaxspec.core import DraftHead, LanguageModel
 from jaxspec.models import config as configs
-from jaxspec.models import hybrid, mtp
+from jaxspec.models import forms, hybrid, mtp
 
 DTYPES = ("float32", "bfloat16")
 # small, and precise
@@ -53,9 +53,9 @@ class Folder:
             self.path, _like(config, hybrid.language_model(config).init)
         )
         if jax.default_backend() == "cpu" and config.tie_embeddings:
-            params = hybrid.separate_head(params)
+            params = forms.separate_head(params)
         if options.get("scan_layers"):
-            params = hybrid.stack_params(config, params)
+            params = forms.stack(config, params)
         return Pretrained(
             model=hybrid.language_model(config, **options),
             params=params,

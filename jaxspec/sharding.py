@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxspec.decode_state import DecodeState
 from jaxspec.drafting import model
 from jaxspec.mesh import DATA, TENSOR, sizes
-from jaxspec.models import hybrid, shardings
+from jaxspec.models import forms, shardings
 from jaxspec.models.config import ModelConfig
 
 
@@ -60,7 +60,7 @@ def param_shardings(config: ModelConfig, params: Any, mesh: Mesh) -> Any:
 
     Args:
         config: the shape of the model.
-        params: as `hybrid.split_projections` returns them, unrolled or stacked, arrays or
+        params: as `forms.split` returns them, unrolled or stacked, arrays or
             their shapes. What is fused would be on every device.
         mesh: with axes `data` and `tensor`.
     """
@@ -113,7 +113,7 @@ def shard_params(config: ModelConfig, params: Any, mesh: Mesh) -> Any:
         params: the same in every process, unrolled or stacked.
         mesh: with axes `data` and `tensor`.
     """
-    params = hybrid.split_projections(config, params)
+    params = forms.split(config, params)
     return put(params, param_shardings(config, params, mesh))
 
 

@@ -29,7 +29,7 @@ from jaxspec.aot import compilers, hlo
 from jaxspec.cli import options, terminal
 from jaxspec.measure import published, steps, synthetic
 from jaxspec.mesh import AXES, DATA, sizes
-from jaxspec.models import hybrid, shardings
+from jaxspec.models import forms, hybrid, shardings
 from jaxspec.models.config import ModelConfig
 from jaxspec.models.rollback import ROLLBACKS
 
@@ -126,7 +126,7 @@ def _compile(args, config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
     settings = dict(max_path=args.max_path, ring_size=args.ring, scan_layers=True)
     model = hybrid.language_model(config, rollback=args.rollback, **settings)
     params = jax.eval_shape(
-        lambda: hybrid.split_projections(config, synthetic.params(config, model))
+        lambda: forms.split(config, synthetic.params(config, model))
     )
     carry = jax.eval_shape(
         lambda p: model.init_carry(p, args.batch, args.context), params

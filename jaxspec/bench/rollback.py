@@ -21,7 +21,7 @@ from jaxspec.aot import compiled_traffic
 from jaxspec.cli import options, terminal
 from jaxspec.core import LanguageModel
 from jaxspec.measure import timing, traffic
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 from jaxspec.models.rollback import ROLLBACKS
 from jaxspec.pretrained import Pretrained
 
@@ -156,7 +156,7 @@ def _products(params, x, uses: int):
 
     What blocks share is applied as often as they use it, `uses` times in all.
     """
-    matrices = [hybrid.separate_head(params)["lm_head"]["kernel"]]
+    matrices = [forms.separate_head(params)["lm_head"]["kernel"]]
     sets = params.get("shared", [])
     blocks = params["layers"], [sets[i % len(sets)] for i in range(uses)]
     for path, leaf in jax.tree_util.tree_leaves_with_path(blocks):

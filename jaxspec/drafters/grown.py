@@ -17,7 +17,7 @@ from jaxspec.drafting.dyspec import dyspec
 from jaxspec.drafting.head import draft_head
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.static import static_tree
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 from jaxspec.pretrained import Folder, Pretrained
 
 CALLS = 8  # of the draft model, for one tree that grows
@@ -44,7 +44,7 @@ def by_head(shape: str) -> Make:
             _, params = pretrained.load_mtp(target)
             if keep is None:
                 return params
-            return Trimmed(hybrid.trim_head(params, keep), jnp.asarray(keep))
+            return Trimmed(forms.trim_head(params, keep), jnp.asarray(keep))
 
         return Made(draft_head(pretrained.mtp_head(target), builder), None, join)
 

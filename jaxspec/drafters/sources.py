@@ -16,7 +16,7 @@ from jaxspec.drafting import datastore, vocabulary
 from jaxspec.drafting.datastore import Datastore
 from jaxspec.drafting.model import Trimmed
 from jaxspec.drafting.padded import with_vocab_size
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 from jaxspec.pretrained import Folder, Pretrained
 from jaxspec.spec_info import SpecInfo
 
@@ -150,4 +150,4 @@ def trim(
         keep = keep[keep < min(own, vocab_size)]
     if keep is None or len(keep) == own:
         return model, draft.params
-    return model, Trimmed(hybrid.trim_head(draft.params, keep), jnp.asarray(keep))
+    return model, Trimmed(forms.trim_head(draft.params, keep), jnp.asarray(keep))

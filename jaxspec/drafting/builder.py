@@ -4,7 +4,8 @@ A builder decides which nodes there are; it reads some of them through the model
 their children from what the model says. Slots are numbered in the order in which they are
 made, so that a model reads a run of them at a time, their parents on its tape. A tree may
 depend on anything that was known before a token was drawn, and on nothing that is known
-only after: that is what keeps the target's law (see `verification`).
+only after: that is what keeps the target's law (see `verification`). The same holds of the
+scores by which a budget cuts the tree (`Draft.score`, `drafting.survival`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ al. 2025):
 
 The draft's law is then 0 elsewhere, and the target's stays what it is: what is cut can
 still be emitted, only never be drafted, so that no more than `coverage` is accepted. The
-head is cut by `hybrid.trim_head`, and `model.Trimmed` says to the drafter which tokens
+head is cut by `forms.trim_head`, and `model.Trimmed` says to the drafter which tokens
 its columns mean. `n` is not padded: a compiler lays columns out in whole tiles itself (128
 on a TPU), and a padded column would have to be kept from being drawn. Ask for a multiple
 of 128, times the size of the `tensor` axis of a mesh.

@@ -6,7 +6,7 @@ The tail is the last `K - 1` inputs. On a tree, "last" means along a node's own 
 the tail only moves when a path is committed: drafts that are rejected leave no trace.
 
 Filters, tails and inputs are arrays of all channels, or dicts of several channels each
-where the params are stored in parts (`hybrid.split_projections`).
+where the params are stored in parts (`forms.split`).
 """
 
 from typing import Any

@@ -184,7 +184,14 @@ class Mixer(nn.Module):
         (new, q, sound), beta = finite.shield(new, q), finite.clean(beta)
         read_states = functools.partial(self._read_states, q=q)
         past, y = rollback.read(
-            tree_delta, read_states, carry, tape, new, (beta, q), context, layer
+            tree_delta,
+            read_states,
+            carry,
+            tape,
+            new,
+            args=(beta, q),
+            context=context,
+            layer=layer,
         )
         return past, self._output(finite.spoil(y, sound), z)
 

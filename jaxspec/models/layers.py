@@ -52,7 +52,7 @@ class Projection(nn.Dense):
     """A projection of an input onto one thing, or onto several at once.
 
     Several are one product, of which the caller takes the columns apart. Where the kernel
-    is stored in parts (`hybrid.split_projections`) it is one product for each, and what
+    is stored in parts (`forms.split`) it is one product for each, and what
     is returned is a dict as well.
     """
 

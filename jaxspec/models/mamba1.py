@@ -137,7 +137,7 @@ class Mixer(nn.Module):
         tail, u = self.conv.scan(tail, u, lengths)
         inputs, C = self._inputs(u)
         live = jnp.arange(x.shape[1])[None] < lengths[:, None]
-        inputs = inputs._replace(dt=jnp.where(live[..., None], inputs.dt, 0.0))
+        inputs = inputs.only(live)
         A, D = self._A(), self.D.astype(jnp.float32)
 
         def advance(state, chunk):
@@ -168,9 +168,9 @@ class Mixer(nn.Module):
             carry,
             tape,
             new,
-            (self._A(), C, self.D.astype(jnp.float32)),
-            context,
-            layer,
+            args=(self._A(), C, self.D.astype(jnp.float32)),
+            context=context,
+            layer=layer,
             max_depth=context.max_depth,
         )
         return past, self._output(finite.spoil(y, sound), z)

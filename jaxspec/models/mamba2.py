@@ -151,7 +151,7 @@ class Mixer(nn.Module):
         tail, xBC = self.conv.scan(tail, xBC, lengths)
         inputs, C = self._inputs(xBC, dt)
         live = jnp.arange(x.shape[1])[None] < lengths[:, None]
-        inputs = inputs._replace(dt=jnp.where(live[..., None], inputs.dt, 0.0))
+        inputs = inputs.only(live)
         A, D = self._A(), self._D()
 
         def advance(state, chunk):
@@ -184,9 +184,9 @@ class Mixer(nn.Module):
             carry,
             tape,
             new,
-            (self._A(), C, self._D()),
-            context,
-            layer,
+            args=(self._A(), C, self._D()),
+            context=context,
+            layer=layer,
         )
         return past, self._output(finite.spoil(y, sound), z)
 

@@ -46,7 +46,7 @@ class Network:
         carry = self._settle(params, carry)
         positions = self._positions(carry.position[:, None])
 
-        def step(block, x, past, _, layer):
+        def step(block, x, _, past, layer):
             return block(
                 x=x, carry=past, positions=positions, layer=layer, method="step"
             )
@@ -69,7 +69,7 @@ class Network:
         inputs = jnp.where(live[..., None], inputs, 0)
         positions = self._positions(carry.position[:, None] + offsets[None])
 
-        def scan(block, x, past, _, layer):
+        def scan(block, x, _, past, layer):
             where = dict(positions=positions, lengths=lengths, layer=layer)
             return block(x=x, carry=past, **where, method="scan")
 
@@ -116,7 +116,7 @@ class Network:
             )
             return x, own
 
-        def read_and_fold(block, x, both, _, layer):
+        def read_and_fold(block, x, _, both, layer):
             past, own = both
             x, *both = block(
                 x=x, carry=past, tape=own, context=context, layer=layer, method="tree"
@@ -217,7 +217,8 @@ class Network:
     def _run(self, f, params: Params, inputs: jax.Array, writes: Storage, reads=None):
         """Runs `x, writes = f(block, x, reads, writes, layer)` through the blocks.
 
-        A block is given its own writes to read, unless there are other reads.
+        A block that reads what it writes is to read its writes: in scanned layers the
+        reads are as they were before the first block. There are none unless given.
         """
         reads, blocks = writes if reads is None else reads, params["layers"]
         if "shared" in params:

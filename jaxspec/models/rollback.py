@@ -92,6 +92,7 @@ def read(
     carry: Carry,
     tape: Tape,
     new: Records,
+    *,
     args: tuple[jax.Array, ...],
     context: places.TreeContext,
     layer: jax.Array | None,

@@ -20,7 +20,7 @@ import tokenizers
 
 from jaxspec import files, pretrained, tokenizer_files
 from jaxspec.cli import options
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 from jaxspec.train import card, corpus, loop, recipes
 from jaxspec.train import tokenizer as bpe
 
@@ -157,7 +157,7 @@ def _report(
     result = {
         "name": recipe.name,
         "layers": recipe.config.layers,
-        "parameters": hybrid.count_params(recipe.config),
+        "parameters": forms.count(recipe.config),
         "steps": held["step"],
         "held_out_bits_per_byte": held["held_out_bits_per_byte"],
         "gzip_bits_per_byte": gzip,

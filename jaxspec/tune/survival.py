@@ -151,7 +151,12 @@ def _see(args, target: Pretrained, name: str, texts, advance) -> Seen:
         )
         for text in texts
     )
-    return Seen(*found)
+    seen = Seen(*found)
+    if not all(len(own.kept) for own in seen):
+        raise ValueError(
+            f"{name} has proposed no drafts for some of the texts; ask for more --prompts."
+        )
+    return seen
 
 
 def by_rank(several: list[Outcomes]) -> list[Curve]:

@@ -27,7 +27,7 @@ from jaxspec import pretrained, tokenizer_files
 from jaxspec.cli import options, terminal
 from jaxspec.drafting import vocabulary
 from jaxspec.measure import synthetic, timing
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 from jaxspec.tune import calibration
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)  # sizes that are shown
@@ -130,7 +130,7 @@ def _count(args, target, texts) -> list[np.ndarray]:
 
 def _row(keep, counts, others, target, draft) -> dict[str, Any]:
     """What a size is worth."""
-    trimmed = hybrid.trim_head(draft.params, keep)
+    trimmed = forms.trim_head(draft.params, keep)
     return {
         "size": len(keep),
         "coverage": vocabulary.coverage(counts, keep),

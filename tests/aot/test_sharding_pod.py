@@ -8,7 +8,7 @@ import jaxspec
 from jaxspec import sharding
 from jaxspec.aot import compilers, hlo
 from jaxspec.measure import published, synthetic
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 
 DATA, TENSOR, ROWS = 32, 8, 8  # v5e:16x16; rows of each part of the batch
 SETTINGS = {"max_length": 1024, "max_new_tokens": 512}
@@ -30,7 +30,7 @@ def test_the_whole_loop_compiles_for_a_pod(rollback):
     devices = compilers.devices("v5e", "16x16")
     with sharding.mesh(DATA, TENSOR, devices) as mesh:
         params = jax.eval_shape(
-            lambda: hybrid.split_projections(config, synthetic.params(config, target))
+            lambda: forms.split(config, synthetic.params(config, target))
         )
         params = placed(params, sharding.param_shardings(config, params, mesh))
         params = jaxspec.Params(params)
@@ -47,7 +47,7 @@ def test_the_whole_loop_compiles_for_a_pod(rollback):
 
         compiled = jax.jit(run, donate_argnums=1).lower(params, state).compile()
 
-    num_bytes = 2 * hybrid.count_params(config) / TENSOR
+    num_bytes = 2 * forms.count(config) / TENSOR
     c, layers = config.mamba2, len(config.layers)
     shared = 2 * layers * config.d_model * 2 * c.d_state  # B and C, on every device
     states = 4 * layers * ROWS * c.nheads // TENSOR * c.headdim * c.d_state

@@ -10,7 +10,7 @@ import pytest
 import jaxspec as js
 import texts
 import tiny
-from jaxspec.models import hybrid, mtp
+from jaxspec.models import forms, mtp
 from jaxspec.models.rollback import ROLLBACKS
 
 CONFIG = dataclasses.replace(tiny.CONFIGS[texts.TARGET], mtp="*-")
@@ -26,7 +26,7 @@ SETTINGS = [
 @functools.cache
 def target_params(scanned):
     params = jax.jit(js.language_model(CONFIG).init)(jax.random.key(5))
-    return hybrid.stack_params(CONFIG, params) if scanned else params
+    return forms.stack(CONFIG, params) if scanned else params
 
 
 def make(name, rollback, scanned):

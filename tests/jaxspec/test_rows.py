@@ -10,7 +10,7 @@ import pytest
 import jaxspec as js
 import texts
 import tiny
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 from jaxspec.models.rollback import ROLLBACKS
 
 PAST = {"a": 0, "b": (1, 0)}
@@ -42,7 +42,7 @@ def test_one_axis_grows_with_the_batch_and_one_at_most_with_the_length(
     model = tiny.model("hybrid", rollback=rollback, max_path=4, scan_layers=scanned)
     params = tiny.params("hybrid")
     if scanned:
-        params = hybrid.stack_params(tiny.CONFIGS["hybrid"], params)
+        params = forms.stack(tiny.CONFIGS["hybrid"], params)
     found = js.rows.axes(lambda b: model.init_carry(params, b, 20))
     shapes = [
         jax.eval_shape(functools.partial(model.init_carry, params, 3, size))

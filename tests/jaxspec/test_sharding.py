@@ -17,7 +17,7 @@ import meshes
 import tiny
 from jaxspec import checkpointing, sharding
 from jaxspec.aot import hlo
-from jaxspec.models import hybrid, shardings
+from jaxspec.models import forms, shardings
 
 CASES = {  # model, drafter, rollback, scanned
     "one-group-ngram-replay": ("one-group", "ngram", "replay", False),
@@ -178,9 +178,9 @@ def test_what_can_be_cut_is_cut(name, scanned):
     config = meshes.CONFIGS[name]
     params = meshes.make_params(name)
     if scanned:
-        params = hybrid.stack_params(config, params)
-    params = hybrid.split_projections(config, params)
-    assert hybrid.split_projections(config, params) is params
+        params = forms.stack(config, params)
+    params = forms.split(config, params)
+    assert forms.split(config, params) is params
     axes = {"data": 2, "tensor": 4}
     specs = shardings.param_specs(config, params, axes)
     storages = {name: specs[name] for name in config.storages}

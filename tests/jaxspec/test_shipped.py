@@ -13,7 +13,7 @@ import jaxspec
 from jaxspec import metrics, pretrained, tokenizer_files
 from jaxspec.measure import prompts
 from jaxspec.models import config as configs
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 
 TARGET, DRAFT = "stdlib-8m", "stdlib-draft"
 TREES = [("ngram-tree", "replay"), ("ngram-chain", "replay"), ("model-chain", "replay")]
@@ -27,13 +27,13 @@ def config(name):
 def test_the_target_is_a_hybrid_of_at_most_8_million_parameters():
     layers = config(TARGET).layers
     assert 2 * layers.count("M") > len(layers) and {"*", "-"} <= set(layers)
-    assert hybrid.count_params(config(TARGET)) <= 8_000_000
+    assert forms.count(config(TARGET)) <= 8_000_000
     assert 2048 <= config(TARGET).vocab_size <= 8192
 
 
 def test_the_draft_is_a_mamba_of_at_most_a_tenth():
     assert set(config(DRAFT).layers) == {"M"}
-    sizes = [hybrid.count_params(config(name)) for name in (DRAFT, TARGET)]
+    sizes = [forms.count(config(name)) for name in (DRAFT, TARGET)]
     assert 10 * sizes[0] <= sizes[1]
     assert config(DRAFT).vocab_size == config(TARGET).vocab_size
 

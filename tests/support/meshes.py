@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxspec
 import tiny
 from jaxspec import checkpointing, metrics, sharding
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 from jaxspec.models.config import AttentionConfig, DeltaConfig, Mamba2Config, MLPConfig
 
 MAX_PATH = 4
@@ -86,7 +86,7 @@ class Setup:
                 make_params("draft"),
             )
         if scanned:
-            target = hybrid.stack_params(self.config, target)
+            target = forms.stack(self.config, target)
         self.params = jaxspec.Params(target, draft)
 
     def shard(self, mesh):

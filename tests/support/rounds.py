@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tiny
-from jaxspec.models import hybrid, joint
+from jaxspec.models import forms, joint
 from jaxspec.models.rollback import ROLLBACKS
 
 TOLERANCE = 2e-5
@@ -36,7 +36,7 @@ def model_and_params(name, rollback="replay", scanned=False):
     model = tiny.model(name, rollback=rollback, max_path=MAX_PATH, scan_layers=scanned)
     params = tiny.params(name)
     if scanned:
-        params = hybrid.stack_params(tiny.CONFIGS[name], params)
+        params = forms.stack(tiny.CONFIGS[name], params)
     return model, params
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import tiny
-from jaxspec.models import hybrid
+from jaxspec.models import forms, hybrid
 from jaxspec.models.config import (
     AttentionConfig,
     DeltaConfig,
@@ -55,7 +55,7 @@ def params(name, kind):
     model = hybrid.language_model(CONFIGS[name])
     own = jax.jit(model.init)(jax.random.key(0))
     own = tiny.params(name) if name in tiny.CONFIGS else own
-    own = hybrid.separate_head(own)  # else its logit is not finite after any token
+    own = forms.separate_head(own)  # else its logit is not finite after any token
     table = own["embed"]["embedding"]
     if kind == "overflow":
         own = jax.tree_util.tree_map_with_path(_overflow, own)
@@ -113,7 +113,7 @@ def run(name, kind, token, path=REFUSED, rounds=FOLDED, **settings):
     model, round_, scan = compiled(name, **settings)
     weights, rng = params(name, kind), np.random.default_rng(3)
     if settings.get("scanned"):
-        weights = hybrid.stack_params(CONFIGS[name], weights)
+        weights = forms.stack(CONFIGS[name], weights)
 
     def draw(is_bad):
         tokens = np.array(tiny.random_tokens(rng, *is_bad.shape))

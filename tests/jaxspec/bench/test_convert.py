@@ -22,7 +22,7 @@ def small(monkeypatch):
 def test_it_measures_both_ways_and_leaves_nothing(capsys, small, tmp_path):
     assert main(["bench", "convert", "--folder", str(tmp_path), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    expected = 2 * jaxspec.models.hybrid.count_params(small) / 2**30
+    expected = 2 * jaxspec.models.forms.count(small) / 2**30
     assert record["gib"] == pytest.approx(expected)
     for name in ("convert", "export"):
         assert record[name]["seconds"] > 0 and 0.05 < record[name]["peak_gib"] < 4

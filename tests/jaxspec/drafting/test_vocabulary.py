@@ -17,7 +17,7 @@ from jaxspec.drafting.fusion import Pair
 from jaxspec.drafting.model import Trimmed, draft_model
 from jaxspec.drafting.ngram import ngram
 from jaxspec.drafting.rasd import rasd
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 from jaxspec.verification.recursive_rejection import recursive_rejection
 
 KEEP = np.array([0, 1, 3, 5, 8, 13, 21, 22, 34, 35, 40, 47], np.int32)
@@ -82,7 +82,7 @@ def test_coverage_is_the_share_that_is_kept():
 def test_a_trimmed_head_is_the_full_one_gathered(name):
     model, params = tiny.model(name), tiny.params(name)
     hidden = jax.random.normal(jax.random.key(0), (2, 3, 16))
-    trimmed = hybrid.trim_head(params, KEEP)
+    trimmed = forms.trim_head(params, KEEP)
     found = model.logits(trimmed, hidden)
     np.testing.assert_allclose(
         found, model.logits(params, hidden)[..., KEEP], rtol=1e-5, atol=1e-6
@@ -94,12 +94,12 @@ def test_a_trimmed_head_is_the_full_one_gathered(name):
 @pytest.mark.parametrize("keep", [[], [3, 3], [5, 3], [-1, 3], [3, tiny.VOCAB]])
 def test_columns_that_are_none_are_refused(keep):
     with pytest.raises(ValueError, match="ascending ids from 0 to 47"):
-        hybrid.trim_head(tiny.params("mamba2"), np.array(keep, int))
+        forms.trim_head(tiny.params("mamba2"), np.array(keep, int))
 
 
 @functools.cache
 def trimmed():
-    params = hybrid.trim_head(tiny.params(texts.DRAFT), KEEP)
+    params = forms.trim_head(tiny.params(texts.DRAFT), KEEP)
     return Trimmed(params, jnp.asarray(KEEP))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxspec.measure import steps
 from jaxspec.measure.published import MODELS
-from jaxspec.models import hybrid
+from jaxspec.models import forms, hybrid
 
 BILLIONS = {
     "mamba2-130m": 0.129,
@@ -55,7 +55,7 @@ def test_one_row_reads_the_active_parameters(name, active):
     assert BILLIONS[name] - idle / 1e9 == pytest.approx(active, rel=0.02)
     assert one < two < many
     table = 0 if config.tie_embeddings else config.vocab_size * config.d_model
-    assert many == pytest.approx(hybrid.count_params(config) - table)
+    assert many == pytest.approx(forms.count(config) - table)
 
 
 def test_hybrids_have_the_published_layers():

@@ -10,7 +10,7 @@ import pytest
 import folder
 import tiny
 from jaxspec import pretrained, weights
-from jaxspec.models import hybrid, shared
+from jaxspec.models import forms, hybrid, shared
 
 CONFIG = tiny.CONFIGS["shared"]
 SETS = CONFIG.layers.count("S")
@@ -34,7 +34,7 @@ def test_a_set_is_stored_once(scanned):
 def test_what_is_stacked_is_what_is_initialised_stacked():
     init = hybrid.language_model(CONFIG, scan_layers=True).init
     expected = jax.eval_shape(init, jax.random.key(0))
-    found = hybrid.stack_params(CONFIG, tiny.params("shared"))
+    found = forms.stack(CONFIG, tiny.params("shared"))
     assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, expected)
 
 
@@ -57,7 +57,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     for name in ("layers", "shared"):
         rounded = jax.tree.map(lambda a: a.astype(jnp.bfloat16), made[name])
         jax.tree.map(np.testing.assert_array_equal, plain[name], rounded)
-    again = hybrid.stack_params(config, plain)
+    again = forms.stack(config, plain)
     jax.tree.map(np.testing.assert_array_equal, stacked, again)
 
 

@@ -8,7 +8,7 @@ import pytest
 import texts
 import tiny
 from jaxspec.drafting.model import Trimmed
-from jaxspec.models import hybrid
+from jaxspec.models import forms
 from jaxspec.tune import acceptance
 
 WIDTH = 3
@@ -43,7 +43,7 @@ def test_greedy_ranks_are_those_of_the_targets_choice(is_trimmed):
     expected = np.zeros(WIDTH + 1, int)
     draft = pair(texts.DRAFT)
     if is_trimmed:
-        params = hybrid.trim_head(draft[1], KEEP)
+        params = forms.trim_head(draft[1], KEEP)
         draft = draft[0], Trimmed(params, jnp.asarray(KEEP, jnp.int32))
     for wanted, law in zip(laws(texts.TARGET), laws(texts.DRAFT), strict=True):
         order = np.argsort(-law, kind="stable")

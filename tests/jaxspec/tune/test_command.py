@@ -132,7 +132,7 @@ def test_survival_is_measured_and_grown_by(capsys, tmp_path, arguments, monkeypa
     """Both texts are of few prompts: the numbers are of chance, and their sums are not."""
     monkeypatch.setattr("jaxspec.tune.survival.LEAST", 10)
     out, plot = tmp_path / "survival.json", tmp_path / "survival.png"
-    names = "ngram:4", "rsd-c:3"
+    names = "chain:2", "rsd-c:3"
     options = "--drafter", *names, "--out", str(out), "--plot", str(plot)
     record = tune(capsys, "survival", *arguments, *options, "--temperature", "1.5")
     assert plot.stat().st_size > 5000
@@ -204,6 +204,7 @@ def test_texts_are_the_targets_own():
         (("tree", "--out", "no/folder/tree.json"), "no folder no/folder"),
         (("tree", "--plot", "no/folder/tree.png"), "no folder no/folder for --plot"),
         (("survival", "--temperature", "-1"), "--temperature must not be negative"),
+        (("survival", "--drafter", "ngram:4"), "ngram:4 has proposed no drafts"),
         (("survival", "--drafter", "suffix:4"), "suffix:4 drafts on the host"),
         (("survival", "--drafter", "no:4"), "Unknown drafter 'no:4'"),
         (("tree", "--out", "."), "--out must be a file, and . is a folder"),
