@@ -88,11 +88,7 @@ def check(tree: TokenTree) -> TokenTree:
 
 
 def check_parents(parents: np.ndarray) -> None:
-    """Refuses parents `[B, N]` that are no trees, as `check` does.
-
-    Raises:
-        ValueError: naming the row and the node.
-    """
+    """Refuses parents `[B, N]` that are no trees, as `check` does, in NumPy."""
     if (parents[:, 0] != TokenTree.NO_PARENT).any():
         raise ValueError(f"Slot 0 is the root: its parent is -1, got {parents[:, 0]}.")
     slots = np.arange(parents.shape[1])

@@ -28,7 +28,7 @@ where `v_k` is at most the parent's and the earlier sibling's.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,6 @@ from jaxspec.core import Context, Draft, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
 from jaxspec.drafting.survival import Curve
-from jaxspec.trees import TokenTree
 
 Array = jax.Array
 
@@ -131,11 +130,10 @@ def _dyspec(rules: _Rules) -> Builder:
             builder.reaches(context, 1),
         )
 
-        def see(tape: Any, tree: TokenTree, start: int, stop: int) -> tuple[Any, Array]:
-            def read(tape):
-                return reader.read(tape, tree, start, stop)
-
-            return builder.when(needed, read, tape)
+        def see(tape, tree, start: int, stop: int):
+            return builder.when(
+                needed, lambda tape: reader.read(tape, tree, start, stop), tape
+            )
 
         tape, logits = see(tape, tree, 0, 1)
         grown, laws = _start(logits, num_nodes), logits[:, :0]
@@ -256,9 +254,8 @@ def _draw(
 
 def _value(grown: _Grown, curve: Curve, laws: Array, start: int) -> _Grown:
     """Values the nodes from `start` on, which were read now, by their logits `[m, V']`."""
-    likeliest = jnp.exp(
-        -jax.nn.logsumexp(laws[start:], axis=1)
-    )  # the largest logit is 0
+    # The largest logit is 0.
+    likeliest = jnp.exp(-jax.nn.logsumexp(laws[start:], axis=1))
     new = slice(start, len(laws))
     value = grown.tested[new] * curve(likeliest)
     value = jnp.minimum(value, grown.score[new])

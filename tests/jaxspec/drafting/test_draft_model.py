@@ -110,6 +110,14 @@ def test_bad_branchings_are_refused(branching, message):
         draft_model(tiny.model(NAME, max_path=MAX_PATH), branching)
 
 
+def test_an_outcome_without_a_draft_is_refused():
+    drafter, params, state = setup((1,))
+    with pytest.raises(
+        ValueError, match="between propose and observe, got one without"
+    ):
+        drafter.observe(params, state, None)
+
+
 def test_equal_settings_give_equal_drafters():
     model = tiny.model("mamba2", max_path=4)
     assert draft_model(model, [2, 1]) == draft_model(model, builder=(2, 1))
