@@ -190,27 +190,12 @@ def observe(
 
 def _admit(draft: Draft, state: DecodeState) -> Draft:
     """The draft below the roots of the state, within the budgets; nothing in rows done."""
-    budget = state.context.budget
-    most = draft.tree.num_nodes - 1
     tree = TokenTree(
         tokens=draft.tree.tokens.at[:, 0].set(state.root),
         parents=draft.tree.parents.at[:, 0].set(TokenTree.NO_PARENT),
     )
-    silent = ragged.select(state.done, jnp.full_like(tree.parents, -1), tree.parents)
-    draft = draft.replace(tree=tree.replace(parents=silent))
-    if most == 0:
-        return draft
-
-    def cut() -> tuple[Array, Array]:
-        found = budgets.limit(draft, budget)
-        return found.tree.parents, found.score
-
-    parents, score = jax.lax.cond(
-        jnp.any((budget < most) & ~state.done),  # seldom, and otherwise nothing to sort
-        cut,
-        lambda: (draft.tree.parents, draft.score),
-    )
-    return draft.replace(tree=draft.tree.replace(parents=parents), score=score)
+    draft = draft.replace(tree=tree)
+    return budgets.limit(draft, state.context.budget) if tree.num_nodes > 1 else draft
 
 
 def _logits(target: LanguageModel, params: Any, tree: TokenTree, hidden: Array):
