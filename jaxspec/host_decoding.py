@@ -16,10 +16,17 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import checks, compilation, loop_checks, spec_info, stepping, trees
+from jaxspec import (
+    checks,
+    compilation,
+    loop_checks,
+    pasts,
+    spec_info,
+    stepping,
+    trees,
+)
 from jaxspec.core import LanguageModel, Params, Verifier, deterministic_draft
 from jaxspec.decode_state import DecodeState
 from jaxspec.spec_info import SpecInfo
@@ -100,7 +107,7 @@ def generate_from_host(
     score = np.zeros(tokens.shape, np.float32)
     written, lengths, done = jax.device_get((state.tokens, state.lengths, state.done))
     texts = [host.begin(row[:n]) for row, n in zip(written, lengths, strict=True)]
-    state = jax.tree.map(jnp.copy, state)  # the steps write into what they are given
+    state = pasts.copied(state)  # the steps write into what they are given
     steps = 0
     while steps < most and not done.all():
         for row in np.flatnonzero(~done):

@@ -119,7 +119,7 @@ def absorb(
     return _absorb(params, past, tokens, lengths, target=target, drafter=drafter)
 
 
-def _more(params, past, tokens, lengths, *, target, drafter):
+def _prefill(params, past, tokens, lengths, *, target, drafter):
     """`absorb` as a program."""
     carry, hidden = target.scan(params.target, past.carry, tokens, lengths)
     state = past.drafter
@@ -129,9 +129,9 @@ def _more(params, past, tokens, lengths, *, target, drafter):
     return past.replace(carry=carry, drafter=state, lengths=past.lengths + lengths)
 
 
-_absorb = compilation.jit(_more, static_argnames=("target", "drafter"))
+_absorb = compilation.jit(_prefill, static_argnames=("target", "drafter"))
 _absorb_into = compilation.jit(
-    _more, static_argnames=("target", "drafter"), donate_argnames=("past",)
+    _prefill, static_argnames=("target", "drafter"), donate_argnames=("past",)
 )
 
 
@@ -168,6 +168,12 @@ def _piece(tokens, absorbed, lengths, *, width):
     index = absorbed[:, None] + jnp.arange(width)[None]
     piece = ragged.take(tokens, jnp.minimum(index, tokens.shape[1] - 1))
     return piece, jnp.clip(lengths - absorbed, 0, width)
+
+
+@compilation.jit
+def copied(tree: Any) -> Any:
+    """The same values in buffers of their own, which may be donated."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def check(

@@ -108,7 +108,7 @@ def init_state(
         pasts.check(
             params, past, lengths, max_length, speculative=speculative, **records
         )
-        past = jax.tree.map(jnp.copy, past)
+        past = pasts.copied(past)
     past = pasts.absorb_rest(
         params, past, tokens, lengths - 1, chunk_size=chunk_size, **records
     )
@@ -203,7 +203,7 @@ def _begin(
         carry=None,
         drafter=None,
     )
-    state = jax.tree.map(jnp.copy, state)
+    state = pasts.copied(state)
     return state.replace(carry=past.carry, drafter=past.drafter)
 
 

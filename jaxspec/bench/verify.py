@@ -27,7 +27,7 @@ from rich import table as tables
 
 from jaxspec.cli import options, terminal
 from jaxspec.measure import published, steps, synthetic, timing
-from jaxspec.models import hybrid
+from jaxspec.models import hybrid, joint
 from jaxspec.models.rollback import ROLLBACKS
 
 MODELS = ("mamba2-130m", "mamba2-1.3b", "mamba2-2.7b", "mamba2-hybrid-8b")
@@ -166,7 +166,10 @@ def _bandwidth(rate: float, copy: float) -> dict[str, float]:
 def _start(model, params, speculative: bool, *, batch: int, context: int, length: int):
     """A past of `context` tokens; their values do not matter."""
     carry = model.init_carry(params, batch, length, speculative)
-    return carry._replace(position=jnp.full((batch,), context, jnp.int32))
+    position = jnp.full((batch,), context, jnp.int32)
+    if isinstance(carry, joint.Carry):
+        return carry._replace(past=carry.past._replace(position=position))
+    return carry._replace(position=position)
 
 
 def _keep(step, params, carry, batch: int, nodes: int):
