@@ -71,7 +71,7 @@ def _stochastic_beam(width: int, length: int) -> Builder:
         tree = builder.start(context.root, num_nodes)
         zeros = jnp.zeros(context.root.shape, jnp.float32)[:, None]
         beams = _Beams(zeros, zeros, zeros + 1.0)
-        start, stop, levels, draft_logits, is_read = 0, 1, [beams], [], []
+        start, stop, levels, draft_logits, beyond = 0, 1, [beams], [], []
         for depth in range(length):
 
             def descend(tape, tree=tree, start=start, stop=stop, beams=beams):
@@ -89,7 +89,7 @@ def _stochastic_beam(width: int, length: int) -> Builder:
             needed = builder.reaches(context, depth + 1)
             tape, drawn = builder.when(needed, descend, tape)
             tokens, above, beams, scaled = drawn
-            is_read += [needed] * (stop - start)
+            beyond += [depth + 1] * (stop - start)  # depth of what is below
             exists = needed & (beams.value > -jnp.inf)
             parents = jnp.where(exists, start + above, -1)
             tree = builder.grow(tree, stop, tokens, parents)
@@ -97,8 +97,8 @@ def _stochastic_beam(width: int, length: int) -> Builder:
             levels.append(beams)
             start, stop = stop, stop + tokens.shape[1]
         row = builder.read_slots(tree, start)
-        on_tape = jnp.pad(jnp.stack(is_read), (0, num_nodes - start))
-        slots = jnp.where(on_tape[None], row, -1)
+        beyond = np.pad(np.array(beyond, np.int32), (0, num_nodes - start))
+        slots = jnp.where(builder.reaches(context, beyond)[None], row, -1)
         draft = Draft(
             tree=tree,
             kind=jnp.full(slots.shape, Draft.WITHOUT_REPLACEMENT, jnp.int32),

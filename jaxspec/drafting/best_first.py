@@ -14,6 +14,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec import mesh, ragged, sampling
 from jaxspec.core import Context, deterministic_draft
@@ -58,7 +59,7 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
         read = builder.start(root, num_read)  # the nodes that are expanded
         start, stop, score = 0, 1, None
         pool, scores, places = [], [], [jnp.full((len(root), 1), -1, jnp.int32)]
-        is_read = []
+        beyond = []
         for level in range(depth + 1):
 
             def descend(tape, read=read, start=start, stop=stop, score=score):
@@ -75,7 +76,7 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
             needed = builder.reaches(context, level + 1)
             tape, drawn = builder.when(needed, descend, tape, fill=-jnp.inf)
             tokens, score, best = drawn
-            is_read += [needed] * (stop - start)
+            beyond += [level + 1] * (stop - start)  # depth of what is below
             each = tokens.shape[1] // (
                 stop - start
             )  # children of slot i: from i * each on
@@ -93,8 +94,9 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
         tree = builder.grow(builder.start(root, num_nodes), 1, tokens, parents)
         around = ((0, 0), (1, num_nodes - 1 - slots.shape[1]))
         slots = jnp.pad(slots, around, constant_values=((0, 0), (0, -1)))
-        on_tape = jnp.stack(is_read)[jnp.maximum(slots, 0)]
-        slots = jnp.where(on_tape, slots, -1)
+        is_read = builder.reaches(context, np.array(beyond, np.int32))
+        here = slots[:, :, None] == jnp.arange(len(beyond))[None, None]
+        slots = jnp.where(jnp.any(here & is_read[None, None], axis=2), slots, -1)
         score = jnp.exp(jnp.pad(found, around))
         draft = deterministic_draft(tree, max_path, survival.settle(tree, score))
         return Built(tape, draft, slots)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec import ragged, sampling
 from jaxspec.core import Context, Draft
@@ -147,8 +148,8 @@ def when(needed: Array, f: Callable[[Any], Any], tape: Any, fill: float = 0.0) -
     return jax.lax.cond(needed, f, skip, tape)
 
 
-def reaches(context: Context, depth: int) -> Array:
-    """Whether any row's budget has room for a path of drafts down to a depth, one bool."""
+def reaches(context: Context, depth: int | np.ndarray) -> Array:
+    """Tells if any row's budget has room for a path down to a depth, or to several."""
     return jnp.max(context.budget) >= depth  # on a mesh one exchange for all levels
 
 

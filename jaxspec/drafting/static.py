@@ -108,6 +108,11 @@ def _static_tree(
     levels = levels_of(topology)
     num_nodes, num_read = len(topology), levels[-1].stop
     read = np.concatenate([np.arange(level.start, level.stop) for level in levels])
+    beyond = np.zeros(
+        num_nodes, np.int32
+    )  # depth of the children of what is read, else 0
+    for depth, level in enumerate(levels):
+        beyond[level.start : level.stop] = depth + 1
     row = np.zeros(num_nodes, np.int32)  # of a node's logits
     row[read] = np.arange(len(read)) * (law != "top_k" and noise == "own")
 
@@ -118,7 +123,7 @@ def _static_tree(
             _children, law=law, noise=noise, vocab_size=reader.vocab_size
         )
         draft_logits, reach = [], jnp.ones(root.shape, jnp.float32)[:, None]
-        scores, is_read = [reach], []
+        scores = [reach]
         for depth, level in enumerate(levels):
             above = reach[:, : level.stop - level.start]
 
@@ -138,7 +143,6 @@ def _static_tree(
             tape, drawn = builder.when(needed, descend, tape)
             tokens, exists, scaled, score, reach = drawn
             scores.append(score)
-            is_read += [needed] * (level.stop - level.start)
             parents = jnp.array(level.parent) + level.start
             exists &= (tree.parents[:, parents] >= 0) | (parents == 0)[None]
             parents = jnp.where(exists, parents[None], -1)
@@ -161,7 +165,7 @@ def _static_tree(
             max_path=len(levels) + 1,
             coupled=noise == "shared",
         )
-        on_tape = jnp.zeros((num_nodes,), bool).at[read].set(jnp.stack(is_read))
+        on_tape = builder.reaches(context, beyond) & (beyond > 0)
         slots = jnp.where(tree.is_node & on_tape[None], jnp.arange(num_nodes)[None], -1)
         return Built(tape, draft, slots.astype(jnp.int32))
 
