@@ -14,7 +14,7 @@ before it was drawn, and the target's law is kept, as by a builder that stops th
 import jax
 import jax.numpy as jnp
 
-from jaxspec import trees
+from jaxspec import mesh, trees
 from jaxspec.core import Draft
 from jaxspec.trees import TokenTree
 
@@ -40,22 +40,36 @@ def limit(draft: Draft, budget: Array) -> Draft:
         raise ValueError(
             f"Expected a budget per row, {batch} in all, got the shape {jnp.shape(budget)}."
         )
-    stays = rank(draft) < jnp.asarray(budget)[:, None]
-    stays |= jnp.arange(size)[None] == 0
-    stays = jnp.all(stays[:, None] | ~trees.ancestor_mask(draft.tree), axis=2)
+    stays = mesh.by_rows(_stays, draft.tree, draft.score, jnp.asarray(budget))
     parents = jnp.where(stays, draft.tree.parents, TokenTree.NO_PARENT)
     score = jnp.where(stays, draft.score, 0.0)
     return draft.replace(tree=draft.tree.replace(parents=parents), score=score)
 
 
-def rank(draft: Draft) -> Array:
+def _stays(tree: TokenTree, score: Array, budget: Array) -> Array:
+    """`[B, N]` bool: is a node kept? Nothing is ranked where no budget cuts a tree."""
+    size = tree.num_nodes
+    budget, is_root = budget[:, None], jnp.arange(size)[None] == 0
+
+    def best():
+        stays = (rank(tree, score) < budget) | is_root
+        return jnp.all(stays[:, None] | ~trees.ancestor_mask(tree), axis=2)
+
+    def all_or_none():
+        return (budget > 0) | is_root
+
+    cuts = jnp.any((budget > 0) & (budget < size - 1))
+    return jax.lax.cond(cuts, best, all_or_none)
+
+
+def rank(tree: TokenTree, score: Array) -> Array:
     """`[B, N]` int32: drafts that come before each node when nodes are kept by score.
 
     The best has rank 0; the root is not counted, nor is padding, whose rank means nothing.
     """
-    slots = jnp.arange(draft.tree.num_nodes)
-    counts = (draft.tree.parents >= 0) & (slots > 0)[None]
-    score = jnp.where(draft.score > 0.0, draft.score, 0.0)  # NaN is no recommendation
+    slots = jnp.arange(tree.num_nodes)
+    counts = (tree.parents >= 0) & (slots > 0)[None]
+    score = jnp.where(score > 0.0, score, 0.0)  # NaN is no recommendation
     mine, other = score[:, :, None], score[:, None]
     earlier = (slots[None] < slots[:, None])[None]
     before = (other > mine) | ((other == mine) & earlier)

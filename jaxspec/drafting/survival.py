@@ -114,9 +114,9 @@ def of_draws(
         columns: `[B, n, K]` of the children, in the order of their draws.
         law: `"top_k"`, `"without_replacement"` or `"iid"`, as in `static_tree`.
     """
-    log_sum = jax.nn.logsumexp(logits, axis=2)[:, :, None]
-    own = jnp.exp(jnp.take_along_axis(logits, columns, axis=2) - log_sum)
-    reach, most = reach[:, :, None], jnp.exp(-log_sum)
+    most = 1.0 / jnp.sum(jnp.exp(logits), axis=2, keepdims=True)
+    own = jnp.exp(jnp.take_along_axis(logits, columns, axis=2)) * most
+    reach = reach[:, :, None]
     if law == "top_k":
         return reach * own, reach * own
     if law == "iid":

@@ -76,8 +76,7 @@ def by_score(budget, score):
 
     def change(draft):
         scores = np.array([score(draft, n) for n in range(draft.tree.num_nodes)])
-        other = draft.replace(score=scores[None].astype(np.float32))
-        order = np.asarray(budgets.rank(other.replace(draft_logits=scores)))
+        order = np.asarray(budgets.rank(draft.tree, scores[None].astype(np.float32)))
         return keeping(lambda _, node: order[0, node] < budget)(draft)
 
     return change
