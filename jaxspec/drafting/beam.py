@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import mesh, sampling
+from jaxspec import sampling
 from jaxspec.core import Context, Draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -73,21 +73,18 @@ def _stochastic_beam(width: int, length: int) -> Builder:
         beams = _Beams(zeros, zeros, zeros + 1.0)
         start, stop, levels, draft_logits, beyond = 0, 1, [beams], [], []
         for depth in range(length):
-
-            def descend(tape, tree=tree, start=start, stop=stop, beams=beams):
-                tape, logits = reader.read(tape, tree, start, stop)
-                return tape, mesh.by_rows(
-                    functools.partial(_descend, width=width, start=start),
-                    logits,
-                    context.keys,
-                    context.sampling,
-                    beams,
-                    shared=(reader.vocab_ids,),
-                    over=mesh.AXES,
-                )
-
             needed = builder.reaches(context, depth + 1)
-            tape, drawn = builder.when(needed, descend, tape)
+            tape, drawn = builder.read_level(
+                reader,
+                tape,
+                tree,
+                range(start, stop),
+                functools.partial(_descend, width=width, start=start),
+                context.keys,
+                context.sampling,
+                beams,
+                needed=needed,
+            )
             tokens, above, beams, scaled = drawn
             beyond += [depth + 1] * (stop - start)  # depth of what is below
             exists = needed & (beams.value > -jnp.inf)

@@ -61,25 +61,21 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
         pool, scores, places = [], [], [jnp.full((len(root), 1), -1, jnp.int32)]
         beyond = []
         for level in range(depth + 1):
-
-            def descend(tape, read=read, start=start, stop=stop, score=score):
-                tape, logits = reader.read(tape, read, start, stop)
-                return tape, mesh.by_rows(
-                    functools.partial(_expand, width=width),
-                    logits,
-                    score,
-                    context.sampling,
-                    shared=(reader.vocab_ids,),
-                    over=mesh.AXES,
-                )
-
-            needed = builder.reaches(context, level + 1)
-            tape, drawn = builder.when(needed, descend, tape, fill=-jnp.inf)
+            tape, drawn = builder.read_level(
+                reader,
+                tape,
+                read,
+                range(start, stop),
+                functools.partial(_expand, width=width),
+                score,
+                context.sampling,
+                needed=builder.reaches(context, level + 1),
+                fill=-jnp.inf,
+            )
             tokens, score, best = drawn
-            beyond += [level + 1] * (stop - start)  # depth of what is below
-            each = tokens.shape[1] // (
-                stop - start
-            )  # children of slot i: from i * each on
+            count = stop - start
+            beyond += [level + 1] * count  # depth of what is below
+            each = tokens.shape[1] // count  # children of slot i: from i * each on
             pool.append(tokens)
             scores.append(score)
             if level < depth:
@@ -88,9 +84,13 @@ def _best_first(num_nodes: int, width: int, depth: int) -> Builder:
                 parents = jnp.where(score > -jnp.inf, start + best // each, -1)
                 read = builder.grow(read, stop, ragged.take(tokens, best), parents)
                 start, stop = stop, stop + best.shape[1]
-        args = (jnp.concatenate(parts, axis=1) for parts in (pool, scores, places))
         keep = functools.partial(_keep, num_nodes=num_nodes)
-        tokens, parents, slots, found = mesh.by_rows(jax.vmap(keep), *args)
+        tokens, parents, slots, found = mesh.by_rows(
+            jax.vmap(keep),
+            jnp.concatenate(pool, axis=1),
+            jnp.concatenate(scores, axis=1),
+            jnp.concatenate(places, axis=1),
+        )
         tree = builder.grow(builder.start(root, num_nodes), 1, tokens, parents)
         around = ((0, 0), (1, num_nodes - 1 - slots.shape[1]))
         slots = jnp.pad(slots, around, constant_values=((0, 0), (0, -1)))

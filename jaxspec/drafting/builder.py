@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import ragged, sampling
+from jaxspec import mesh, ragged, sampling
 from jaxspec.core import Context, Draft
 from jaxspec.trees import TokenTree
 
@@ -146,6 +146,40 @@ def when(needed: Array, f: Callable[[Any], Any], tape: Any, fill: float = 0.0) -
         return tape, jax.tree.map(filled, jax.eval_shape(f, tape)[1])
 
     return jax.lax.cond(needed, f, skip, tape)
+
+
+def read_level(
+    reader: Reader,
+    tape: Any,
+    tree: TokenTree,
+    slots: range,
+    draw: Callable[..., Any],
+    *rows: Any,
+    needed: Array,
+    fill: float = 0.0,
+) -> tuple[Any, Any]:
+    """Reads a run of slots and draws what is below them, if any row has room for it.
+
+    Args:
+        reader: the draft model.
+        tape: its own.
+        tree: that the slots are of.
+        slots: a run of them.
+        draw: `logits [B, n, V'], *rows, vocab_ids -> arrays`, every row alone.
+        *rows: what else it takes, in pytrees of `[B, ...]`.
+        needed: one bool, from `reaches`.
+        fill: in place of floats that are not drawn; integers are 0.
+
+    Returns:
+        The tape after, and what was drawn.
+    """
+
+    def descend(tape):
+        tape, logits = reader.read(tape, tree, slots.start, slots.stop)
+        shared = (reader.vocab_ids,)
+        return tape, mesh.by_rows(draw, logits, *rows, shared=shared, over=mesh.AXES)
+
+    return when(needed, descend, tape, fill)
 
 
 def reaches(context: Context, depth: int | np.ndarray) -> Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxspec import checks, trees
 from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
+from jaxspec.core.drafter import Propose
 from jaxspec.drafting import survival
 
 Array = jax.Array
@@ -57,6 +58,37 @@ def _fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
     max_path = max(first.max_path, second.max_path)
     vocab_size = second.vocab_size if first.vocab_size is None else first.vocab_size
 
+    def propose(params: Pair, state: Pair, context: Context) -> tuple[Pair, Draft]:
+        own, draft = first.propose(params.first, state.first, context)
+        other, more = second.propose(params.second, state.second, context)
+        check_deterministic(draft)
+        check_deterministic(more)
+        tree, members = trees.merge(draft.tree, more.tree, num_nodes, max_path)
+        scores = jnp.concatenate([draft.score, more.score[:, 1:]], axis=1)
+        score = jnp.max(jnp.where(members, scores[:, None], 0.0), axis=2)
+        score = survival.settle(tree, survival.ordered(tree, score))
+        return Pair(own, other), deterministic_draft(tree, max_path, score)
+
+    return together(first, second, propose, max_path, vocab_size)
+
+
+def together(
+    first: Drafter,
+    second: Drafter,
+    propose: Propose,
+    max_path: int,
+    vocab_size: int | None,
+) -> Drafter:
+    """Makes a drafter whose params and state are a `Pair` of those of two.
+
+    Args:
+        first: takes in whatever is absorbed and observed.
+        second: likewise.
+        propose: makes one draft with both.
+        max_path: nodes on the longest path, the root included.
+        vocab_size: `V`, or None.
+    """
+
     def init(params: Pair, batch_size: int, max_length: int) -> Pair:
         checks.record("the params of two drafters", params, Pair)
         return Pair(
@@ -71,17 +103,6 @@ def _fuse(first: Drafter, second: Drafter, num_nodes: int) -> Drafter:
             first.absorb(params.first, state.first, tokens, hidden, lengths),
             second.absorb(params.second, state.second, tokens, hidden, lengths),
         )
-
-    def propose(params: Pair, state: Pair, context: Context) -> tuple[Pair, Draft]:
-        own, draft = first.propose(params.first, state.first, context)
-        other, more = second.propose(params.second, state.second, context)
-        check_deterministic(draft)
-        check_deterministic(more)
-        tree, members = trees.merge(draft.tree, more.tree, num_nodes, max_path)
-        scores = jnp.concatenate([draft.score, more.score[:, 1:]], axis=1)
-        score = jnp.max(jnp.where(members, scores[:, None], 0.0), axis=2)
-        score = survival.settle(tree, survival.ordered(tree, score))
-        return Pair(own, other), deterministic_draft(tree, max_path, score)
 
     def observe(params: Pair, state: Pair, outcome: Outcome) -> Pair:
         return Pair(

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import mesh, ragged, trees
-from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
+from jaxspec.core import Context, Draft, Drafter, deterministic_draft
 from jaxspec.drafting import survival
+from jaxspec.drafting.stateless import stateless
 
 Array = jax.Array
 
@@ -84,21 +85,14 @@ def longest_path(
 
 @functools.cache
 def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
-    def init(params, batch_size: int, max_length: int) -> tuple[()]:
-        del params, batch_size
+    def check(params, max_length: int) -> None:
+        del params
         if max_match * (max_length + max_path) >= 2**24:  # `_find` ranks in float32
             raise ValueError(
                 f"Look-up holds {2**24 // max_match - max_path} tokens, not {max_length}."
             )
-        return ()
 
-    def absorb(
-        params, state: tuple[()], tokens: Array, hidden: Array, lengths: Array
-    ) -> tuple[()]:
-        del params, tokens, hidden, lengths
-        return state
-
-    def propose(params, state: tuple[()], context: Context) -> tuple[tuple[()], Draft]:
+    def propose(params, context: Context) -> Draft:
         del params
         root, lengths = context.root, context.lengths
         find = functools.partial(_find, sizes=(num_matches, min_match, max_match))
@@ -117,13 +111,9 @@ def _ngram(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
         )
         every = jnp.sum(jnp.where(agreed > 0, weights[:, :, 0], 0.0), axis=1)
         score = survival.of_members(members, weights) / (1.0 + every[:, None])
-        return state, deterministic_draft(tree, max_path, score)
+        return deterministic_draft(tree, max_path, score)
 
-    def observe(params, state: tuple[()], outcome: Outcome) -> tuple[()]:
-        del params, outcome
-        return state
-
-    return Drafter(init, absorb, propose, observe, max_path, None)
+    return stateless(propose, max_path, check)
 
 
 def _find(

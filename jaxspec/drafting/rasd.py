@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import checks, mesh, ragged, trees
-from jaxspec.core import Context, Draft, Drafter, LanguageModel, Outcome
+from jaxspec.core import Context, Draft, Drafter, LanguageModel
 from jaxspec.drafting import builder as builders
 from jaxspec.drafting import fusion, survival
 from jaxspec.drafting import model as models
@@ -97,21 +97,6 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
     drafter = models.draft_model(model, builder)
     max_path = max(builder.max_path, retriever.max_path)
 
-    def init(params: Pair, batch_size: int, max_length: int) -> Pair:
-        checks.record("the params of two drafters", params, Pair)
-        return Pair(
-            drafter.init(params.first, batch_size, max_length),
-            retriever.init(params.second, batch_size, max_length),
-        )
-
-    def absorb(
-        params: Pair, state: Pair, tokens: Array, hidden: Array, lengths: Array
-    ) -> Pair:
-        return Pair(
-            drafter.absorb(params.first, state.first, tokens, hidden, lengths),
-            retriever.absorb(params.second, state.second, tokens, hidden, lengths),
-        )
-
     def propose(params: Pair, state: Pair, context: Context) -> tuple[Pair, Draft]:
         own, vocab_ids = models.head_for(builder, params.first)
         past, draft = retriever.propose(params.second, state.second, context)
@@ -138,13 +123,7 @@ def _rasd(model, builder, retriever, num_nodes, keep, least, order) -> Drafter:
         built = _fuse(build, logits[:, 0], kept, vocab_ids, order, room, max_path)
         return Pair(models.State(carry, built.tape, built.slots), past), built.draft
 
-    def observe(params: Pair, state: Pair, outcome: Outcome) -> Pair:
-        return Pair(
-            drafter.observe(params.first, state.first, outcome),
-            retriever.observe(params.second, state.second, outcome),
-        )
-
-    return Drafter(init, absorb, propose, observe, max_path, model.vocab_size)
+    return fusion.together(drafter, retriever, propose, max_path, model.vocab_size)
 
 
 def _read_beside(

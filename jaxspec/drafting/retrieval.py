@@ -7,8 +7,8 @@ equals (REST, He et al. 2023; in RASD, Quan et al. 2025, a draft model prunes th
 score of a node is its part of all the continuations, and one more.
 
 The search is three binary ones, `log2 M` steps each of `max_match` compares in every row
-(see `datastore`); the second and the third run at once. There is no state. What is looked
-up in the text itself is `ngram`'s, and `fusion` joins the two.
+(see `datastore`); the second and the third run at once. What is looked up
+in the text itself is `ngram`'s, and `fusion` joins the two.
 """
 
 import functools
@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import checks, mesh, ragged, trees
-from jaxspec.core import Context, Draft, Drafter, Outcome, deterministic_draft
+from jaxspec.core import Context, Draft, Drafter, deterministic_draft
 from jaxspec.drafting import datastore, ngram, survival
 from jaxspec.drafting.datastore import Datastore
+from jaxspec.drafting.stateless import stateless
 
 Array = jax.Array
 
@@ -54,20 +55,11 @@ def retrieval(
 
 @functools.cache
 def _retrieval(num_nodes, max_path, num_matches, min_match, max_match) -> Drafter:
-    def init(params: Datastore, batch_size: int, max_length: int) -> tuple[()]:
+    def check(params: Datastore, max_length: int) -> None:
+        del max_length
         checks.record("the params of retrieval", params, Datastore)
-        del batch_size, max_length
-        return ()
 
-    def absorb(
-        params, state: tuple[()], tokens: Array, hidden: Array, lengths: Array
-    ) -> tuple[()]:
-        del params, tokens, hidden, lengths
-        return state
-
-    def propose(
-        params: Datastore, state: tuple[()], context: Context
-    ) -> tuple[tuple[()], Draft]:
+    def propose(params: Datastore, context: Context) -> Draft:
         retrieve = functools.partial(
             _retrieve, num_matches=num_matches, min_match=min_match, reach=max_path - 1
         )
@@ -82,13 +74,9 @@ def _retrieval(num_nodes, max_path, num_matches, min_match, max_match) -> Drafte
         )
         every = jnp.sum(lengths > 0, axis=1, keepdims=True, dtype=jnp.float32)
         score = survival.of_members(members, weights) / (1.0 + every)
-        return state, deterministic_draft(tree, max_path, score)
+        return deterministic_draft(tree, max_path, score)
 
-    def observe(params, state: tuple[()], outcome: Outcome) -> tuple[()]:
-        del params, outcome
-        return state
-
-    return Drafter(init, absorb, propose, observe, max_path, None)
+    return stateless(propose, max_path, check)
 
 
 def _tail(tokens: Array, lengths: Array, size: int) -> Array:

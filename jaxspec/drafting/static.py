@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec import mesh, sampling, trees
+from jaxspec import sampling, trees
 from jaxspec.core import Context, Draft, deterministic_draft
 from jaxspec.drafting import builder, survival
 from jaxspec.drafting.builder import Builder, Built, Reader
@@ -108,9 +108,8 @@ def _static_tree(
     levels = levels_of(topology)
     num_nodes, num_read = len(topology), levels[-1].stop
     read = np.concatenate([np.arange(level.start, level.stop) for level in levels])
-    beyond = np.zeros(
-        num_nodes, np.int32
-    )  # depth of the children of what is read, else 0
+    # The depth of the children of what is read, else 0.
+    beyond = np.zeros(num_nodes, np.int32)
     for depth, level in enumerate(levels):
         beyond[level.start : level.stop] = depth + 1
     row = np.zeros(num_nodes, np.int32)  # of a node's logits
@@ -125,22 +124,17 @@ def _static_tree(
         draft_logits, reach = [], jnp.ones(root.shape, jnp.float32)[:, None]
         scores = [reach]
         for depth, level in enumerate(levels):
-            above = reach[:, : level.stop - level.start]
-
-            def descend(tape, tree=tree, depth=depth, level=level, above=above):
-                tape, logits = reader.read(tape, tree, level.start, level.stop)
-                return tape, mesh.by_rows(
-                    functools.partial(draw, level=level, depth=depth),
-                    logits,
-                    context.keys,
-                    context.sampling,
-                    above,
-                    shared=(reader.vocab_ids,),
-                    over=mesh.AXES,
-                )
-
-            needed = builder.reaches(context, depth + 1)
-            tape, drawn = builder.when(needed, descend, tape)
+            tape, drawn = builder.read_level(
+                reader,
+                tape,
+                tree,
+                range(level.start, level.stop),
+                functools.partial(draw, level=level, depth=depth),
+                context.keys,
+                context.sampling,
+                reach[:, : level.stop - level.start],
+                needed=builder.reaches(context, depth + 1),
+            )
             tokens, exists, scaled, score, reach = drawn
             scores.append(score)
             parents = jnp.array(level.parent) + level.start
@@ -156,9 +150,7 @@ def _static_tree(
         draft = Draft(
             tree=tree,
             kind=jnp.full(shape, kind, jnp.int32),
-            draft_logits=jnp.concatenate(
-                draft_logits, axis=1
-            ),  # [B, num_read, V'], or 0
+            draft_logits=jnp.concatenate(draft_logits, axis=1),
             logits_row=jnp.broadcast_to(jnp.asarray(row)[None], shape),
             score=survival.settle(tree, score),
             vocab_ids=reader.vocab_ids,
