@@ -113,7 +113,7 @@ def init_state(
         params, past, tokens, lengths - 1, chunk_size=chunk_size, **records
     )
     limits = lengths + jnp.minimum(budget, max_length - lengths)
-    return _begin(past, tokens, lengths, limits, settings, target.max_path)
+    return begin(past, tokens, lengths, limits, settings, target.max_path)
 
 
 def empty_state(
@@ -161,7 +161,7 @@ def empty_state(
         keys=None,
     )
     one = jnp.ones((batch_size,), jnp.int32)
-    return _begin(
+    return begin(
         past, jnp.zeros_like(one)[:, None], one, one, settings, target.max_path
     )
 
@@ -181,7 +181,7 @@ def _settings(batch: int, vocab_size: int, *, stops, keys, **each) -> dict[str, 
     }
 
 
-def _begin(
+def begin(
     past: Past,
     tokens: Array,
     lengths: Array,
@@ -189,7 +189,16 @@ def _begin(
     settings: dict[str, Array],
     max_path: int,
 ) -> DecodeState:
-    """The state after the prompts; no two of its leaves, and none of others, are one."""
+    """Makes the state after the prompts: no two of its leaves, and none of others, are one.
+
+    Args:
+        past: of all tokens of the prompts but the last; its leaves are not copied.
+        tokens: `[B, T]` int32, 0 beyond the lengths.
+        lengths: `[B]` int32.
+        limits: `[B]` int32, lengths at which rows are done.
+        settings: the other fields of a `DecodeState`, by name.
+        max_path: of the target.
+    """
     batch, size = tokens.shape
     width = past.max_length + max_path
     state = DecodeState(

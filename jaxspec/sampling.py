@@ -72,6 +72,11 @@ def key(seed: int | Array) -> Array:
     return jax.random.key(seed, impl=KEY_IMPL)
 
 
+def wrap(data: Array) -> Array:
+    """Makes typed keys `[...]` of their data `[..., 2]` uint32."""
+    return jax.random.wrap_key_data(data, impl=KEY_IMPL)
+
+
 def check_keys(keys: Array) -> None:
     """Refuses keys whose noise is not each row's own.
 

@@ -1,0 +1,28 @@
+"""Continuous batching: requests come and go in the rows of one running state.
+
+    engine = serving.Engine(params, target=model, drafter=drafter, rows=8, max_length=1024)
+    ticket = engine.submit(serving.Request(prompt=tokens, max_new_tokens=64))
+    for delta in engine.stream(ticket): ...
+
+A slot is a row, the pool is a `DecodeState` with more rows, and a request that is set aside
+is a value. With `sample_and_match`, which verifies by default, what is written for a
+request depends on the parameters, its prompt and its key, and on nothing else.
+
+    requests   what is asked, and what is answered
+    scheduler  who runs next; no arrays
+    programs   the pool's functions, each compiled once
+    news       what a step tells the host
+    pieces     pasts, cut at the borders of chunks
+    prefixes   a cache of them
+    engine     plans carried out
+"""
+
+from jaxspec.serving.engine import Engine as Engine
+from jaxspec.serving.prefixes import Prefixes as Prefixes
+from jaxspec.serving.requests import Delta as Delta
+from jaxspec.serving.requests import Finish as Finish
+from jaxspec.serving.requests import QueueFull as QueueFull
+from jaxspec.serving.requests import Request as Request
+from jaxspec.serving.requests import Suspended as Suspended
+from jaxspec.serving.requests import Ticket as Ticket
+from jaxspec.serving.scheduler import Scheduler as Scheduler

@@ -1,0 +1,299 @@
+"""The functions of a pool, each compiled once, before the first request.
+
+The pool is a `DecodeState` whose rows are let to requests. All functions are pure; those
+that change the pool, or a past on the way, take its memory (donation).
+
+    open    params                    -> past     of one text, nothing absorbed
+    absorb  params, past*, chunk      -> past     the tokens that come next
+    admit   pool*, past, row, text    -> pool     a text whose prompt is absorbed
+    take    pool, row                 -> value    a row set aside: a state of one
+    put     pool*, row, value, key    -> pool     and put back, here or elsewhere
+    step    params, pool*, control    -> pool, news
+
+A step runs one round or several, and stops after the one in which a text ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec import compilation, padding, pasts, prefill, rows, sampling, stepping
+from jaxspec.core import Drafter, LanguageModel, Params, Verifier
+from jaxspec.decode_state import DecodeState
+from jaxspec.pasts import Past
+from jaxspec.serving import news, pieces
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Machinery:
+    """What an engine is made of; equal settings are equal.
+
+    Attributes:
+        target: the model whose law is kept.
+        drafter: what proposes.
+        verifier: what decides.
+        num_rows: texts that are decoded side by side.
+        max_length: the most tokens of a text, prompt and output.
+        chunk: tokens of a prompt that are absorbed at a time.
+        rounds: steps on the device, at most, without a word to the host.
+        num_stops: stops of a request at most.
+    """
+
+    target: LanguageModel
+    drafter: Drafter
+    verifier: Verifier
+    num_rows: int
+    max_length: int
+    chunk: int
+    rounds: int
+    num_stops: int
+
+    @property
+    def width(self) -> int:
+        """Columns of `DecodeState.tokens`."""
+        return self.max_length + self.target.max_path
+
+
+class Text(NamedTuple):
+    """A request as the device takes it, of one row.
+
+    Attributes:
+        tokens: `[1, W]` int32, the prompt, 0 padded.
+        length: `[1]` int32.
+        limit: `[1]` int32, length at which the text is done.
+        settings: the fields of `DecodeState` that are the request's, `[1, ...]`; the
+            key is `[1, 2]` uint32.
+    """
+
+    tokens: Any
+    length: Any
+    limit: Any
+    settings: dict[str, Any]
+
+
+class Control(NamedTuple):
+    """What the host says before a step.
+
+    Attributes:
+        budgets: `[R]` int32, draft nodes of each row at most.
+        stop: `[R]` bool, rows that are given up.
+        rounds: int32, steps at most.
+    """
+
+    budgets: Any
+    stop: Any
+    rounds: Any
+
+
+class Programs(NamedTuple):
+    """The compiled functions (see above, and `pieces`), and the shapes of a row's value."""
+
+    open: Callable[..., Past]
+    absorb: Callable[..., Past]
+    admit: Callable[..., DecodeState]
+    take: Callable[..., DecodeState]
+    put: Callable[..., DecodeState]
+    step: Callable[..., tuple[DecodeState, Array]]
+    state: Callable[..., list[Array]]
+    piece: Callable[..., list[Array]]
+    put_state: Callable[..., Past]
+    put_piece: Callable[..., Past]
+    pool: Callable[..., DecodeState]
+    value: DecodeState
+
+
+def compile_all(
+    machinery: Machinery, params: Params, watch: Callable[[str], None]
+) -> Programs:
+    """Compiles the functions side by side, in threads.
+
+    Args:
+        machinery: of the engine.
+        params: of the target and the drafter.
+        watch: is told the name of each function when it is ready.
+    """
+    jobs = dict(_jobs(machinery, params))
+    options = compilation.compiler_options()
+
+    def compile_one(name):
+        function, args, donated = jobs[name]
+        jitted = jax.jit(function, donate_argnums=donated, compiler_options=options)
+        compiled = jitted.lower(*args).compile()
+        watch(name)
+        return compiled
+
+    order = sorted(jobs, key=lambda name: name != "step")  # the longest first
+    with futures.ThreadPoolExecutor(max_workers=2) as threads:
+        found = dict(zip(order, threads.map(compile_one, order), strict=True))
+    value = jax.eval_shape(functools.partial(_empty, machinery, batch_size=1), params)
+    return Programs(**found, value=value)
+
+
+def _jobs(machinery: Machinery, params: Params) -> Iterator[tuple[str, tuple]]:
+    """Functions, the shapes of their arguments, and which of these they consume."""
+    m = machinery
+    axes = rows.axes(functools.partial(_empty, m, params))
+    cut = cut_of(m, params)
+    begin = functools.partial(_open, m, max_length=m.max_length)
+    past = jax.eval_shape(begin, params)
+    pool, one = (
+        jax.eval_shape(functools.partial(_empty, m, batch_size=size), params)
+        for size in (m.num_rows, 1)
+    )
+    row = number = jax.ShapeDtypeStruct((), jnp.int32)
+    chunk = jax.ShapeDtypeStruct((1, m.chunk), jnp.int32)
+    count = jax.ShapeDtypeStruct((1,), jnp.int32)
+    control = Control(
+        budgets=jax.ShapeDtypeStruct((m.num_rows,), jnp.int32),
+        stop=jax.ShapeDtypeStruct((m.num_rows,), jnp.bool_),
+        rounds=number,
+    )
+    state = jax.eval_shape(functools.partial(pieces.state, cut), past)
+    piece = jax.eval_shape(functools.partial(pieces.piece, cut), past, number)
+    yield "open", (begin, (params,), ())
+    yield "absorb", (_absorb(m), (params, past, chunk, count), (1,))
+    yield "admit", (_admit(m, axes), (pool, past, row, text_shapes(m)), (0,))
+    yield "take", (functools.partial(_take, axes), (pool, row), ())
+    key = text_shapes(m).settings["keys"]
+    yield "put", (functools.partial(_put_back, axes), (pool, row, one, key), (0,))
+    yield "step", (_step(m), (params, pool, control), (1,))
+    yield "state", (functools.partial(pieces.state, cut), (past,), ())
+    yield "piece", (functools.partial(pieces.piece, cut), (past, number), ())
+    yield "put_state", (functools.partial(pieces.put_state, cut), (past, state), (0,))
+    put_piece = functools.partial(pieces.put_piece, cut)
+    yield "put_piece", (put_piece, (past, piece, number), (0,))
+    pool_of = functools.partial(_empty, m, batch_size=m.num_rows)
+    yield "pool", (pool_of, (params,), ())
+
+
+def cut_of(machinery: Machinery, params: Any) -> pieces.Cut:
+    """How the pasts of an engine are cut."""
+    m = machinery
+
+    def make(max_length):
+        return _open(m, params, max_length)
+
+    return pieces.cut(make, m.max_length, m.chunk, m.target.max_path)
+
+
+def text_shapes(machinery: Machinery) -> Text:
+    """The shapes of a `Text`."""
+    one = jax.ShapeDtypeStruct((1,), jnp.int32)
+    real = jax.ShapeDtypeStruct((1,), jnp.float32)
+    settings = {"temperature": real, "top_k": one, "top_p": real, "draft_budgets": one}
+    width = padding.round_up(machinery.num_stops, padding.STOPS)
+    settings["stops"] = jax.ShapeDtypeStruct((1, width), jnp.int32)
+    settings["keys"] = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
+    tokens = jax.ShapeDtypeStruct((1, machinery.width), jnp.int32)
+    return Text(tokens, one, one, settings)
+
+
+def _empty(m: Machinery, params: Params, batch_size: int) -> DecodeState:
+    """A pool whose rows are all free."""
+    return prefill.empty_state(
+        params,
+        batch_size,
+        m.max_length,
+        target=m.target,
+        drafter=m.drafter,
+        speculative=True,
+        num_stops=m.num_stops,
+    )
+
+
+def _open(m: Machinery, params: Params, max_length: int) -> Past:
+    return pasts.init_past(
+        params, 1, max_length, target=m.target, drafter=m.drafter, speculative=True
+    )
+
+
+def _absorb(m: Machinery) -> Callable[..., Past]:
+    def absorb(params, past, tokens, count):
+        return pasts.absorb(
+            params, past, tokens, count, target=m.target, drafter=m.drafter
+        )
+
+    return absorb
+
+
+def _admit(m: Machinery, axes: Any) -> Callable[..., DecodeState]:
+    def admit(pool, past, row, text):
+        keys = sampling.wrap(text.settings["keys"])
+        state = prefill.begin(
+            past,
+            text.tokens,
+            text.length,
+            text.limit,
+            text.settings | {"keys": keys},
+            m.target.max_path,
+        )
+        return _put(axes, pool, row, state)
+
+    return admit
+
+
+def _take(axes: Any, pool: DecodeState, row: Array) -> DecodeState:
+    return jax.tree.map(
+        lambda axis, leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1, axis), axes, pool
+    )
+
+
+def _put(axes: Any, pool: DecodeState, row: Array, value: DecodeState) -> DecodeState:
+    def write(axis, leaf, new):
+        return jax.lax.dynamic_update_slice_in_dim(leaf, new, row, axis)
+
+    return jax.tree.map(write, axes, pool, value)
+
+
+def _put_back(
+    axes: Any, pool: DecodeState, row: Array, value: DecodeState, key: Array
+) -> DecodeState:
+    return _put(axes, pool, row, value.replace(keys=sampling.wrap(key)))
+
+
+def _step(m: Machinery) -> Callable[..., tuple[DecodeState, Array]]:
+    """Rounds of all rows: `params, pool, control -> pool, news [M, R, W]`."""
+
+    def one(params, state):
+        ran = ~state.done
+        state, draft = stepping.propose(params, state, drafter=m.drafter)
+        state, outcome = stepping.verify(
+            params, state, draft, target=m.target, verifier=m.verifier
+        )
+        state = stepping.observe(params, state, outcome, drafter=m.drafter)
+        return state, news.pack(outcome, state.done, ran)
+
+    def step(params, pool, control):
+        pool = pool.replace(
+            done=pool.done | control.stop, draft_budgets=control.budgets
+        )
+        live = ~pool.done
+        shape = jax.eval_shape(one, params, pool)[1]
+        nothing = jnp.zeros((m.rounds, *shape.shape), shape.dtype)
+
+        def keep_going(loop):
+            count, state, _ = loop
+            all_go_on = ~jnp.any(live & state.done) & jnp.any(live)
+            return all_go_on & (count < jnp.minimum(control.rounds, m.rounds))
+
+        def advance(loop):
+            count, state, found = loop
+            state, packed = one(params, state)
+            found = jax.lax.dynamic_update_index_in_dim(found, packed, count, 0)
+            return count + 1, state, found
+
+        _, pool, found = jax.lax.while_loop(
+            keep_going, advance, (jnp.int32(0), pool, nothing)
+        )
+        return pool, found
+
+    return step

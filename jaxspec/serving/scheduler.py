@@ -1,0 +1,180 @@
+"""Who runs next: plain Python, without arrays, for engines and for simulations of them.
+
+A turn asks for a `Plan`. Rows are free or let to a ticket. Whoever waits is ordered by
+
+    priority - wait / ageing,  tokens that its client was served,  arrival
+
+so that nobody waits for ever, and a row goes to the first whose prompt is absorbed. Where
+none is free, a ticket takes the row of the worst one of a higher priority, which is set
+aside and goes on later where it was. One prompt is absorbed at a time.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable
+
+from jaxspec import checks
+from jaxspec.serving.requests import Finish, QueueFull, Ticket
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to do in a turn, in this order.
+
+    Attributes:
+        end: tickets that end now, and why.
+        aside: tickets whose row is taken from them, and which it was.
+        stop: rows whose texts go no further, of either.
+        fill: whose prompt to go on with, None for none.
+        admit: tickets that are given rows, whose number they know.
+        rounds: steps on the device at most.
+    """
+
+    end: tuple[tuple[Ticket, Finish], ...]
+    aside: tuple[tuple[Ticket, int], ...]
+    stop: tuple[int, ...]
+    fill: Ticket | None
+    admit: tuple[Ticket, ...]
+    rounds: int
+
+
+class Scheduler:
+    """Waiting lines and rows.
+
+    Attributes:
+        num_rows: rows of the pool.
+        max_waiting: tickets that may wait; more are refused.
+        ageing: seconds of waiting that are worth one step of priority.
+        rounds: steps in a row, where nobody waits or listens.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        max_waiting: int = 1024,
+        ageing: float = 10.0,
+        rounds: int = 8,
+    ):
+        self.num_rows = checks.integer("num_rows", num_rows, least=1)
+        self.max_waiting = checks.integer("max_waiting", max_waiting, least=1)
+        self.rounds = checks.integer("rounds", rounds, least=1)
+        checks.require(ageing > 0, f"Expected a positive ageing, got {ageing}.")
+        self.ageing = ageing
+        self.rows: list[Ticket | None] = [None] * self.num_rows
+        self.waiting: list[Ticket] = []  # prompts not absorbed
+        self.filling: Ticket | None = None
+        self.ready: list[Ticket] = []  # to be given rows
+        self.num_preemptions = 0
+        self._served: collections.Counter[str] = collections.Counter()
+        self._aborted: list[Ticket] = []
+        self._listening: set[Ticket] = set()
+
+    def submit(self, ticket: Ticket) -> None:
+        """Lets a ticket wait for its prompt to be absorbed.
+
+        Raises:
+            QueueFull: if too many do.
+        """
+        if len(self.waiting) >= self.max_waiting:
+            raise QueueFull(
+                f"{self.max_waiting} requests wait already; try again later."
+            )
+        self.waiting.append(ticket)
+
+    def resume(self, ticket: Ticket) -> None:
+        """Lets a ticket wait for a row; it has all else."""
+        self.ready.append(ticket)
+
+    def filled(self, tickets: Iterable[Ticket]) -> None:
+        """Says that a prompt is absorbed, of which these are texts."""
+        self.filling = None
+        self.ready += tickets
+
+    def abort(self, ticket: Ticket) -> None:
+        """Ends a ticket in the next turn, whatever it does."""
+        self._aborted.append(ticket)
+
+    def listen(self, ticket: Ticket, to_it: bool) -> None:
+        """Says whether somebody reads a ticket's tokens as they come."""
+        (self._listening.add if to_it else self._listening.discard)(ticket)
+
+    def served(self, ticket: Ticket, num_tokens: int) -> None:
+        """Counts what a client was given."""
+        self._served[ticket.request.client] += num_tokens
+
+    def release(self, ticket: Ticket) -> None:
+        """Takes an ended ticket out of wherever it is."""
+        if ticket.row is not None:
+            self.rows[ticket.row] = None
+            ticket.row = None
+        for line in (self.waiting, self.ready):
+            if ticket in line:
+                line.remove(ticket)
+        if self.filling is ticket:
+            self.filling = None
+        self._listening.discard(ticket)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nobody runs and nobody waits."""
+        lines = self.waiting or self.ready or self._aborted
+        return not lines and self.filling is None and not any(self.rows)
+
+    def plan(self, now: float) -> Plan:
+        """Decides what to do in this turn; tickets know their rows afterwards."""
+        end = self._ends(now)
+        stop = [ticket.row for ticket, _ in end if ticket.row is not None]
+        for ticket, _ in end:
+            self.release(ticket)
+        aside, admit = self._lets(now)
+        stop += [row for _, row in aside]
+        if self.filling is None and self.waiting and len(self.ready) < self.num_rows:
+            self.filling = min(self.waiting, key=lambda t: self._order(t, now))
+            self.waiting.remove(self.filling)
+        is_quiet = not (self.waiting or self.ready or self.filling)
+        is_quiet &= not self._listening
+        rounds = self.rounds if is_quiet else 1
+        return Plan(end, aside, tuple(stop), self.filling, admit, rounds)
+
+    def _ends(self, now: float) -> tuple[tuple[Ticket, Finish], ...]:
+        late = [
+            ticket
+            for ticket in (*self.waiting, *self.ready, self.filling, *self.rows)
+            if ticket is not None
+            and ticket.request.deadline is not None
+            and now - ticket.arrival >= ticket.request.deadline
+        ]
+        aborted, self._aborted = self._aborted, []
+        reasons = dict.fromkeys(late, Finish.DEADLINE)
+        reasons |= dict.fromkeys(aborted, Finish.ABORT)
+        return tuple((t, why) for t, why in reasons.items() if t.finish is None)
+
+    def _lets(
+        self, now: float
+    ) -> tuple[tuple[tuple[Ticket, int], ...], tuple[Ticket, ...]]:
+        """Lets free rows, and those of higher priorities, to whoever is ready."""
+        aside, admit = [], []
+        for ticket in sorted(self.ready, key=lambda t: self._order(t, now)):
+            row = next((i for i, t in enumerate(self.rows) if t is None), None)
+            if row is None:
+                worst = max(
+                    (t for t in self.rows if t not in admit),
+                    key=lambda t: (t.request.priority, t.arrival, t.id),
+                    default=None,
+                )
+                if worst is None or worst.request.priority <= ticket.request.priority:
+                    continue
+                row, worst.row = worst.row, None
+                aside.append((worst, row))
+                self.num_preemptions += 1
+            ticket.row, self.rows[row] = row, ticket
+            admit.append(ticket)
+        self.ready = [t for t in self.ready if t not in admit]
+        self.ready += [t for t, _ in aside]
+        return tuple(aside), tuple(admit)
+
+    def _order(self, ticket: Ticket, now: float) -> tuple:
+        request, waited = ticket.request, max(now - ticket.arrival, 0.0)
+        aged = request.priority - waited / self.ageing
+        return aged, self._served[request.client], ticket.arrival, ticket.id
