@@ -1,10 +1,11 @@
 """Speculative decoding for state-space and hybrid language models, in JAX."""
 
-# Modules: rows of any past, and, with `builder` and `proposals` below, the pieces that
-# one's own drafter, verifier or model is made of.
+# Modules: rows of any past, an engine, and, with `builder` and `proposals` below, the
+# pieces that one's own drafter, verifier or model is made of.
 from jaxspec import ragged as ragged
 from jaxspec import rows as rows
 from jaxspec import sampling as sampling
+from jaxspec import serving as serving
 from jaxspec import trees as trees
 
 # Fewer drafts where there is no time for all.

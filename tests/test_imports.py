@@ -22,7 +22,7 @@ LAYERS = [  # lowest first: folders and modules that may import each other one w
         f"jaxspec.{name}"
         for name in (
             "checkpointing decode_state decoding drafters host_decoding loop_checks "
-            "metrics pasts plotting prefill pretrained sharding spec_info stepping"
+            "metrics pasts plotting prefill pretrained serving sharding spec_info stepping"
         ).split()
     ],
     ["checkpoints_conv"],  # above what it converts for, which knows it not
@@ -39,6 +39,7 @@ NEIGHBOURS = {  # a module, and what it knows nothing of
     "jaxspec.host_decoding": ["jaxspec.models", *DRAFTS],
     "jaxspec.pasts": ["jaxspec.models", *DRAFTS],
     "jaxspec.prefill": ["jaxspec.models", *DRAFTS],
+    "jaxspec.serving": ["jaxspec.models", *DRAFTS],
     "jaxspec.spec_info": ["jaxspec.models", *DRAFTS],
     "jaxspec.stepping": ["jaxspec.models", *DRAFTS],
     "jaxspec.models": [*DRAFTS, "checkpoints_conv"],
@@ -50,6 +51,7 @@ NEIGHBOURS = {  # a module, and what it knows nothing of
 EXCEPT = {  # what it knows nevertheless
     "jaxspec.decoding": {"jaxspec.verification.sample_and_match"},  # the default
     "jaxspec.host_decoding": {"jaxspec.verification.sample_and_match"},
+    "jaxspec.serving": {"jaxspec.verification.sample_and_match"},
     # A record of numbers, and files as such.
     "checkpoints_conv": {"jaxspec.models.config", "jaxspec.digests", "jaxspec.files"}
     | {"jaxspec.tokenizer_files", "jaxspec.weights"},

@@ -278,13 +278,13 @@ class Engine:
 
     def _turn(self) -> None:
         plan = self.scheduler.plan(self._clock())
+        for ticket, why in plan.end:
+            self._finish(ticket, why)
         for ticket, row in plan.aside:
             self._values[ticket] = self._programs.take(self._pool, _integer(row))
         for row in plan.stop:
             self._owners[row] = None
             self._stop.add(row)
-        for ticket, why in plan.end:
-            self._finish(ticket, why)
         in_flight = len(self._flying)
         if any(self._owners):
             self._dispatch(plan.rounds)
@@ -393,7 +393,6 @@ class Engine:
         self.counts.drafted += int(found.shown[:, row].sum())
         self.counts.accepted += int(found.kept[:, row].sum())
         self.counts.tokens += len(tokens)
-        self.scheduler.served(ticket, len(tokens))
         if tokens and ticket.first_token is None:
             ticket.first_token = now
         ticket.tokens += tokens
@@ -436,11 +435,18 @@ class Engine:
 
     def _recover(self, message: str) -> None:
         """Ends all that was on the device, and begins with an empty pool."""
-        running = {*self._owners, *self._values}
+        lines = self.scheduler
+        running = {
+            *self._owners,
+            *self._values,
+            *lines.rows,
+            *lines.ready,
+            lines.filling,
+        }
         for owners, _ in self._flying:
             running |= {*owners}
-        for filling in list(self._fillings.values()):
-            if filling.past is not None:
+        for filling in self._fillings.values():
+            if filling.past is not None or filling.tickets[0] is lines.filling:
                 running |= {*filling.tickets}
         for ticket in running:
             if ticket is not None and ticket.finish is None:

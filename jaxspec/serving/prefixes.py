@@ -36,7 +36,7 @@ class Node:
     piece: Any = None
     state: Any = None
     uses: int = 0
-    value: float = 0.0
+    value: tuple[float, int] = (0.0, 0)
     num_bytes: int = 0
     children: dict[Chunk, Node] = dataclasses.field(default_factory=dict)
 
@@ -75,6 +75,7 @@ class Prefixes:
         self.num_bytes = self.queries = self.hits = 0
         self._root = Node(None, (), 0)
         self._clock = 0.0
+        self._touches = 0
 
     def __len__(self) -> int:
         return sum(1 for _ in self._nodes())
@@ -148,7 +149,8 @@ class Prefixes:
         self.num_bytes += node.num_bytes
         spared = node.depth - self._known_above(node) if node.state is not None else 1
         share = (1 + node.uses) * spared / max(node.num_bytes, 1)
-        node.value = self._clock + share
+        self._touches += 1  # of equals, what was not seen for longest goes first
+        node.value = self._clock + share, self._touches
 
     @staticmethod
     def _known_above(node: Node) -> int:
@@ -170,7 +172,7 @@ class Prefixes:
             states = [n for n in self._nodes() if n.state is not None]
             leaves = [n for n in self._nodes() if n.state is None and not n.children]
             node = min(leaves or states, key=lambda node: node.value)
-            self._clock = max(self._clock, node.value)
+            self._clock = max(self._clock, node.value[0])
             self.num_bytes -= node.num_bytes
             if node.children:
                 node.state = None

@@ -37,7 +37,7 @@ class Request:
         draft_budget: draft nodes that a step verifies at most.
         priority: the lower goes first, and takes the row of a higher one.
         deadline: seconds after the submission at which the text ends, whole or not.
-        client: who asks; among equals, whoever was served least goes first.
+        client: who asks; each row that a client has counts as one step of priority.
     """
 
     prompt: Sequence[int]

@@ -2,14 +2,15 @@
 
 A turn asks for a `Plan`. Rows are free or let to a ticket. Whoever waits is ordered by
 
-    priority - wait / ageing,  tokens that its client was served,  arrival
+    priority + arrival / ageing + rows that its client has
 
-so that nobody waits for ever, and a row goes to the first whose prompt is absorbed. Where
-none is free, a ticket takes the row of the worst one of a higher priority, which is set
-aside and goes on later where it was. One prompt is absorbed at a time.
+the least first. Nobody waits for ever, since later requests rank behind by and by, and a
+client that asks for much leaves room for one that asks for little. A prompt is absorbed at
+a time, and a row goes to the first whose prompt is. Where none is free, a ticket takes the
+row of the worst one of a higher priority, unless that has waited too long for it; it is set
+aside, and goes on later where it was.
 """
 
-import collections
 import dataclasses
 from collections.abc import Iterable
 
@@ -66,7 +67,6 @@ class Scheduler:
         self.filling: Ticket | None = None
         self.ready: list[Ticket] = []  # to be given rows
         self.num_preemptions = 0
-        self._served: collections.Counter[str] = collections.Counter()
         self._aborted: list[Ticket] = []
         self._listening: set[Ticket] = set()
 
@@ -99,10 +99,6 @@ class Scheduler:
         """Says whether somebody reads a ticket's tokens as they come."""
         (self._listening.add if to_it else self._listening.discard)(ticket)
 
-    def served(self, ticket: Ticket, num_tokens: int) -> None:
-        """Counts what a client was given."""
-        self._served[ticket.request.client] += num_tokens
-
     def release(self, ticket: Ticket) -> None:
         """Takes an ended ticket out of wherever it is."""
         if ticket.row is not None:
@@ -127,10 +123,10 @@ class Scheduler:
         stop = [ticket.row for ticket, _ in end if ticket.row is not None]
         for ticket, _ in end:
             self.release(ticket)
-        aside, admit = self._lets(now)
+        aside, admit = self._lets()
         stop += [row for _, row in aside]
         if self.filling is None and self.waiting and len(self.ready) < self.num_rows:
-            self.filling = min(self.waiting, key=lambda t: self._order(t, now))
+            self.filling = min(self.waiting, key=self._order)
             self.waiting.remove(self.filling)
         is_quiet = not (self.waiting or self.ready or self.filling)
         is_quiet &= not self._listening
@@ -150,21 +146,16 @@ class Scheduler:
         reasons |= dict.fromkeys(aborted, Finish.ABORT)
         return tuple((t, why) for t, why in reasons.items() if t.finish is None)
 
-    def _lets(
-        self, now: float
-    ) -> tuple[tuple[tuple[Ticket, int], ...], tuple[Ticket, ...]]:
+    def _lets(self) -> tuple[tuple[tuple[Ticket, int], ...], tuple[Ticket, ...]]:
         """Lets free rows, and those of higher priorities, to whoever is ready."""
         aside, admit = [], []
-        for ticket in sorted(self.ready, key=lambda t: self._order(t, now)):
+        for _ in range(len(self.ready)):
+            ticket = min((t for t in self.ready if t not in admit), key=self._order)
             row = next((i for i, t in enumerate(self.rows) if t is None), None)
             if row is None:
-                worst = max(
-                    (t for t in self.rows if t not in admit),
-                    key=lambda t: (t.request.priority, t.arrival, t.id),
-                    default=None,
-                )
-                if worst is None or worst.request.priority <= ticket.request.priority:
-                    continue
+                worst = max(self.rows, key=self._rank)
+                if worst in admit or not self._displaces(ticket, worst):
+                    break
                 row, worst.row = worst.row, None
                 aside.append((worst, row))
                 self.num_preemptions += 1
@@ -174,7 +165,17 @@ class Scheduler:
         self.ready += [t for t, _ in aside]
         return tuple(aside), tuple(admit)
 
-    def _order(self, ticket: Ticket, now: float) -> tuple:
-        request, waited = ticket.request, max(now - ticket.arrival, 0.0)
-        aged = request.priority - waited / self.ageing
-        return aged, self._served[request.client], ticket.arrival, ticket.id
+    def _rank(self, ticket: Ticket) -> tuple[float, int]:
+        """The order of two tickets of one client; it does not change."""
+        return ticket.request.priority + ticket.arrival / self.ageing, ticket.id
+
+    def _order(self, ticket: Ticket) -> tuple[float, int]:
+        rank, which = self._rank(ticket)
+        client = ticket.request.client
+        held = sum(t is not None and t.request.client == client for t in self.rows)
+        return rank + held, which
+
+    def _displaces(self, ticket: Ticket, other: Ticket) -> bool:
+        """Tells if one takes the other's row."""
+        is_lower = ticket.request.priority < other.request.priority
+        return is_lower and self._rank(ticket) < self._rank(other)

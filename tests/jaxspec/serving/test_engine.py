@@ -1,0 +1,318 @@
+"""An engine's texts depend on params, prompt and key, and on nothing else."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import engines
+import jaxspec as js
+import tiny
+from jaxspec import checkpointing, serving
+from jaxspec.serving import Finish, Request
+
+kinds = pytest.mark.parametrize("kind", engines.KINDS)
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9]
+
+
+def check_idle(engine):
+    """No row, no byte and no ticket is left behind, and nothing was compiled."""
+    assert engine.counts.compilations == 0
+    assert engine.scheduler.rows == [None] * engines.ROWS
+    assert not engine._values and not engine._fillings and not any(engine._owners)
+    nodes = list(engine.prefixes._nodes())
+    assert engine.prefixes.num_bytes == sum(node.num_bytes for node in nodes)
+    assert engine.prefixes.num_bytes <= engine.prefixes.max_bytes
+
+
+def check_soak(kind, count, seed=1):
+    """Whatever happened to a text, it is, or begins, the one of a lone run."""
+    engine = engines.fresh(kind)
+    tickets = engines.traffic(engine, engines.requests(seed, count), seed)
+    check_idle(engine)
+    assert engine.scheduler.num_preemptions > 0 and engine.prefixes.hits > 0
+    ends = [ticket.finish for ticket in tickets]
+    assert {Finish.STOP, Finish.LENGTH, Finish.ABORT} == {*ends}
+    differ = []
+    for ticket in tickets:
+        expected = engines.alone(engine, ticket.request)
+        if ticket.finish is Finish.ABORT:
+            expected = expected[: len(ticket.tokens)]
+        if ticket.tokens != expected:
+            differ.append(ticket)
+    assert not differ, f"{len(differ)} of {len(tickets)} texts differ"
+
+
+@kinds
+def test_texts_are_those_of_lone_runs(kind):
+    check_soak(kind, 48)
+
+
+@pytest.mark.thorough
+@kinds
+def test_ten_thousand_texts_are_those_of_lone_runs(kind):
+    check_soak(kind, 10_000)
+
+
+@kinds
+def test_texts_are_those_of_generate(kind):
+    """Another program, so that near ties may part; here there is none."""
+    engine = engines.fresh(kind)
+    for request in engines.requests(2, 8):
+        ticket = engine.submit(request)
+        engine.run()
+        np.testing.assert_array_equal(ticket.tokens, engines.generated(kind, request))
+
+
+@kinds
+def test_a_text_goes_on_in_another_process(kind, tmp_path):
+    engine = engines.fresh(kind)
+    request = Request(prompt=PROMPT, max_new_tokens=30, temperature=0.8, seed=5)
+    expected = engines.alone(engine, request)
+    ticket = engine.submit(request)
+    stream = engine.stream(ticket)
+    while len(ticket.tokens) < 6:
+        next(stream)
+    suspended = engine.suspend(ticket)
+    engine.run()
+    assert ticket.finish is Finish.ABORT
+    checkpointing.save(tmp_path, 0, suspended.value)
+    value = checkpointing.restore(tmp_path, like=suspended.value)
+    resumed = engine.resume(dataclasses.replace(suspended, value=value))
+    engine.run()
+    assert resumed.tokens == expected
+    check_idle(engine)
+
+
+def test_a_fork_goes_on_by_its_own_key():
+    """After the fork it is what that key writes after the same tokens."""
+    engine = engines.fresh("look-up")
+    request = Request(prompt=PROMPT, max_new_tokens=20, temperature=1.0, seed=5)
+    ticket = engine.submit(request)
+    while len(ticket.tokens) < 3:
+        engine.turn()
+    value = engine.take(ticket)
+    twins = [engine.resume(value, seed) for seed in (5, 6, 7)]
+    engine.run()
+    assert twins[0].tokens == ticket.tokens
+    for twin in twins[1:]:
+        begun = len(value.tokens)
+        assert twin.tokens[:begun] == ticket.tokens[:begun]
+        assert twin.tokens != ticket.tokens
+        prompt = [*PROMPT, *twin.tokens[:begun]]
+        seed = twin.request.seed
+        rest = Request(prompt, 20 - begun, temperature=1.0, seed=seed)
+        assert twin.tokens[begun:] == engines.alone(engine, rest)
+
+
+def test_several_texts_share_the_reading_of_their_prompt():
+    engine = engines.fresh("draft model")
+    request = Request(prompt=PROMPT, max_new_tokens=9, temperature=1.0, seed=40)
+    tickets = engine.submit_several(request, 4)
+    engine.run()
+    assert engine.counts.chunks == 3
+    for i, ticket in enumerate(tickets):
+        own = dataclasses.replace(request, seed=40 + i)
+        assert ticket.tokens == engines.alone(engine, own)
+
+
+@kinds
+def test_nothing_crosses_but_news_and_controls(kind):
+    """Whatever goes to the device or comes from it is asked for in so many words."""
+    engine = engines.fresh(kind)
+    tickets = [engine.submit(request) for request in engines.requests(3, 8)]
+    with jax.transfer_guard("disallow"):
+        engine.run()
+    assert all(ticket.finish and ticket.error is None for ticket in tickets)
+
+
+def test_rounds_go_on_until_a_text_ends():
+    """Where nobody waits or listens, the device is asked every so many rounds."""
+    engine = engines.fresh("look-up")
+    engine.submit(Request(prompt=[1], max_new_tokens=30, draft_budget=0))
+    engine.run()
+    quiet = engine.counts
+    engine = engines.fresh("look-up")
+    for _ in engine.stream(engine.submit(Request([1], 30, draft_budget=0))):
+        pass
+    assert quiet.steps == engine.counts.steps == 30
+    assert quiet.turns < 12 < 30 <= engine.counts.turns
+
+
+def test_a_text_is_streamed_as_it_is_written():
+    engine = engines.fresh("look-up")
+    request = Request(prompt=PROMPT, max_new_tokens=20, temperature=0.8, stops=(5,))
+    ticket = engine.submit(request)
+    deltas = list(engine.stream(ticket))
+    assert len(deltas) > 3 and deltas[-1].finish is ticket.finish
+    assert [t for delta in deltas for t in delta.tokens] == ticket.tokens
+    assert [x for delta in deltas for x in delta.logprobs] == ticket.logprobs
+    assert ticket.first_token < ticket.ended
+
+
+# --- Aborts, deadlines, faults ---
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_an_abort_frees_its_row_within_two_turns(turns):
+    """Waiting, while its prompt is absorbed, while it runs, and after its end."""
+    engine = engines.fresh("look-up")
+    ticket = engine.submit(Request(prompt=PROMPT, max_new_tokens=3))
+    other = engine.submit(Request(prompt=PROMPT[::-1], max_new_tokens=9))
+    for _ in range(turns):
+        engine.turn()
+    is_over = ticket.finish is not None
+    engine.abort(ticket)
+    engine.turn()
+    engine.turn()
+    assert ticket.finish is (Finish.LENGTH if is_over else Finish.ABORT)
+    assert ticket.row is None and ticket not in engine.scheduler.rows
+    engine.run()
+    assert other.tokens == engines.alone(engine, other.request)
+    check_idle(engine)
+
+
+def test_the_first_of_several_may_leave():
+    """The others still want the prompt."""
+    engine = engines.fresh("look-up")
+    tickets = engine.submit_several(Request(prompt=PROMPT, max_new_tokens=5), 3)
+    engine.turn()
+    engine.abort(tickets[0])
+    engine.run()
+    assert [t.finish for t in tickets] == [Finish.ABORT, Finish.LENGTH, Finish.LENGTH]
+    check_idle(engine)
+
+
+def test_a_row_that_is_let_again_hears_nothing_of_the_last_tenant():
+    """Its last step may still be on its way (vLLM 45096)."""
+    engine = engines.fresh("draft model")
+    tickets = []
+    for size in range(
+        1, 25
+    ):  # prompts of all lengths (vLLM 55178), one after the other
+        request = Request(prompt=(PROMPT * 2)[:size], max_new_tokens=1 + size % 4)
+        tickets.append(engine.submit(request))
+    engine.run()
+    for ticket in tickets:
+        assert ticket.tokens == engines.alone(engine, ticket.request)
+
+
+class Clock:
+    """Says what it is told."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_deadlines_and_a_clock_that_jumps(monkeypatch):
+    engine = engines.fresh("look-up")
+    clock = Clock()
+    monkeypatch.setattr(engine, "_clock", clock)
+    late = engine.submit(Request(prompt=PROMPT, max_new_tokens=30, deadline=5.0))
+    free = engine.submit(Request(prompt=PROMPT, max_new_tokens=30))
+    engine.scheduler.listen(free, True)  # one round at a time
+    for now in (0.0, 1.0, -100.0, 2.0, 3.0, 4.0, 4.5, 4.9):
+        clock.now = now
+        engine.turn()
+    assert late.finish is None
+    clock.now = 5.0
+    engine.turn()
+    assert late.finish is Finish.DEADLINE and 0 < len(late.tokens) < 30
+    engine.run()
+    assert free.tokens[: len(late.tokens)] == late.tokens
+    check_idle(engine)
+
+
+@pytest.mark.parametrize("program", ["step", "absorb", "admit", "open", "take", "put"])
+def test_a_fault_of_the_device_ends_what_ran_and_nothing_else(program):
+    engine = engines.fresh("look-up")
+    sound, calls = engine._programs, []
+
+    def broken(*args):
+        calls.append(args)
+        if len(calls) == (1 if program in ("take", "put") else 3):
+            raise RuntimeError("out of memory\nand more")
+        return getattr(sound, program)(*args)
+
+    requests = list(engines.requests(4, 12))
+    tickets = [engine.submit(request) for request in requests]
+    engine._programs = sound._replace(**{program: broken})
+    try:
+        engine.run()
+    finally:
+        engine._programs = sound
+    lost = [ticket for ticket in tickets if ticket.finish is Finish.ERROR]
+    assert 0 < len(lost) < 12
+    assert {ticket.error for ticket in lost} == {"RuntimeError: out of memory"}
+    for ticket in tickets:
+        if ticket not in lost:
+            assert ticket.tokens == engines.alone(engine, ticket.request)
+    check_idle(engine)
+
+
+def test_logits_that_are_not_finite_end_their_text_alone():
+    params, records = engines.machinery("look-up")
+    embedding = params.target["embed"]["embedding"]
+    spoiled = params.target | {"embed": {"embedding": embedding.at[7].set(np.nan)}}
+    engine = serving.Engine(
+        js.Params(spoiled),
+        **records,
+        rows=2,
+        max_length=engines.MAX_LENGTH,
+        chunk_size=4,
+    )
+    bad = engine.submit(Request(prompt=[1, 7, 2], max_new_tokens=9))
+    good = engine.submit(Request(prompt=[1, 2], max_new_tokens=9))
+    engine.run()
+    assert bad.finish is Finish.ERROR and "not finite" in bad.error
+    assert good.finish is not None
+
+
+def test_a_drained_engine_finishes_and_takes_no_more():
+    engine = engines.make("look-up", rows=2)
+    ticket = engine.submit(Request(prompt=PROMPT, max_new_tokens=5))
+    engine.drain()
+    assert ticket.finish is Finish.LENGTH
+    with pytest.raises(RuntimeError, match="draining"):
+        engine.submit(Request(prompt=PROMPT))
+
+
+BAD = {
+    "no prompt": ({"prompt": []}, "at least one token"),
+    "a text": ({"prompt": "def f"}, "list of integers"),
+    "a token beyond": ({"prompt": [tiny.VOCAB]}, "tokens from 0 to"),
+    "too long": ({"max_new_tokens": 60}, "do not fit"),
+    "nothing to add": ({"max_new_tokens": 0}, "do not fit"),
+    "temperature": ({"temperature": float("nan")}, "temperature"),
+    "top_p": ({"top_p": 0.0}, "top_p"),
+    "top_k": ({"top_k": -1}, "top_k"),
+    "stops": ({"stops": range(9)}, "at most 8 stops"),
+    "seed": ({"seed": -1}, "seed"),
+    "budget": ({"draft_budget": -1}, "draft_budget"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_served_as_it_is_is_refused(name):
+    settings, words = BAD[name]
+    engine = engines.fresh("look-up")
+    with pytest.raises(ValueError, match=words) as error:
+        engine.submit(Request(**({"prompt": [1, 2], "max_new_tokens": 3} | settings)))
+    assert "\n" not in str(error.value)
+    assert engine.is_idle
+
+
+def test_a_value_of_another_engine_is_refused():
+    engine = engines.fresh("look-up")
+    ticket = engine.submit(Request(prompt=PROMPT, max_new_tokens=30))
+    while len(ticket.tokens) < 3:
+        engine.turn()
+    suspended = engine.suspend(ticket)
+    engine.run()
+    with pytest.raises(ValueError, match="another engine"):
+        engines.fresh("draft model").resume(suspended)
+    with pytest.raises(ValueError, match="does not run"):
+        engine.take(ticket)
