@@ -8,7 +8,7 @@
 Every time is a ratio to the autoregressive loop in the same run, on the same machine,
 with the same weights and compiler options, after a warm-up. `verify` and `kernels` are for
 an accelerator; `compile` and `cycles` need none to say what one would run.
-`convert` measures disk and memory.
+`serving` times an engine, `convert` disk and memory.
 """
 
 import argparse
@@ -21,10 +21,21 @@ from jaxspec.bench import (
     drafters,
     kernels,
     rollback,
+    serving,
     verify,
 )
 
-MODULES = (decode, drafters, rollback, verify, kernels, cycles, compile, convert)
+MODULES = (
+    decode,
+    drafters,
+    serving,
+    rollback,
+    verify,
+    kernels,
+    cycles,
+    compile,
+    convert,
+)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 """A benchmark's name is its file's."""
 

@@ -57,6 +57,7 @@ class Engine:
         scheduler: who runs next.
         prefixes: the cache of pasts.
         counts: what was done so far.
+        programs: the functions of the pool, compiled.
         is_draining: whether it takes no more requests.
     """
 
@@ -127,7 +128,7 @@ class Engine:
         self.is_draining = False
         self._clock = clock
         self._params = params
-        self._programs = programs.compile_all(self.machinery, params, watch)
+        self.programs = programs.compile_all(self.machinery, params, watch)
         self._num_tickets = 0
         self._fillings: dict[Ticket, _Filling] = {}  # by the first of their tickets
         self._values: dict[Ticket, Any] = {}  # of those that wait for a row
@@ -137,7 +138,7 @@ class Engine:
 
     def _reset(self) -> None:
         """Begins with a pool of free rows."""
-        self._pool = self._programs.pool(self._params)
+        self._pool = self.programs.pool(self._params)
         self._owners: list[Ticket | None] = [None] * self.machinery.num_rows
         self._stop: set[int] = set()  # rows without an owner that may not be done
         self._flying: collections.deque = collections.deque()
@@ -190,7 +191,7 @@ class Engine:
             raise ValueError(
                 f"Request {ticket.id} does not run; only such has a value."
             )
-        value = self._programs.take(self._pool, _integer(row))
+        value = self.programs.take(self._pool, _integer(row))
         return Suspended(
             ticket.request, tuple(ticket.tokens), tuple(ticket.logprobs), value
         )
@@ -218,7 +219,7 @@ class Engine:
         if seed is not None:
             request = dataclasses.replace(request, seed=seed)
         texts.check(request, self.machinery)
-        other = checks.difference(suspended.value, self._programs.value)
+        other = checks.difference(suspended.value, self.programs.value)
         checks.require(
             other is None, f"The text is of another engine: in its value {other}."
         )
@@ -281,7 +282,7 @@ class Engine:
         for ticket, why in plan.end:
             self._finish(ticket, why)
         for ticket, row in plan.aside:
-            self._values[ticket] = self._programs.take(self._pool, _integer(row))
+            self._values[ticket] = self.programs.take(self._pool, _integer(row))
         for row in plan.stop:
             self._owners[row] = None
             self._stop.add(row)
@@ -304,7 +305,7 @@ class Engine:
             if ticket is not None:
                 budgets[row] = ticket.request.draft_budget
         control = jax.device_put(Control(budgets, stop, np.int32(rounds)))
-        self._pool, packed = self._programs.step(self._params, self._pool, control)
+        self._pool, packed = self.programs.step(self._params, self._pool, control)
         self._stop.clear()
         packed.copy_to_host_async()
         self._flying.append((tuple(self._owners), packed))
@@ -318,7 +319,7 @@ class Engine:
         left = len(prompt) - 1 - filling.absorbed * size
         if left > 0:
             tokens, count = texts.chunk(prompt, filling.absorbed, size)
-            filling.past = self._programs.absorb(
+            filling.past = self.programs.absorb(
                 self._params, filling.past, *jax.device_put((tokens, count))
             )
             self.counts.chunks += 1
@@ -334,7 +335,7 @@ class Engine:
     def _begin(self, filling: _Filling) -> None:
         """Begins a prompt where the cache ends."""
         prompt = filling.tickets[0].request.prompt
-        hit, run = self.prefixes.lookup(prompt), self._programs
+        hit, run = self.prefixes.lookup(prompt), self.programs
         past = run.open(self._params)
         for depth, piece in enumerate(hit.pieces):
             past = run.put_piece(past, piece, _integer(depth * self.machinery.chunk))
@@ -346,7 +347,7 @@ class Engine:
 
     def _keep(self, prompt: Any, filling: _Filling) -> None:
         """Offers the border that a prompt has come to."""
-        depth, run = filling.absorbed, self._programs
+        depth, run = filling.absorbed, self.programs
         is_end = depth == self.prefixes.borders(prompt)
         is_branch = depth == filling.branch
         if self.prefixes.max_bytes and (is_end or depth >= filling.branch):
@@ -363,10 +364,10 @@ class Engine:
         value, row = self._values.pop(ticket), _integer(ticket.row)
         if isinstance(value, DecodeState):
             key = jax.device_put(texts.key(ticket.request.seed))
-            self._pool = self._programs.put(self._pool, row, value, key)
+            self._pool = self.programs.put(self._pool, row, value, key)
         else:
             text = jax.device_put(texts.text(ticket.request, self.machinery))
-            self._pool = self._programs.admit(self._pool, value, row, text)
+            self._pool = self.programs.admit(self._pool, value, row, text)
         self._owners[ticket.row] = ticket
         self._stop.discard(ticket.row)
 

@@ -112,7 +112,7 @@ def traffic(engine, requests, seed, aborts=0.05, forks=0.03):
     """Serves requests that come at random turns, and disturbs them; all tickets."""
     draw, waiting, tickets, values = random.Random(seed), list(requests), [], []
     while waiting or values or not engine.is_idle:
-        while waiting and draw.random() < 0.4:
+        while waiting and len(engine.scheduler.waiting) < 20 and draw.random() < 0.4:
             tickets.append(engine.submit(waiting.pop()))
         running = [t for t in engine.scheduler.rows if t is not None]
         if running and draw.random() < aborts:

@@ -229,7 +229,7 @@ def test_deadlines_and_a_clock_that_jumps(monkeypatch):
 @pytest.mark.parametrize("program", ["step", "absorb", "admit", "open", "take", "put"])
 def test_a_fault_of_the_device_ends_what_ran_and_nothing_else(program):
     engine = engines.fresh("look-up")
-    sound, calls = engine._programs, []
+    sound, calls = engine.programs, []
 
     def broken(*args):
         calls.append(args)
@@ -239,11 +239,11 @@ def test_a_fault_of_the_device_ends_what_ran_and_nothing_else(program):
 
     requests = list(engines.requests(4, 12))
     tickets = [engine.submit(request) for request in requests]
-    engine._programs = sound._replace(**{program: broken})
+    engine.programs = sound._replace(**{program: broken})
     try:
         engine.run()
     finally:
-        engine._programs = sound
+        engine.programs = sound
     lost = [ticket for ticket in tickets if ticket.finish is Finish.ERROR]
     assert 0 < len(lost) < 12
     assert {ticket.error for ticket in lost} == {"RuntimeError: out of memory"}

@@ -83,7 +83,7 @@ def test_bytes_are_those_of_the_nodes():
 def test_a_hit_has_the_bits_of_a_cold_prompt(kind):
     """From every border, where pieces were kept by other prompts."""
     engine = engines.fresh(kind)
-    run, size = engine._programs, engines.CHUNK
+    run, size = engine.programs, engines.CHUNK
     prompt = np.random.default_rng(0).integers(0, 40, 23).tolist()
 
     def absorb(past, first, last):

@@ -1,0 +1,298 @@
+"""Times an engine: its functions, its tokens per second, its own share, and its bytes.
+
+    jaxspec bench serving --drafter ngram:8 --rows 8
+    jaxspec bench serving --model DIR --drafter model:chain:4 --prompts HumanEval.jsonl
+
+`x AR` is a time in autoregressive steps of one row (`generate`), in the same run. A miss
+reads so many tokens of a prompt, a hit takes them from the cache of pasts. `tokens/s` is
+the engine's after its prompts are read, and over it is that of `speculative_generate` with
+the same prompts side by side; `host` is the share of the time in which the host was busy,
+and not waiting for the device. A conversation's bytes are those of a row of the pool.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich import console as consoles
+from rich import progress
+from rich import table as tables
+
+from jaxspec import decoding, padding, prefill, pretrained, sampling
+from jaxspec.cli import options, terminal
+from jaxspec.core import Params
+from jaxspec.measure import prompts as prompt_files
+from jaxspec.measure import published, timing
+from jaxspec.models import hybrid
+from jaxspec.serving import Engine, Request
+from jaxspec.serving import texts as arrays
+from jaxspec.text import encoding
+
+_STEPS = 32  # of the autoregressive loop
+_LENGTHS = 512, 4096, 32768
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the benchmark's options."""
+    parser.add_argument(
+        "--prompts",
+        type=pathlib.Path,
+        help="jsonl of objects with `prompt`, `question` or `turns` (default: our own)",
+    )
+    parser.add_argument(
+        "--drafter",
+        default="ngram:8",
+        metavar="KIND:SHAPE",
+        help="(default: %(default)s): " + options.DRAFTER_HELP,
+    )
+    parser.add_argument("--rows", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument(
+        "--max-length", type=int, default=512, help="of a text (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--chunk-size",
+        type=int,
+        default=64,
+        help="tokens of a prompt that are read at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=8,
+        help="steps without a word to the host (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=128,
+        help="tokens to add to each prompt (default: %(default)s)",
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="(default: %(default)s)")
+    options.add_models(parser)
+    options.add_verifier(parser)
+    options.add_rollback(parser, default="auto")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the benchmark."""
+    sizes = ("rows", "max_length", "chunk_size", "rounds", "max_tokens", "repeats")
+    options.check_positive(args, *sizes)
+    folder = pretrained.read(args.model, args.dtype)
+    made = options.make(args, args.drafter, folder)
+    if made.generate is not decoding.speculative_generate:
+        raise ValueError(
+            f"{args.drafter} drafts on the host; an engine takes what drafts on the device."
+        )
+    setup = made.beside(folder.load(rollback=args.rollback))
+    target, params = setup.target, setup.params
+    columns = progress.Progress.get_default_columns()
+    with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
+        task = bar.add_task("compiles", total=11 + args.repeats)
+        began = time.perf_counter()
+        engine = Engine(
+            params,
+            target=target.model,
+            drafter=setup.drafter,
+            verifier=options.VERIFIERS[args.verifier](),
+            rows=args.rows,
+            max_length=args.max_length,
+            chunk_size=args.chunk_size,
+            rounds=args.rounds,
+            watch=lambda name: bar.advance(task),
+        )
+        ready = time.perf_counter() - began
+        texts = prompt_files.read(args.prompts)
+        ids = [encoding.encode(target.tokenizer, text) for text in texts]
+        room = engine.machinery.max_length - args.max_tokens
+        ids = [each[-room:] for each in ids][: args.rows]
+        bar.update(task, description="measures")
+        record = {
+            "environment": timing.environment(),
+            "settings": {name: getattr(args, name) for name in sizes},
+            "model": args.model,
+            "drafter": args.drafter,
+            "ready_seconds": ready,
+            "functions": _functions(engine, params, args),
+            "speed": _speed(
+                engine, params, args, ids, advance=lambda: bar.advance(task)
+            ),
+            "bytes": _bytes(),
+        }
+    if args.json:
+        print(json.dumps(record))
+    else:
+        _print_tables(record)
+
+
+def _functions(engine: Engine, params: Params, args) -> list[dict[str, Any]]:
+    """Milliseconds of each function of the pool, and what they are in AR steps."""
+    m, run = engine.machinery, engine.programs
+    chunks = (m.max_length - 1) // m.chunk
+    prompt = np.arange(1, chunks * m.chunk + 2) % m.target.vocab_size
+    text = jax.device_put(arrays.text(Request(prompt[:9].tolist(), 8), m))
+    pieces = [jax.device_put(arrays.chunk(prompt, i, m.chunk)) for i in range(chunks)]
+    at = [jax.device_put(np.int32(i * m.chunk)) for i in range(chunks)]
+    row, key = at[0], jax.device_put(arrays.key(0))
+    kept = run.open(params)
+    rows = []
+    for i, piece in enumerate(pieces):
+        kept = run.absorb(params, kept, *piece)
+        rows.append(run.piece(kept, at[i]))
+    state = run.state(kept)
+    pool = [run.pool(params)]
+    value = run.take(pool[0], row)
+
+    def on_pool(f, *rest):
+        def call():
+            pool[0] = f(pool[0], row, *rest)
+            return pool[0].lengths
+
+        return call
+
+    def miss():
+        past = run.open(params)
+        for piece in pieces:
+            past = run.absorb(params, past, *piece)
+        return past
+
+    def hit():
+        past = run.open(params)
+        for each, first in zip(rows, at, strict=True):
+            past = run.put_piece(past, each, first)
+        return run.put_state(past, state)
+
+    known = chunks * m.chunk
+    calls = {
+        "AR": _autoregressive(engine, params),
+        "admit": on_pool(lambda pool, row: run.admit(pool, kept, row, text)),
+        "take": lambda: run.take(pool[0], row),
+        "put": on_pool(lambda pool, row: run.put(pool, row, value, key)),
+        "keep a border": lambda: (run.piece(kept, at[-1]), run.state(kept)),
+        f"a miss of {known} tokens": miss,
+        f"a hit of {known} tokens": hit,
+    }
+    times = timing.medians(calls, args.repeats)
+    times["AR"] /= _STEPS
+    times[f"a chunk of {m.chunk} tokens"] = times[f"a miss of {known} tokens"] / chunks
+    return [
+        {"function": name, "milliseconds": 1e3 * t, "over_ar": t / times["AR"]}
+        for name, t in times.items()
+    ]
+
+
+def _autoregressive(engine: Engine, params: Params):
+    """Steps of `generate`, of one row."""
+    m = engine.machinery
+    state = prefill.init_state(
+        Params(params.target),
+        [[1]],
+        target=m.target,
+        max_length=m.max_length,
+        max_new_tokens=_STEPS,
+    )
+
+    def call():
+        return decoding.generate(Params(params.target), state, target=m.target)
+
+    return call
+
+
+def _speed(engine: Engine, params: Params, args, ids, advance) -> dict[str, float]:
+    """Tokens per second of the engine and of the loop, interleaved; medians."""
+    m = engine.machinery
+    requests = [Request(p, args.max_tokens, seed=i) for i, p in enumerate(ids)]
+    prompt, lengths = padding.pad_prompts(ids)
+    seeds = np.arange(len(ids))
+    state = prefill.init_state(
+        params,
+        prompt,
+        lengths,
+        target=m.target,
+        drafter=m.drafter,
+        max_length=m.max_length,
+        max_new_tokens=args.max_tokens,
+        keys=jax.vmap(sampling.key)(seeds),
+    )
+
+    def loop():
+        return decoding.speculative_generate(
+            params, state, target=m.target, drafter=m.drafter, verifier=m.verifier
+        )[0]
+
+    jax.block_until_ready(loop())
+    _decode(engine, requests, False)
+    found = []
+    for _ in range(args.repeats):
+        quiet, streamed = (_decode(engine, requests, each) for each in (False, True))
+        seconds = timing.seconds(loop)[1]
+        rate = len(ids) * args.max_tokens / seconds
+        found.append((*quiet, *streamed, rate, quiet[0] / rate))
+        advance()
+    names = ("tokens_per_second", "host_share", "streamed_tokens_per_second")
+    names += ("streamed_host_share", "loop_tokens_per_second", "over_loop")
+    return dict(zip(names, np.median(found, axis=0).tolist(), strict=True))
+
+
+def _decode(engine: Engine, requests: list[Request], streamed: bool):
+    """Tokens per second once all prompts are read, and the host's share."""
+    tickets = [engine.submit(request) for request in requests]
+    for ticket in tickets:
+        engine.scheduler.listen(ticket, True)
+    while any(ticket.first_token is None for ticket in tickets):
+        engine.turn()
+    for ticket in tickets:
+        engine.scheduler.listen(ticket, streamed)
+    tokens = engine.counts.tokens
+    host, began = engine.counts.host_seconds, time.perf_counter()
+    engine.run()
+    seconds = time.perf_counter() - began
+    share = (engine.counts.host_seconds - host) / seconds
+    return (engine.counts.tokens - tokens) / seconds, share
+
+
+def _bytes() -> list[dict[str, Any]]:
+    """Bytes of a row, by the most tokens that it has room for, at published shapes."""
+    found = []
+    for name, config in published.MODELS.items():
+        model = hybrid.language_model(config)
+        each = {}
+        for length in _LENGTHS:
+            shapes = jax.eval_shape(lambda n=length: model.init_carry(None, 1, n, True))
+            leaves = jax.tree.leaves(shapes)
+            each[str(length)] = sum(x.size * x.dtype.itemsize for x in leaves)
+        found.append({"model": name, **each})
+    return found
+
+
+def _print_tables(record: dict[str, Any]) -> None:
+    where, speed = record["environment"], record["speed"]
+    title = f"{where['device']}, jax {where['jax']}, {where['date']}"
+    table = tables.Table(title=f"{record['model']}, {record['drafter']}; {title}")
+    for heading in ("function", "ms", "x AR"):
+        table.add_column(heading, justify="left" if heading == "function" else "right")
+    for row in record["functions"]:
+        times = f"{row['milliseconds']:.2f}", f"{row['over_ar']:.2f}"
+        table.add_row(row["function"], *times)
+    terminal.console().print(table)
+    print(
+        f"ready after {record['ready_seconds']:.1f} s; "
+        f"{speed['tokens_per_second']:.0f} tokens/s, {speed['over_loop']:.2f} of "
+        f"speculative_generate; the host's share {speed['host_share']:.1%}, and "
+        f"{speed['streamed_host_share']:.1%} where every step is streamed "
+        f"({speed['streamed_tokens_per_second']:.0f} tokens/s)"
+    )
+    table = tables.Table(title="MiB of a conversation, by the tokens it has room for")
+    table.add_column("shape")
+    for length in _LENGTHS:
+        table.add_column(f"{length:,}", justify="right")
+    for row in record["bytes"]:
+        sizes = (row[str(length)] / 2**20 for length in _LENGTHS)
+        table.add_row(row["model"], *(f"{size:.1f}" for size in sizes))
+    terminal.console().print(table)
