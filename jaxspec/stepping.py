@@ -28,6 +28,7 @@ from jaxspec.core import (
     Params,
     Verdict,
     Verifier,
+    deterministic_draft,
     emitted_tokens,
 )
 from jaxspec.decode_state import DecodeState, append, is_stop
@@ -141,18 +142,68 @@ def verify(
     return _verify(params, state, draft, target, verifier)
 
 
+def step_without_drafts(
+    params: Params,
+    state: DecodeState,
+    *,
+    target: LanguageModel,
+    drafter: Drafter,
+    verifier: Verifier,
+) -> tuple[DecodeState, Outcome]:
+    """Emits one token per row by `LanguageModel.step`, the cheapest pass there is.
+
+    The drafter absorbs what the target has read, so that it can propose in the next step.
+    In rows that are done the carry is dead afterwards.
+
+    Args:
+        params: of the target and the drafter.
+        state: made by `init_state` with the same target and drafter.
+        target: the model whose law is kept.
+        drafter: what proposes in other steps.
+        verifier: what decides which token is emitted.
+
+    Raises:
+        TypeError: on params that are not in `Params`, or what is not a record.
+        ValueError: if the state was made with another target or drafter.
+    """
+    loop_checks.records(target=target, drafter=drafter, verifier=verifier)
+    state = loop_checks.one_per_row(state, target)
+    loop_checks.fits(params, state, target, drafter)
+    root, live = state.root[:, None], (~state.done).astype(jnp.int32)
+    tree = TokenTree(root, jnp.full_like(root, TokenTree.NO_PARENT))
+    carry, hidden = target.step(params.target, state.carry, root[:, 0])
+    logits, hidden = target.logits(params.target, hidden)[:, None], hidden[:, None]
+    draft = deterministic_draft(tree, max_path=1)
+    state, outcome = _settle(state, draft, hidden, logits, target, verifier)
+    with checks.drafter_errors(params.drafter):
+        past = drafter.absorb(params.drafter, state.drafter, root, hidden, live)
+    return state.replace(carry=carry, drafter=past), outcome
+
+
 def _verify(params, state, draft, target, verifier) -> tuple[DecodeState, Outcome]:
     draft = _admit(draft, state)
     carry, tape, hidden = target.scan_tree(params.target, state.carry, draft.tree)
     logits = _logits(target, params.target, draft.tree, hidden)
+    state, outcome = _settle(state, draft, hidden, logits, target, verifier)
+    carry = target.commit(carry, tape, outcome.verdict.path)
+    return state.replace(carry=carry), outcome
+
+
+def _settle(
+    state: DecodeState,
+    draft: Draft,
+    hidden: Array,
+    logits: Array,
+    target: LanguageModel,
+    verifier: Verifier,
+) -> tuple[DecodeState, Outcome]:
+    """Judges a draft that was read, and emits tokens; the carry is not touched."""
     checks.logits(logits, draft.tree.parents.shape, target.vocab_size)
     whole = _judge(verifier, state, draft, logits)
     verdict, tokens = _cut(state, draft.tree, whole)
     count = jnp.sum(verdict.path >= 0, axis=1, dtype=jnp.int32)
     shown, kept = _fates(draft.tree, whole, state.done)
-    state = append(state, tokens, verdict.logprobs, count)
-    state = state.replace(carry=target.commit(carry, tape, verdict.path))
-    return state, Outcome(
+    return append(state, tokens, verdict.logprobs, count), Outcome(
         tree=draft.tree,
         verdict=verdict,
         tokens=tokens,

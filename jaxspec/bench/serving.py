@@ -11,6 +11,7 @@ and not waiting for the device. A conversation's bytes are those of a row of the
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import time
@@ -146,12 +147,13 @@ def _functions(engine: Engine, params: Params, args) -> list[dict[str, Any]]:
         kept = run.absorb(params, kept, *piece)
         rows.append(run.piece(kept, at[i]))
     state = run.state(kept)
-    pool = [run.pool(params)]
-    value = run.take(pool[0], row)
+    size = m.num_rows
+    pool = [run.pool[size](params)]
+    value = run.take[size](pool[0], row)
 
-    def on_pool(f, *rest):
+    def on_pool(f):
         def call():
-            pool[0] = f(pool[0], row, *rest)
+            pool[0] = f(pool[0], row)
             return pool[0].lengths
 
         return call
@@ -171,9 +173,9 @@ def _functions(engine: Engine, params: Params, args) -> list[dict[str, Any]]:
     known = chunks * m.chunk
     calls = {
         "AR": _autoregressive(engine, params),
-        "admit": on_pool(lambda pool, row: run.admit(pool, kept, row, text)),
-        "take": lambda: run.take(pool[0], row),
-        "put": on_pool(lambda pool, row: run.put(pool, row, value, key)),
+        "admit": on_pool(lambda pool, row: run.admit[size](pool, kept, row, text)),
+        "take": lambda: run.take[size](pool[0], row),
+        "put": on_pool(lambda pool, row: run.put[size](pool, row, value, key)),
         "keep a border": lambda: (run.piece(kept, at[-1]), run.state(kept)),
         f"a miss of {known} tokens": miss,
         f"a hit of {known} tokens": hit,
@@ -264,8 +266,8 @@ def _bytes() -> list[dict[str, Any]]:
         model = hybrid.language_model(config)
         each = {}
         for length in _LENGTHS:
-            shapes = jax.eval_shape(lambda n=length: model.init_carry(None, 1, n, True))
-            leaves = jax.tree.leaves(shapes)
+            begin = functools.partial(model.init_carry, None, 1, length, True)
+            leaves = jax.tree.leaves(jax.eval_shape(begin))
             each[str(length)] = sum(x.size * x.dtype.itemsize for x in leaves)
         found.append({"model": name, **each})
     return found

@@ -9,15 +9,17 @@ A turn, in program order:
 So the device has work while the host thinks, a prompt stands in front of nobody's step,
 and a row that ended in step i is let again behind step i + 1, in which it is silent.
 
-With one compiled step, whose budgets are data, a text is a function of the parameters, the
-prompt and the key if the verifier is `sample_and_match`; other verifiers keep its law.
+With one compiled step, whose budgets are data (strict, the default), a text is a function
+of the parameters, the prompt and the key if the verifier is `sample_and_match`; other
+verifiers keep its law. With several numbers of rows or nodes (fast) a step costs what is
+needed, and since programs of other shapes round differently, a text may part at a near tie.
 """
 
 import collections
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,12 +33,13 @@ from jaxspec.serving.counts import Counts, compilations
 from jaxspec.serving.prefixes import Prefixes
 from jaxspec.serving.programs import Control, Machinery
 from jaxspec.serving.requests import Delta, Finish, Request, Suspended, Ticket
-from jaxspec.serving.scheduler import Scheduler
+from jaxspec.serving.scheduler import Plan, Scheduler
 from jaxspec.verification.sample_and_match import sample_and_match
 
 Array = jax.Array
 
 _LOG = logging.getLogger(__name__)
+_PATIENCE = 16  # turns before a pool shrinks
 
 
 @dataclasses.dataclass(eq=False)
@@ -68,7 +71,8 @@ class Engine:
         target: LanguageModel,
         drafter: Drafter,
         verifier: Verifier | None = None,
-        rows: int = 8,
+        rows: int | Sequence[int] = 8,
+        nodes: Sequence[int] = (),
         max_length: int = 1024,
         chunk_size: int = 64,
         rounds: int = 8,
@@ -85,7 +89,10 @@ class Engine:
             target: the model.
             drafter: what proposes; `silent()` for nothing.
             verifier: what decides; `sample_and_match` by default.
-            rows: texts that are decoded side by side.
+            rows: texts that are decoded side by side; or several numbers, of which that is
+                taken which is needed.
+            nodes: numbers of nodes that a step may verify, besides the drafter's own; 1
+                is a step without drafts. That is taken which holds every row's budget.
             max_length: the most tokens of a text, prompt and output, rounded up.
             chunk_size: tokens of a prompt that are absorbed behind a step.
             rounds: steps in a row where nobody waits or listens.
@@ -106,11 +113,13 @@ class Engine:
         loop_checks.paths(drafter.max_path, target)
         checks.arrays("params", params)
         max_length = checks.integer("max_length", max_length, least=2)
+        num_nodes = programs.slots_of(params, target, drafter)
         self.machinery = Machinery(
             target=target,
             drafter=drafter,
             verifier=verifier,
-            num_rows=checks.integer("rows", rows, least=1),
+            rows=_sizes("rows", (rows,) if isinstance(rows, int) else rows),
+            nodes=_sizes("nodes", (*nodes, num_nodes), num_nodes),
             max_length=pasts.room(max_length, target),
             chunk=checks.integer("chunk_size", chunk_size, least=1),
             rounds=checks.integer("rounds", rounds, least=1),
@@ -120,7 +129,8 @@ class Engine:
             scheduler = Scheduler(self.machinery.num_rows, rounds=rounds)
         checks.require(
             scheduler.num_rows == self.machinery.num_rows,
-            f"The scheduler has {scheduler.num_rows} rows, and the engine {rows}.",
+            f"The scheduler has {scheduler.num_rows} rows, and the engine "
+            f"{self.machinery.num_rows}.",
         )
         self.scheduler = scheduler
         self.prefixes = Prefixes(self.machinery.chunk, cache_bytes)
@@ -138,8 +148,9 @@ class Engine:
 
     def _reset(self) -> None:
         """Begins with a pool of free rows."""
-        self._pool = self.programs.pool(self._params)
-        self._owners: list[Ticket | None] = [None] * self.machinery.num_rows
+        self._pool = self.programs.pool[self.machinery.rows[0]](self._params)
+        self._owners: list[Ticket | None] = [None] * self.machinery.rows[0]
+        self._spare = 0  # turns in which fewer rows would have done
         self._stop: set[int] = set()  # rows without an owner that may not be done
         self._flying: collections.deque = collections.deque()
 
@@ -191,7 +202,7 @@ class Engine:
             raise ValueError(
                 f"Request {ticket.id} does not run; only such has a value."
             )
-        value = self.programs.take(self._pool, _integer(row))
+        value = self._copy(row)
         return Suspended(
             ticket.request, tuple(ticket.tokens), tuple(ticket.logprobs), value
         )
@@ -255,6 +266,11 @@ class Engine:
         self.run()
 
     @property
+    def is_strict(self) -> bool:
+        """Whether all steps have one shape, so that texts are equal bit by bit."""
+        return len(self.machinery.rows) == len(self.machinery.nodes) == 1
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
         return self.scheduler.is_idle and not self._flying
@@ -282,30 +298,70 @@ class Engine:
         for ticket, why in plan.end:
             self._finish(ticket, why)
         for ticket, row in plan.aside:
-            self._values[ticket] = self.programs.take(self._pool, _integer(row))
+            self._values[ticket] = self._copy(row)
         for row in plan.stop:
             self._owners[row] = None
             self._stop.add(row)
         in_flight = len(self._flying)
+        self._shrink(plan)
         if any(self._owners):
             self._dispatch(plan.rounds)
         if plan.fill is not None:
             self._fill(plan.fill)
+        self._grow()
         for ticket in plan.admit:
             self._admit(ticket)
         for _ in range(in_flight):
             self._read()
 
+    def _copy(self, row: int) -> DecodeState:
+        """A row as a value."""
+        return self.programs.take[len(self._owners)](self._pool, _integer(row))
+
+    def _grow(self) -> None:
+        """Makes room for the tickets that the scheduler has given rows."""
+        rows = self.scheduler.rows
+        needed = max((i + 1 for i, t in enumerate(rows) if t is not None), default=0)
+        if needed > len(self._owners):
+            size = next(n for n in self.machinery.rows if n >= needed)
+            self._resize(size, list(range(len(self._owners))))
+
+    def _shrink(self, plan: Plan) -> None:
+        """Goes on with fewer rows where they have been enough for some time."""
+        tickets = sum(ticket is not None for ticket in self.scheduler.rows)
+        size = next(n for n in self.machinery.rows if n >= tickets)
+        is_less = size < len(self._owners) and not plan.admit
+        self._spare = self._spare + 1 if is_less else 0
+        if self._spare >= _PATIENCE:
+            owned = [i for i, ticket in enumerate(self._owners) if ticket is not None]
+            self.scheduler.move(owned)
+            self._resize(size, owned)
+
+    def _resize(self, size: int, rows: list[int]) -> None:
+        """A pool of another size, that begins with these rows of the old one."""
+        index = np.zeros(size, np.int32)
+        index[: len(rows)] = rows
+        resize = self.programs.resize[len(self._owners), size]
+        self._pool = resize(self._pool, jax.device_put(index))
+        self._owners = [self._owners[row] for row in rows]
+        self._stop = {i for i, row in enumerate(rows) if row in self._stop}
+        self._stop |= {*range(len(rows), size)}
+        self._owners += [None] * (size - len(rows))
+        self._spare = 0
+
     def _dispatch(self, rounds: int) -> None:
         """Dispatches a step of all rows."""
-        m = self.machinery
-        stop, budgets = np.zeros(m.num_rows, bool), np.zeros(m.num_rows, np.int32)
+        size = len(self._owners)
+        stop, budgets = np.zeros(size, bool), np.zeros(size, np.int32)
         stop[list(self._stop)] = True
         for row, ticket in enumerate(self._owners):
             if ticket is not None:
                 budgets[row] = ticket.request.draft_budget
+        most = min(int(budgets.max()), self.machinery.num_nodes - 1)
+        nodes = next(n for n in self.machinery.nodes if n > most)
         control = jax.device_put(Control(budgets, stop, np.int32(rounds)))
-        self._pool, packed = self.programs.step(self._params, self._pool, control)
+        step = self.programs.step[size, nodes]
+        self._pool, packed = step(self._params, self._pool, control)
         self._stop.clear()
         packed.copy_to_host_async()
         self._flying.append((tuple(self._owners), packed))
@@ -364,10 +420,12 @@ class Engine:
         value, row = self._values.pop(ticket), _integer(ticket.row)
         if isinstance(value, DecodeState):
             key = jax.device_put(texts.key(ticket.request.seed))
-            self._pool = self.programs.put(self._pool, row, value, key)
+            put = self.programs.put[len(self._owners)]
+            self._pool = put(self._pool, row, value, key)
         else:
             text = jax.device_put(texts.text(ticket.request, self.machinery))
-            self._pool = self.programs.admit(self._pool, value, row, text)
+            admit = self.programs.admit[len(self._owners)]
+            self._pool = admit(self._pool, value, row, text)
         self._owners[ticket.row] = ticket
         self._stop.discard(ticket.row)
 
@@ -460,6 +518,17 @@ class Engine:
     def _ticket(self, request: Request) -> Ticket:
         self._num_tickets += 1
         return Ticket(self._num_tickets, request, self._clock())
+
+
+def _sizes(name: str, sizes: Sequence[int], most: int | None = None) -> tuple[int, ...]:
+    """Sizes in ascending order, checked."""
+    found = sorted({checks.integer(name, size, least=1) for size in sizes})
+    checks.require(len(found) > 0, f"Expected at least one number of {name}, got none.")
+    checks.require(
+        most is None or found[-1] == most,
+        f"Expected {name} of at most {most}, which the drafter proposes, got {found}.",
+    )
+    return tuple(found)
 
 
 def _integer(value: int) -> Array:

@@ -43,19 +43,28 @@ def width(max_path: int, num_nodes: int) -> int:
     return 2 * max_path + 2 * num_nodes + 3
 
 
-def pack(outcome: Outcome, done: Array, ran: Array) -> Array:
+def pack(
+    outcome: Outcome, done: Array, ran: Array, max_path: int, num_nodes: int
+) -> Array:
     """Packs the news of a round, `[R, W]` int32.
 
     Args:
-        outcome: of the round.
+        outcome: of the round, of paths and trees no larger than these.
         done: `[R]` bool, after it.
         ran: `[R]` bool, rows that were not done before it.
+        max_path: `D`.
+        num_nodes: `N`.
     """
+
+    def fill(array, size):
+        array = array.astype(jnp.int32)
+        return jnp.pad(array, ((0, 0), (0, size - array.shape[1])))
+
     bits = jax.lax.bitcast_convert_type(outcome.verdict.logprobs, jnp.int32)
-    flags = (outcome.count, done, ran)
-    columns = [outcome.tokens, bits, outcome.shown, outcome.kept]
-    columns += [flag[:, None] for flag in flags]
-    return jnp.concatenate([each.astype(jnp.int32) for each in columns], axis=1)
+    columns = [fill(outcome.tokens, max_path), fill(bits, max_path)]
+    columns += [fill(each, num_nodes) for each in (outcome.shown, outcome.kept)]
+    flags = [fill(each[:, None], 1) for each in (outcome.count, done, ran)]
+    return jnp.concatenate(columns + flags, axis=1)
 
 
 def unpack(packed: np.ndarray, max_path: int) -> News:

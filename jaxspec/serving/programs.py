@@ -9,26 +9,37 @@ that change the pool, or a past on the way, take its memory (donation).
     take    pool, row                 -> value    a row set aside: a state of one
     put     pool*, row, value, key    -> pool     and put back, here or elsewhere
     step    params, pool*, control    -> pool, news
+    resize  pool, index               -> pool     of another number of rows
 
-A step runs one round or several, and stops after the one in which a text ends.
+A step runs one round or several, and stops after the one in which a text ends. Those that
+take a pool are compiled for each number of rows, a step for each number of nodes as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxspec import compilation, padding, pasts, prefill, rows, sampling, stepping
-from jaxspec.core import Drafter, LanguageModel, Params, Verifier
+from jaxspec import (
+    budgets,
+    compilation,
+    padding,
+    pasts,
+    prefill,
+    rows,
+    sampling,
+    stepping,
+)
+from jaxspec.core import Drafter, LanguageModel, Outcome, Params, Verifier
 from jaxspec.decode_state import DecodeState
 from jaxspec.pasts import Past
-from jaxspec.serving import news, pieces
+from jaxspec.serving import buckets, news, pieces
 
 Array = jax.Array
 
@@ -41,7 +52,9 @@ class Machinery:
         target: the model whose law is kept.
         drafter: what proposes.
         verifier: what decides.
-        num_rows: texts that are decoded side by side.
+        rows: numbers of texts that are decoded side by side, ascending.
+        nodes: numbers of nodes that a step verifies, the root included, ascending; the
+            last is the drafter's own, and 1 is a step without drafts.
         max_length: the most tokens of a text, prompt and output.
         chunk: tokens of a prompt that are absorbed at a time.
         rounds: steps on the device, at most, without a word to the host.
@@ -51,11 +64,22 @@ class Machinery:
     target: LanguageModel
     drafter: Drafter
     verifier: Verifier
-    num_rows: int
+    rows: tuple[int, ...]
+    nodes: tuple[int, ...]
     max_length: int
     chunk: int
     rounds: int
     num_stops: int
+
+    @property
+    def num_rows(self) -> int:
+        """Texts that are decoded side by side at most."""
+        return self.rows[-1]
+
+    @property
+    def num_nodes(self) -> int:
+        """Slots of a draft."""
+        return self.nodes[-1]
 
     @property
     def width(self) -> int:
@@ -95,19 +119,26 @@ class Control(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The compiled functions (see above, and `pieces`), and the shapes of a row's value."""
+    """The compiled functions (see above, and `pieces`), by rows, nodes or both.
+
+    Attributes:
+        resize: by the numbers of rows before and after.
+        step: by the numbers of rows and nodes.
+        value: the shapes of a row that is taken.
+    """
 
     open: Callable[..., Past]
     absorb: Callable[..., Past]
-    admit: Callable[..., DecodeState]
-    take: Callable[..., DecodeState]
-    put: Callable[..., DecodeState]
-    step: Callable[..., tuple[DecodeState, Array]]
     state: Callable[..., list[Array]]
     piece: Callable[..., list[Array]]
     put_state: Callable[..., Past]
     put_piece: Callable[..., Past]
-    pool: Callable[..., DecodeState]
+    pool: Mapping[int, Callable[..., DecodeState]]
+    admit: Mapping[int, Callable[..., DecodeState]]
+    take: Mapping[int, Callable[..., DecodeState]]
+    put: Mapping[int, Callable[..., DecodeState]]
+    resize: Mapping[tuple[int, int], Callable[..., DecodeState]]
+    step: Mapping[tuple[int, int], Callable[..., tuple[DecodeState, Array]]]
     value: DecodeState
 
 
@@ -121,58 +152,82 @@ def compile_all(
         params: of the target and the drafter.
         watch: is told the name of each function when it is ready.
     """
-    jobs = dict(_jobs(machinery, params))
+    jobs = {(name, key): job for name, key, job in _jobs(machinery, params)}
     options = compilation.compiler_options()
 
     def compile_one(name):
         function, args, donated = jobs[name]
         jitted = jax.jit(function, donate_argnums=donated, compiler_options=options)
         compiled = jitted.lower(*args).compile()
-        watch(name)
+        watch(name[0])
         return compiled
 
-    order = sorted(jobs, key=lambda name: name != "step")  # the longest first
+    order = sorted(jobs, key=lambda name: name[0] != "step")  # the longest first
+    found: dict[str, Any] = {}
     with futures.ThreadPoolExecutor(max_workers=2) as threads:
-        found = dict(zip(order, threads.map(compile_one, order), strict=True))
+        for (name, key), program in zip(
+            order, threads.map(compile_one, order), strict=True
+        ):
+            if key is None:
+                found[name] = program
+            else:
+                found.setdefault(name, {})[key] = program
     value = jax.eval_shape(functools.partial(_empty, machinery, batch_size=1), params)
-    return Programs(**found, value=value)
+    return Programs(**{"resize": {}} | found, value=value)
 
 
-def _jobs(machinery: Machinery, params: Params) -> Iterator[tuple[str, tuple]]:
-    """Functions, the shapes of their arguments, and which of these they consume."""
+def num_programs(machinery: Machinery) -> int:
+    """Programs that are compiled for an engine."""
+    rows, nodes = len(machinery.rows), len(machinery.nodes)
+    return 6 + 4 * rows + rows * (rows - 1) + rows * nodes
+
+
+def _jobs(machinery: Machinery, params: Params) -> Iterator[tuple[str, Any, tuple]]:
+    """Functions, their sizes, the shapes of arguments, and which of these are donated."""
     m = machinery
     axes = rows.axes(functools.partial(_empty, m, params))
     cut = cut_of(m, params)
     begin = functools.partial(_open, m, max_length=m.max_length)
     past = jax.eval_shape(begin, params)
-    pool, one = (
-        jax.eval_shape(functools.partial(_empty, m, batch_size=size), params)
-        for size in (m.num_rows, 1)
-    )
+    one = jax.eval_shape(functools.partial(_empty, m, batch_size=1), params)
     row = number = jax.ShapeDtypeStruct((), jnp.int32)
     chunk = jax.ShapeDtypeStruct((1, m.chunk), jnp.int32)
     count = jax.ShapeDtypeStruct((1,), jnp.int32)
-    control = Control(
-        budgets=jax.ShapeDtypeStruct((m.num_rows,), jnp.int32),
-        stop=jax.ShapeDtypeStruct((m.num_rows,), jnp.bool_),
-        rounds=number,
-    )
+    text = text_shapes(m)
     state = jax.eval_shape(functools.partial(pieces.state, cut), past)
     piece = jax.eval_shape(functools.partial(pieces.piece, cut), past, number)
-    yield "open", (begin, (params,), ())
-    yield "absorb", (_absorb(m), (params, past, chunk, count), (1,))
-    yield "admit", (_admit(m, axes), (pool, past, row, text_shapes(m)), (0,))
-    yield "take", (functools.partial(_take, axes), (pool, row), ())
-    key = text_shapes(m).settings["keys"]
-    yield "put", (functools.partial(_put_back, axes), (pool, row, one, key), (0,))
-    yield "step", (_step(m), (params, pool, control), (1,))
-    yield "state", (functools.partial(pieces.state, cut), (past,), ())
-    yield "piece", (functools.partial(pieces.piece, cut), (past, number), ())
-    yield "put_state", (functools.partial(pieces.put_state, cut), (past, state), (0,))
+    put_state = functools.partial(pieces.put_state, cut)
     put_piece = functools.partial(pieces.put_piece, cut)
-    yield "put_piece", (put_piece, (past, piece, number), (0,))
-    pool_of = functools.partial(_empty, m, batch_size=m.num_rows)
-    yield "pool", (pool_of, (params,), ())
+    yield "open", None, (begin, (params,), ())
+    yield "absorb", None, (_absorb(m), (params, past, chunk, count), (1,))
+    yield "state", None, (functools.partial(pieces.state, cut), (past,), ())
+    yield "piece", None, (functools.partial(pieces.piece, cut), (past, number), ())
+    yield "put_state", None, (put_state, (past, state), (0,))
+    yield "put_piece", None, (put_piece, (past, piece, number), (0,))
+    put = functools.partial(_put_back, axes)
+    take, resize = functools.partial(_take, axes), functools.partial(_resize, axes)
+    for size in m.rows:
+        make = functools.partial(_empty, m, batch_size=size)
+        pool = jax.eval_shape(make, params)
+        control = Control(
+            budgets=jax.ShapeDtypeStruct((size,), jnp.int32),
+            stop=jax.ShapeDtypeStruct((size,), jnp.bool_),
+            rounds=number,
+        )
+        yield "pool", size, (make, (params,), ())
+        yield "admit", size, (_admit(m, axes), (pool, past, row, text), (0,))
+        yield "take", size, (take, (pool, row), ())
+        yield "put", size, (put, (pool, row, one, text.settings["keys"]), (0,))
+        for other in m.rows:
+            index = jax.ShapeDtypeStruct((other,), jnp.int32)
+            if other != size:
+                yield "resize", (size, other), (resize, (pool, index), ())
+        for nodes in m.nodes:
+            yield (
+                "step",
+                (size, nodes),
+                (_step(m, nodes), (params, pool, control), (1,)),
+            )
 
 
 def cut_of(machinery: Machinery, params: Any) -> pieces.Cut:
@@ -183,6 +238,16 @@ def cut_of(machinery: Machinery, params: Any) -> pieces.Cut:
         return _open(m, params, max_length)
 
     return pieces.cut(make, m.max_length, m.chunk, m.target.max_path)
+
+
+def slots_of(params: Params, target: LanguageModel, drafter: Drafter) -> int:
+    """Slots of a drafter's trees, the root included."""
+
+    def propose(params):
+        state = prefill.empty_state(params, 1, 8, target=target, drafter=drafter)
+        return stepping.propose(params, state, drafter=drafter)[1].tree.parents
+
+    return jax.eval_shape(propose, params).shape[1]
 
 
 def text_shapes(machinery: Machinery) -> Text:
@@ -260,25 +325,53 @@ def _put_back(
     return _put(axes, pool, row, value.replace(keys=sampling.wrap(key)))
 
 
-def _step(m: Machinery) -> Callable[..., tuple[DecodeState, Array]]:
-    """Rounds of all rows: `params, pool, control -> pool, news [M, R, W]`."""
+def _resize(axes: Any, pool: DecodeState, index: Array) -> DecodeState:
+    return jax.tree.map(lambda axis, leaf: jnp.take(leaf, index, axis=axis), axes, pool)
 
-    def one(params, state):
-        ran = ~state.done
+
+def _round(m: Machinery, num_nodes: int) -> Callable[..., tuple[DecodeState, Outcome]]:
+    """A round that verifies so many nodes: `params, state -> state, outcome`."""
+
+    def without_drafts(params, state):
+        return stepping.step_without_drafts(
+            params, state, target=m.target, drafter=m.drafter, verifier=m.verifier
+        )
+
+    def with_drafts(params, state):
         state, draft = stepping.propose(params, state, drafter=m.drafter)
+        index = None
+        if num_nodes < m.num_nodes:
+            most = jnp.minimum(state.context.budget, num_nodes - 1)
+            draft = budgets.limit(draft, most)
+            tree = draft.tree
+            draft, index = buckets.compact(draft, num_nodes)
         state, outcome = stepping.verify(
             params, state, draft, target=m.target, verifier=m.verifier
         )
-        state = stepping.observe(params, state, outcome, drafter=m.drafter)
-        return state, news.pack(outcome, state.done, ran)
+        if index is not None:
+            outcome = buckets.spread(outcome, tree, index)
+        return stepping.observe(params, state, outcome, drafter=m.drafter), outcome
+
+    return with_drafts if num_nodes > 1 else without_drafts
+
+
+def _step(m: Machinery, num_nodes: int) -> Callable[..., tuple[DecodeState, Array]]:
+    """Rounds of all rows: `params, pool, control -> pool, news [M, R, W]`."""
+    advance_all = _round(m, num_nodes)
+
+    def one(params, state):
+        ran = ~state.done
+        state, outcome = advance_all(params, state)
+        sizes = m.drafter.max_path, m.num_nodes
+        return state, news.pack(outcome, state.done, ran, *sizes)
 
     def step(params, pool, control):
         pool = pool.replace(
             done=pool.done | control.stop, draft_budgets=control.budgets
         )
         live = ~pool.done
-        shape = jax.eval_shape(one, params, pool)[1]
-        nothing = jnp.zeros((m.rounds, *shape.shape), shape.dtype)
+        width = news.width(m.drafter.max_path, m.num_nodes)
+        nothing = jnp.zeros((m.rounds, len(live), width), jnp.int32)
 
         def keep_going(loop):
             count, state, _ = loop

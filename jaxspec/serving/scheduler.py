@@ -12,7 +12,7 @@ aside, and goes on later where it was.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jaxspec import checks
 from jaxspec.serving.requests import Finish, QueueFull, Ticket
@@ -116,6 +116,14 @@ class Scheduler:
         """Nobody runs and nobody waits."""
         lines = self.waiting or self.ready or self._aborted
         return not lines and self.filling is None and not any(self.rows)
+
+    def move(self, index: Sequence[int]) -> None:
+        """Lets tickets change their rows: row `i` was row `index[i]`."""
+        moved = [self.rows[row] for row in index]
+        self.rows = moved + [None] * (self.num_rows - len(moved))
+        for row, ticket in enumerate(self.rows):
+            if ticket is not None:
+                ticket.row = row
 
     def plan(self, now: float) -> Plan:
         """Decides what to do in this turn; tickets know their rows afterwards."""

@@ -1,6 +1,7 @@
 """An engine's texts depend on params, prompt and key, and on nothing else."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -151,6 +152,70 @@ def test_a_text_is_streamed_as_it_is_written():
     assert ticket.first_token < ticket.ended
 
 
+# --- Several sizes ---
+
+
+@functools.cache
+def fast(kind):
+    """An engine of several sizes, compiled once."""
+    return engines.make(kind, rows=(1, 3), nodes=(1, 3))
+
+
+@kinds
+def test_texts_are_the_same_whatever_the_sizes(kind):
+    """But for near ties, which these texts do not have."""
+    engine = fast(kind)
+    requests = list(engines.requests(6, 16))
+    tickets = engines.traffic(engine, requests, 6, aborts=0.0, forks=0.0)
+    assert not engine.is_strict and engine.counts.compilations == 0
+    for ticket in tickets:
+        expected = engines.generated(kind, ticket.request)
+        np.testing.assert_array_equal(ticket.tokens, expected)
+
+
+def test_a_pool_grows_and_shrinks_with_what_is_asked():
+    engine, sizes = fast("draft model"), []
+
+    def run(*budgets):
+        tickets = [engine.submit(Request([i], n)) for i, n in enumerate(budgets)]
+        for ticket in tickets:
+            engine.scheduler.listen(ticket, True)  # a step a turn
+        while not engine.is_idle:
+            engine.turn()
+            sizes.append(len(engine._owners))
+        for ticket in tickets:
+            expected = engines.generated("draft model", ticket.request)
+            np.testing.assert_array_equal(ticket.tokens, expected)
+
+    run(40)
+    assert sizes[-1] == 1
+    sizes.clear()
+    run(5, 9, 50)
+    assert sizes[0] == 1 and 3 in sizes and sizes[-1] == 1
+
+
+def test_a_step_is_as_wide_as_its_largest_budget():
+    engine, seen = fast("look-up"), []
+    steps = engine.programs.step
+    watched = {
+        key: lambda *args, key=key: (seen.append(key), steps[key](*args))[1]
+        for key in steps
+    }
+    engine.programs = engine.programs._replace(step=watched)
+    for budget, nodes in ((0, 1), (1, 3), (2, 3), (3, 8), (100, 8)):
+        seen.clear()
+        engine.submit(Request([1, 2, 1], 4, draft_budget=budget))
+        engine.run()
+        assert {key[1] for key in seen} == {nodes}
+    engine.programs = engine.programs._replace(step=steps)
+
+
+@pytest.mark.parametrize("sizes", [{"rows": ()}, {"rows": (0, 2)}, {"nodes": (9,)}])
+def test_sizes_out_of_range_are_refused(sizes):
+    with pytest.raises(ValueError, match="rows|nodes"):
+        engines.make("look-up", **sizes)
+
+
 # --- Aborts, deadlines, faults ---
 
 
@@ -231,15 +296,20 @@ def test_a_fault_of_the_device_ends_what_ran_and_nothing_else(program):
     engine = engines.fresh("look-up")
     sound, calls = engine.programs, []
 
-    def broken(*args):
+    def broken(*args, of):
         calls.append(args)
         if len(calls) == (1 if program in ("take", "put") else 3):
             raise RuntimeError("out of memory\nand more")
-        return getattr(sound, program)(*args)
+        return of(*args)
 
     requests = list(engines.requests(4, 12))
     tickets = [engine.submit(request) for request in requests]
-    engine.programs = sound._replace(**{program: broken})
+    found = getattr(sound, program)
+    if isinstance(found, dict):
+        each = {key: functools.partial(broken, of=f) for key, f in found.items()}
+    else:
+        each = functools.partial(broken, of=found)
+    engine.programs = sound._replace(**{program: each})
     try:
         engine.run()
     finally:
