@@ -14,7 +14,9 @@ request depends on the parameters, its prompt and its key, and on nothing else.
     news       what a step tells the host
     pieces     pasts, cut at the borders of chunks
     prefixes   a cache of them
+    buckets    trees of fewer slots
     engine     plans carried out
+    suspended  texts on disk
 """
 
 from jaxspec.serving.engine import Engine as Engine
@@ -26,3 +28,5 @@ from jaxspec.serving.requests import Request as Request
 from jaxspec.serving.requests import Suspended as Suspended
 from jaxspec.serving.requests import Ticket as Ticket
 from jaxspec.serving.scheduler import Scheduler as Scheduler
+from jaxspec.serving.suspended import load as load
+from jaxspec.serving.suspended import save as save

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -10,11 +11,20 @@ import pytest
 import engines
 import jaxspec as js
 import tiny
-from jaxspec import checkpointing, serving
+from jaxspec import files, serving
 from jaxspec.serving import Finish, Request
 
 kinds = pytest.mark.parametrize("kind", engines.KINDS)
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9]
+
+
+def begun(engine, request, size=3):
+    """A ticket that is read token by token, after a few."""
+    ticket = engine.submit(request)
+    stream = engine.stream(ticket)
+    while len(ticket.tokens) < size:
+        next(stream)
+    return ticket
 
 
 def check_idle(engine):
@@ -69,30 +79,56 @@ def test_texts_are_those_of_generate(kind):
 @kinds
 def test_a_text_goes_on_in_another_process(kind, tmp_path):
     engine = engines.fresh(kind)
-    request = Request(prompt=PROMPT, max_new_tokens=30, temperature=0.8, seed=5)
+    request = Request(PROMPT, 30, temperature=0.8, stops=[9], seed=5, client="me")
     expected = engines.alone(engine, request)
-    ticket = engine.submit(request)
-    stream = engine.stream(ticket)
-    while len(ticket.tokens) < 6:
-        next(stream)
+    assert len(expected) > 8
+    ticket = begun(engine, request, 6)
     suspended = engine.suspend(ticket)
     engine.run()
     assert ticket.finish is Finish.ABORT
-    checkpointing.save(tmp_path, 0, suspended.value)
-    value = checkpointing.restore(tmp_path, like=suspended.value)
-    resumed = engine.resume(dataclasses.replace(suspended, value=value))
+    serving.save(tmp_path, suspended)
+    resumed = engine.resume(serving.load(tmp_path, engine))
     engine.run()
-    assert resumed.tokens == expected
+    assert resumed.tokens == expected and resumed.request == request
     check_idle(engine)
+
+
+def test_a_disk_that_is_full_loses_nothing(tmp_path, monkeypatch):
+    """The text goes on where it is, and what was not written whole is not read."""
+    engine = engines.fresh("look-up")
+    ticket = begun(engine, Request(prompt=PROMPT, max_new_tokens=20))
+    taken = engine.take(ticket)
+
+    def write_text(path, text):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_text", write_text)
+        with pytest.raises(OSError, match="No space"):
+            serving.save(tmp_path / "full", taken)
+    with pytest.raises(OSError, match="request.json"):
+        serving.load(tmp_path / "full", engine)
+    engine.run()
+    assert ticket.tokens == engines.alone(engine, ticket.request)
+
+
+def test_a_damaged_text_is_refused(tmp_path):
+    engine = engines.fresh("look-up")
+    ticket = begun(engine, Request(prompt=PROMPT, max_new_tokens=20))
+    serving.save(tmp_path, engine.suspend(ticket))
+    engine.run()
+    record = json.loads((tmp_path / "request.json").read_text())
+    for damaged in ({}, record | {"format": "0"}, record | {"request": {"a": 1}}):
+        (tmp_path / "request.json").write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match="request.json"):
+            serving.load(tmp_path, engine)
 
 
 def test_a_fork_goes_on_by_its_own_key():
     """After the fork it is what that key writes after the same tokens."""
     engine = engines.fresh("look-up")
     request = Request(prompt=PROMPT, max_new_tokens=20, temperature=1.0, seed=5)
-    ticket = engine.submit(request)
-    while len(ticket.tokens) < 3:
-        engine.turn()
+    ticket = begun(engine, request)
     value = engine.take(ticket)
     twins = [engine.resume(value, seed) for seed in (5, 6, 7)]
     engine.run()
@@ -377,9 +413,7 @@ def test_what_cannot_be_served_as_it_is_is_refused(name):
 
 def test_a_value_of_another_engine_is_refused():
     engine = engines.fresh("look-up")
-    ticket = engine.submit(Request(prompt=PROMPT, max_new_tokens=30))
-    while len(ticket.tokens) < 3:
-        engine.turn()
+    ticket = begun(engine, Request(prompt=PROMPT, max_new_tokens=30))
     suspended = engine.suspend(ticket)
     engine.run()
     with pytest.raises(ValueError, match="another engine"):
