@@ -134,13 +134,13 @@ def test_a_fork_goes_on_by_its_own_key():
     engine.run()
     assert twins[0].tokens == ticket.tokens
     for twin in twins[1:]:
-        begun = len(value.tokens)
-        assert twin.tokens[:begun] == ticket.tokens[:begun]
+        size = len(value.tokens)
+        assert twin.tokens[:size] == ticket.tokens[:size]
         assert twin.tokens != ticket.tokens
-        prompt = [*PROMPT, *twin.tokens[:begun]]
+        prompt = [*PROMPT, *twin.tokens[:size]]
         seed = twin.request.seed
-        rest = Request(prompt, 20 - begun, temperature=1.0, seed=seed)
-        assert twin.tokens[begun:] == engines.alone(engine, rest)
+        rest = Request(prompt, 20 - size, temperature=1.0, seed=seed)
+        assert twin.tokens[size:] == engines.alone(engine, rest)
 
 
 def test_several_texts_share_the_reading_of_their_prompt():
