@@ -23,14 +23,14 @@ def examples():
 
 
 def test_the_example_runs(capsys):
-    example, _, _ = examples()
+    example, _, _, _ = examples()
     assert example.count("\n") <= 20
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.count("calls of the target") == 2
 
 
 def test_rows_come_and_go():
-    _, example, _ = examples()
+    _, example, _, _ = examples()
     assert example.count("\n") <= 20
     drafter, own = texts.make_drafter("ngram-tree")
     weights, state = texts.start(drafter, own, prompts=[[3, 1, 4]], max_new_tokens=9)
@@ -45,8 +45,18 @@ def test_rows_come_and_go():
         assert twins.tokens[row].tolist() == alone.tokens[0].tolist()
 
 
+def test_the_engine_serves(capsys):
+    _, _, example, _ = examples()
+    assert example.count("\n") <= 20
+    model, params, tokenizer = jaxspec.load("stdlib-draft")
+    names = {"js": jaxspec, "model": model, "tokenizer": tokenizer}
+    names["weights"] = jaxspec.Params(params)
+    exec(compile(example, "README.md", "exec"), names)
+    assert "[24, 128, 24, 24, 24, 24] length" in capsys.readouterr().out
+
+
 def test_the_recipe_for_a_pod_runs_on_eight_devices(tmp_path):
-    _, _, recipe = examples()
+    _, _, _, recipe = examples()
     for pod, here in (
         ("jax.distributed.initialize()", "pass"),
         ("data=32, tensor=8", "data=2, tensor=4"),
