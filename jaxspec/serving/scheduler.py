@@ -133,9 +133,12 @@ class Scheduler:
             self.release(ticket)
         aside, admit = self._lets()
         stop += [row for _, row in aside]
-        if self.filling is None and self.waiting and len(self.ready) < self.num_rows:
-            self.filling = min(self.waiting, key=self._order)
-            self.waiting.remove(self.filling)
+        if self.filling is None and self.waiting:
+            first = min(self.waiting, key=self._order)
+            before = sum(self._rank(other) < self._rank(first) for other in self.ready)
+            if before < self.num_rows:  # else its past would only lie about
+                self.filling = first
+                self.waiting.remove(first)
         is_quiet = not (self.waiting or self.ready or self.filling)
         is_quiet &= not self._listening
         rounds = self.rounds if is_quiet else 1

@@ -44,6 +44,17 @@ def test_a_lower_priority_takes_a_row_and_its_tenant_comes_back():
     assert fill_all(scheduler) == [0] and scheduler.num_preemptions == 1
 
 
+def test_an_urgent_one_does_not_stand_behind_those_that_are_ready():
+    scheduler = Scheduler(2)
+    for i in range(8):
+        scheduler.submit(ticket(i, priority=1))
+    fill_all(scheduler)
+    assert len(scheduler.ready) == 2 and len(scheduler.waiting) == 4
+    urgent = ticket(8, arrival=1.0)
+    scheduler.submit(urgent)
+    assert fill_all(scheduler, 1.0) == [8] and urgent.row == 1
+
+
 def test_nobody_waits_for_ever():
     """A stream of urgent requests, and one that is not."""
     scheduler = Scheduler(1, ageing=10.0)
