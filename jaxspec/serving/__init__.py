@@ -15,11 +15,15 @@ request depends on the parameters, its prompt and its key, and on nothing else.
     pieces     pasts, cut at the borders of chunks
     prefixes   a cache of them
     buckets    trees of fewer slots
+    policies   how many drafts for whom
+    pool       rows on the device, and steps on their way
+    prompts    chunks of prompts, from where the cache ends
     engine     plans carried out
     suspended  texts on disk
 """
 
 from jaxspec.serving.engine import Engine as Engine
+from jaxspec.serving.policies import Policy as Policy
 from jaxspec.serving.prefixes import Prefixes as Prefixes
 from jaxspec.serving.requests import Delta as Delta
 from jaxspec.serving.requests import Finish as Finish

@@ -15,7 +15,6 @@ verifiers keep its law. With several numbers of rows or nodes (fast) a step cost
 needed, and since programs of other shapes round differently, a text may part at a near tie.
 """
 
-import collections
 import dataclasses
 import logging
 import time
@@ -27,29 +26,20 @@ import numpy as np
 
 from jaxspec import checks, loop_checks, padding, pasts
 from jaxspec.core import Drafter, LanguageModel, Params, Verifier
-from jaxspec.decode_state import DecodeState
-from jaxspec.serving import news, programs, texts
+from jaxspec.serving import programs, texts
 from jaxspec.serving.counts import Counts, compilations
+from jaxspec.serving.news import News
+from jaxspec.serving.policies import AsAsked, Policy
+from jaxspec.serving.pool import Pool
 from jaxspec.serving.prefixes import Prefixes
-from jaxspec.serving.programs import Control, Machinery
+from jaxspec.serving.programs import Machinery, Programs
+from jaxspec.serving.prompts import Prompts
 from jaxspec.serving.requests import Delta, Finish, Request, Suspended, Ticket
 from jaxspec.serving.scheduler import Plan, Scheduler
 from jaxspec.verification.sample_and_match import sample_and_match
 
-Array = jax.Array
-
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 16  # turns before a pool shrinks
-
-
-@dataclasses.dataclass(eq=False)
-class _Filling:
-    """A prompt that is being absorbed, and the texts that go on from it."""
-
-    tickets: list[Ticket]
-    past: Any = None
-    absorbed: int = 0  # chunks
-    branch: int = 0  # a border, in chunks, that another prompt has passed
 
 
 class Engine:
@@ -58,9 +48,8 @@ class Engine:
     Attributes:
         machinery: the models and sizes.
         scheduler: who runs next.
-        prefixes: the cache of pasts.
+        policy: how many drafts are verified for whom.
         counts: what was done so far.
-        programs: the functions of the pool, compiled.
         is_draining: whether it takes no more requests.
     """
 
@@ -79,6 +68,7 @@ class Engine:
         num_stops: int = padding.STOPS,
         cache_bytes: int = 256 * 2**20,
         scheduler: Scheduler | None = None,
+        policy: Policy | None = None,
         clock: Callable[[], float] = time.monotonic,
         watch: Callable[[str], None] = lambda name: None,
     ):
@@ -100,6 +90,8 @@ class Engine:
             cache_bytes: of pasts that are kept for prompts with the same beginning.
             scheduler: who runs next, of as many rows; first come, first served, within
                 priorities, by default.
+            policy: how many drafts are verified for whom; as many as each request asks
+                for by default.
             clock: the time in seconds.
             watch: is told the name of each program when it is compiled.
 
@@ -133,26 +125,22 @@ class Engine:
             f"{self.machinery.num_rows}.",
         )
         self.scheduler = scheduler
-        self.prefixes = Prefixes(self.machinery.chunk, cache_bytes)
+        self.policy = AsAsked() if policy is None else policy
         self.counts = Counts()
         self.is_draining = False
         self._clock = clock
         self._params = params
-        self.programs = programs.compile_all(self.machinery, params, watch)
+        made = (
+            self.machinery,
+            programs.compile_all(self.machinery, params, watch),
+            params,
+        )
+        self._prompts = Prompts(*made, Prefixes(self.machinery.chunk, cache_bytes))
+        self._pool = Pool(*made)
         self._num_tickets = 0
-        self._fillings: dict[Ticket, _Filling] = {}  # by the first of their tickets
         self._values: dict[Ticket, Any] = {}  # of those that wait for a row
         self._deltas: list[Delta] = []
-        self._waited = 0.0
-        self._reset()
-
-    def _reset(self) -> None:
-        """Begins with a pool of free rows."""
-        self._pool = self.programs.pool[self.machinery.rows[0]](self._params)
-        self._owners: list[Ticket | None] = [None] * self.machinery.rows[0]
         self._spare = 0  # turns in which fewer rows would have done
-        self._stop: set[int] = set()  # rows without an owner that may not be done
-        self._flying: collections.deque = collections.deque()
 
     # --- What is asked ---
 
@@ -181,7 +169,7 @@ class Engine:
             texts.check(each, self.machinery)
         tickets = [self._ticket(each) for each in requests]
         self.scheduler.submit(tickets[0])
-        self._fillings[tickets[0]] = _Filling(tickets)
+        self._prompts.add(tickets)
         return tickets
 
     def abort(self, ticket: Ticket) -> None:
@@ -195,16 +183,22 @@ class Engine:
         Raises:
             ValueError: if it does not run.
         """
-        while self._flying:
+        while self._pool.num_flying:
             self._read()
         row = ticket.row
-        if row is None or self._owners[row] is not ticket:
+        if (
+            row is None
+            or row >= self._pool.size
+            or self._pool.owners[row] is not ticket
+        ):
             raise ValueError(
                 f"Request {ticket.id} does not run; only such has a value."
             )
-        value = self._copy(row)
         return Suspended(
-            ticket.request, tuple(ticket.tokens), tuple(ticket.logprobs), value
+            request=ticket.request,
+            tokens=tuple(ticket.tokens),
+            logprobs=tuple(ticket.logprobs),
+            value=self._pool.copy(row),
         )
 
     def suspend(self, ticket: Ticket) -> Suspended:
@@ -273,13 +267,23 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return self.scheduler.is_idle and not self._flying
+        return self.scheduler.is_idle and not self._pool.num_flying
+
+    @property
+    def programs(self) -> Programs:
+        """The functions of the pool, compiled."""
+        return self._pool.programs
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """The cache of pasts."""
+        return self._prompts.prefixes
 
     # --- A turn ---
 
     def turn(self) -> list[Delta]:
         """Does one turn, and returns the news that came in it, of all tickets."""
-        began, waited, compiled = time.perf_counter(), self._waited, compilations()
+        began, waited, compiled = time.perf_counter(), self._pool.waited, compilations()
         try:
             self._turn()
         except Exception as error:  # whatever it is, no text may wait for ever
@@ -287,9 +291,9 @@ class Engine:
             self._recover(f"{type(error).__name__}: {error}".splitlines()[0])
         self.counts.turns += 1
         self.counts.compilations += compilations() - compiled
-        self.counts.seconds += time.perf_counter() - began
-        self.counts.host_seconds += time.perf_counter() - began
-        self.counts.host_seconds -= self._waited - waited
+        seconds = time.perf_counter() - began
+        self.counts.seconds += seconds
+        self.counts.host_seconds += seconds - (self._pool.waited - waited)
         found, self._deltas = self._deltas, []
         return found
 
@@ -298,186 +302,96 @@ class Engine:
         for ticket, why in plan.end:
             self._finish(ticket, why)
         for ticket, row in plan.aside:
-            self._values[ticket] = self._copy(row)
+            self._values[ticket] = self._pool.copy(row)
         for row in plan.stop:
-            self._owners[row] = None
-            self._stop.add(row)
-        in_flight = len(self._flying)
+            self._pool.free(row)
+        in_flight = self._pool.num_flying
         self._shrink(plan)
-        if any(self._owners):
+        if any(self._pool.owners):
             self._dispatch(plan.rounds)
         if plan.fill is not None:
             self._fill(plan.fill)
         self._grow()
         for ticket in plan.admit:
-            self._admit(ticket)
+            self._pool.let(ticket, ticket.row, self._values.pop(ticket))
         for _ in range(in_flight):
             self._read()
-
-    def _copy(self, row: int) -> DecodeState:
-        """A row as a value."""
-        return self.programs.take[len(self._owners)](self._pool, _integer(row))
 
     def _grow(self) -> None:
         """Makes room for the tickets that the scheduler has given rows."""
         rows = self.scheduler.rows
         needed = max((i + 1 for i, t in enumerate(rows) if t is not None), default=0)
-        if needed > len(self._owners):
+        if needed > self._pool.size:
             size = next(n for n in self.machinery.rows if n >= needed)
-            self._resize(size, list(range(len(self._owners))))
+            self._pool.resize(size, range(self._pool.size))
+            self._spare = 0
 
     def _shrink(self, plan: Plan) -> None:
         """Goes on with fewer rows where they have been enough for some time."""
-        tickets = sum(ticket is not None for ticket in self.scheduler.rows)
-        size = next(n for n in self.machinery.rows if n >= tickets)
-        is_less = size < len(self._owners) and not plan.admit
+        owned = [i for i, t in enumerate(self._pool.owners) if t is not None]
+        size = next(n for n in self.machinery.rows if n >= len(owned))
+        is_less = size < self._pool.size and not plan.admit
         self._spare = self._spare + 1 if is_less else 0
         if self._spare >= _PATIENCE:
-            owned = [i for i, ticket in enumerate(self._owners) if ticket is not None]
             self.scheduler.move(owned)
-            self._resize(size, owned)
-
-    def _resize(self, size: int, rows: list[int]) -> None:
-        """A pool of another size, that begins with these rows of the old one."""
-        index = np.zeros(size, np.int32)
-        index[: len(rows)] = rows
-        resize = self.programs.resize[len(self._owners), size]
-        self._pool = resize(self._pool, jax.device_put(index))
-        self._owners = [self._owners[row] for row in rows]
-        self._stop = {i for i, row in enumerate(rows) if row in self._stop}
-        self._stop |= {*range(len(rows), size)}
-        self._owners += [None] * (size - len(rows))
-        self._spare = 0
+            self._pool.resize(size, owned)
+            self._spare = 0
 
     def _dispatch(self, rounds: int) -> None:
-        """Dispatches a step of all rows."""
-        size = len(self._owners)
-        stop, budgets = np.zeros(size, bool), np.zeros(size, np.int32)
-        stop[list(self._stop)] = True
-        for row, ticket in enumerate(self._owners):
-            if ticket is not None:
-                budgets[row] = ticket.request.draft_budget
-        most = min(int(budgets.max()), self.machinery.num_nodes - 1)
-        nodes = next(n for n in self.machinery.nodes if n > most)
-        control = jax.device_put(Control(budgets, stop, np.int32(rounds)))
-        step = self.programs.step[size, nodes]
-        self._pool, packed = step(self._params, self._pool, control)
-        self._stop.clear()
-        packed.copy_to_host_async()
-        self._flying.append((tuple(self._owners), packed))
+        """Dispatches a step, in which no request has more drafts than it asks for."""
+        asked = AsAsked().budgets(self._pool.owners)
+        chosen = self.policy.budgets(tuple(self._pool.owners))
+        budgets = np.minimum(asked, chosen).astype(np.int32)
+        self._pool.dispatch(np.maximum(budgets, 0), rounds)
 
     def _fill(self, ticket: Ticket) -> None:
         """Absorbs a chunk of a prompt; behind its last one its texts are ready."""
-        filling, m = self._fillings[ticket], self.machinery
-        prompt, size = ticket.request.prompt, m.chunk
-        if filling.past is None:
-            self._begin(filling)
-        left = len(prompt) - 1 - filling.absorbed * size
-        if left > 0:
-            tokens, count = texts.chunk(prompt, filling.absorbed, size)
-            filling.past = self.programs.absorb(
-                self._params, filling.past, *jax.device_put((tokens, count))
-            )
-            self.counts.chunks += 1
-            if left >= size:
-                filling.absorbed += 1
-                self._keep(prompt, filling)
-        if left <= size:
-            del self._fillings[ticket]
-            alive = [each for each in filling.tickets if each.finish is None]
-            self._values |= dict.fromkeys(alive, filling.past)
-            self.scheduler.filled(alive)
-
-    def _begin(self, filling: _Filling) -> None:
-        """Begins a prompt where the cache ends."""
-        prompt = filling.tickets[0].request.prompt
-        hit, run = self.prefixes.lookup(prompt), self.programs
-        past = run.open(self._params)
-        for depth, piece in enumerate(hit.pieces):
-            past = run.put_piece(past, piece, _integer(depth * self.machinery.chunk))
-        if hit.depth:
-            past = run.put_state(past, hit.state)
-        filling.past, filling.absorbed, filling.branch = past, hit.depth, hit.branch
-        for ticket in filling.tickets:
-            ticket.reused = hit.depth * self.machinery.chunk
-
-    def _keep(self, prompt: Any, filling: _Filling) -> None:
-        """Offers the border that a prompt has come to."""
-        depth, run = filling.absorbed, self.programs
-        is_end = depth == self.prefixes.borders(prompt)
-        is_branch = depth == filling.branch
-        if self.prefixes.max_bytes and (is_end or depth >= filling.branch):
-            at = _integer((depth - 1) * self.machinery.chunk)
-            self.prefixes.offer(
-                prompt,
-                depth,
-                run.piece(filling.past, at),
-                run.state(filling.past) if is_end or is_branch else None,
-            )
-
-    def _admit(self, ticket: Ticket) -> None:
-        """Gives a text its row."""
-        value, row = self._values.pop(ticket), _integer(ticket.row)
-        if isinstance(value, DecodeState):
-            key = jax.device_put(texts.key(ticket.request.seed))
-            put = self.programs.put[len(self._owners)]
-            self._pool = put(self._pool, row, value, key)
-        else:
-            text = jax.device_put(texts.text(ticket.request, self.machinery))
-            admit = self.programs.admit[len(self._owners)]
-            self._pool = admit(self._pool, value, row, text)
-        self._owners[ticket.row] = ticket
-        self._stop.discard(ticket.row)
+        found = self._prompts.advance(ticket)
+        if found is not None:
+            tickets, past = found
+            self._values |= dict.fromkeys(tickets, past)
+            self.scheduler.filled(tickets)
+        self.counts.chunks = self._prompts.chunks
 
     def _read(self) -> None:
         """Reads the news of the oldest step, and tells the tickets."""
-        owners, packed = self._flying.popleft()
-        began = time.perf_counter()
-        packed = jax.device_get(packed)
-        self._waited += time.perf_counter() - began
-        found = news.unpack(packed, self.machinery.drafter.max_path)
-        now = self._clock()
+        owners, found = self._pool.read()
         self.counts.steps += int(found.ran.any(axis=1).sum())
+        now = self._clock()
         for row, ticket in enumerate(owners):
             if ticket is not None and ticket.finish is None:
-                self._tell(ticket, row, found, now)
+                self._tell(ticket, found.of(row), now)
 
-    def _tell(self, ticket: Ticket, row: int, found: news.News, now: float) -> None:
-        """Gives a ticket what its row wrote, unless it is not the row's any more."""
-        count, ran = found.count[:, row], found.ran[:, row]
-        slots = np.arange(found.tokens.shape[2])[None] < count[:, None]
-        tokens = found.tokens[:, row][slots].tolist()
-        logprobs = found.logprobs[:, row][slots]
-        ticket.steps += int(ran.sum())
-        self.counts.drafted += int(found.shown[:, row].sum())
-        self.counts.accepted += int(found.kept[:, row].sum())
+    def _tell(self, ticket: Ticket, found: News, now: float) -> None:
+        """Gives a ticket what its row wrote."""
+        slots = np.arange(found.tokens.shape[1])[None] < found.count[:, None]
+        tokens = found.tokens[slots].tolist()
+        logprobs = found.logprobs[slots].tolist()
+        self.policy.see(ticket, found.ran, found.shown, found.kept)
+        self.counts.drafted += int(found.shown.sum())
+        self.counts.accepted += int(found.kept.sum())
         self.counts.tokens += len(tokens)
         if tokens and ticket.first_token is None:
             ticket.first_token = now
+        ticket.steps += int(found.ran.sum())
         ticket.tokens += tokens
-        ticket.logprobs += logprobs.tolist()
-        finish = None
+        ticket.logprobs += logprobs
+        if tokens:
+            self._deltas.append(Delta(ticket.id, tuple(tokens), tuple(logprobs)))
         if not np.isfinite(logprobs).all():
             ticket.error = "The model's logits are not finite."
-            finish = Finish.ERROR
-        elif bool((found.done[:, row] & ran).any()):
+            self._end(ticket, Finish.ERROR)
+        elif bool((found.done & found.ran).any()):
             stopped = tokens and tokens[-1] in ticket.request.stops
-            finish = Finish.STOP if stopped else Finish.LENGTH
-        if tokens or finish is not None:
-            self._deltas.append(
-                Delta(ticket.id, tuple(tokens), tuple(logprobs.tolist()))
-            )
-        if finish is not None:
-            self._free(ticket)
-            self._finish(ticket, finish)
+            self._end(ticket, Finish.STOP if stopped else Finish.LENGTH)
 
-    def _free(self, ticket: Ticket) -> None:
-        """Takes the row of a ticket from it."""
-        for row, owner in enumerate(self._owners):
+    def _end(self, ticket: Ticket, why: Finish) -> None:
+        """Ends a ticket, wherever it is."""
+        for row, owner in enumerate(self._pool.owners):
             if owner is ticket:
-                self._owners[row] = None
-                self._stop.add(row)
+                self._pool.free(row)
         self.scheduler.release(ticket)
+        self._finish(ticket, why)
 
     def _finish(self, ticket: Ticket, why: Finish) -> None:
         """Ends a ticket that has no row."""
@@ -485,35 +399,22 @@ class Engine:
         self.counts.finished[str(why)] += 1
         self._values.pop(ticket, None)
         self._deltas.append(Delta(ticket.id, (), (), why))
-        filling = self._fillings.pop(ticket, None)
-        if filling is not None:
-            rest = [each for each in filling.tickets if each.finish is None]
-            if rest:  # the prompt is still wanted
-                self._fillings[rest[0]] = dataclasses.replace(filling, tickets=rest)
-                self.scheduler.waiting.append(rest[0])
+        heir = self._prompts.drop(ticket)
+        if heir is not None:  # the prompt is still wanted
+            self.scheduler.waiting.append(heir)
 
     def _recover(self, message: str) -> None:
         """Ends all that was on the device, and begins with an empty pool."""
         lines = self.scheduler
-        running = {
-            *self._owners,
-            *self._values,
-            *lines.rows,
-            *lines.ready,
-            lines.filling,
-        }
-        for owners, _ in self._flying:
-            running |= {*owners}
-        for filling in self._fillings.values():
-            if filling.past is not None or filling.tickets[0] is lines.filling:
-                running |= {*filling.tickets}
+        running = {*self._pool.owners, *self._pool.flying, *self._values, *lines.rows}
+        running |= {*lines.ready, lines.filling, *self._prompts.begun()}
+        running |= {*self._prompts.tickets(lines.filling)}
         for ticket in running:
             if ticket is not None and ticket.finish is None:
                 ticket.error = message
-                self._free(ticket)
-                self._finish(ticket, Finish.ERROR)
+                self._end(ticket, Finish.ERROR)
         self.prefixes.clear()
-        self._reset()
+        self._pool = Pool(self.machinery, self.programs, self._params)
 
     def _ticket(self, request: Request) -> Ticket:
         self._num_tickets += 1
@@ -529,7 +430,3 @@ def _sizes(name: str, sizes: Sequence[int], most: int | None = None) -> tuple[in
         f"Expected {name} of at most {most}, which the drafter proposes, got {found}.",
     )
     return tuple(found)
-
-
-def _integer(value: int) -> Array:
-    return jax.device_put(np.int32(value))

@@ -37,6 +37,10 @@ class News(NamedTuple):
     done: np.ndarray
     ran: np.ndarray
 
+    def of(self, row: int) -> "News":
+        """The news of one row, `[M, ...]`."""
+        return News(*(array[:, row] for array in self))
+
 
 def width(max_path: int, num_nodes: int) -> int:
     """Integers per row and round."""

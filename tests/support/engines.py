@@ -40,6 +40,18 @@ def make(kind, **options):
     return serving.Engine(params, **records, **options)
 
 
+class Whims:
+    """A policy that changes its mind at every step."""
+
+    draw = random.Random(0)
+
+    def budgets(self, tickets):
+        return [self.draw.choice([0, 1, 2, 9]) for _ in tickets]
+
+    def see(self, ticket, ran, shown, kept):
+        assert not (kept & ~shown).any() and not shown[~ran].any()
+
+
 @functools.cache
 def shared(kind):
     """The engine of a kind, compiled once; leave it idle."""
@@ -50,7 +62,8 @@ def fresh(kind):
     """The shared engine with an empty cache, and a scheduler that has seen nothing."""
     engine = shared(kind)
     engine.run()
-    engine.prefixes = serving.Prefixes(CHUNK, engine.prefixes.max_bytes)
+    engine._prompts.prefixes = serving.Prefixes(CHUNK, engine.prefixes.max_bytes)
+    engine._prompts.chunks, engine.policy = 0, Whims()
     engine.scheduler = serving.Scheduler(ROWS)
     engine.counts = type(engine.counts)()
     return engine

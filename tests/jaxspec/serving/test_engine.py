@@ -27,11 +27,17 @@ def begun(engine, request, size=3):
     return ticket
 
 
+def use(engine, programs):
+    """Has an engine run other programs."""
+    engine._pool.programs = engine._prompts.programs = programs
+
+
 def check_idle(engine):
     """No row, no byte and no ticket is left behind, and nothing was compiled."""
     assert engine.counts.compilations == 0
     assert engine.scheduler.rows == [None] * engines.ROWS
-    assert not engine._values and not engine._fillings and not any(engine._owners)
+    assert not engine._values and not len(engine._prompts)
+    assert not any(engine._pool.owners)
     nodes = list(engine.prefixes._nodes())
     assert engine.prefixes.num_bytes == sum(node.num_bytes for node in nodes)
     assert engine.prefixes.num_bytes <= engine.prefixes.max_bytes
@@ -218,7 +224,7 @@ def test_a_pool_grows_and_shrinks_with_what_is_asked():
             engine.scheduler.listen(ticket, True)  # a step a turn
         while not engine.is_idle:
             engine.turn()
-            sizes.append(len(engine._owners))
+            sizes.append(engine._pool.size)
         for ticket in tickets:
             expected = engines.generated("draft model", ticket.request)
             np.testing.assert_array_equal(ticket.tokens, expected)
@@ -237,13 +243,13 @@ def test_a_step_is_as_wide_as_its_largest_budget():
         key: lambda *args, key=key: (seen.append(key), steps[key](*args))[1]
         for key in steps
     }
-    engine.programs = engine.programs._replace(step=watched)
+    use(engine, engine.programs._replace(step=watched))
     for budget, nodes in ((0, 1), (1, 3), (2, 3), (3, 8), (100, 8)):
         seen.clear()
         engine.submit(Request([1, 2, 1], 4, draft_budget=budget))
         engine.run()
         assert {key[1] for key in seen} == {nodes}
-    engine.programs = engine.programs._replace(step=steps)
+    use(engine, engine.programs._replace(step=steps))
 
 
 @pytest.mark.parametrize("sizes", [{"rows": ()}, {"rows": (0, 2)}, {"nodes": (9,)}])
@@ -345,11 +351,11 @@ def test_a_fault_of_the_device_ends_what_ran_and_nothing_else(program):
         each = {key: functools.partial(broken, of=f) for key, f in found.items()}
     else:
         each = functools.partial(broken, of=found)
-    engine.programs = sound._replace(**{program: each})
+    use(engine, sound._replace(**{program: each}))
     try:
         engine.run()
     finally:
-        engine.programs = sound
+        use(engine, sound)
     lost = [ticket for ticket in tickets if ticket.finish is Finish.ERROR]
     assert 0 < len(lost) < 12
     assert {ticket.error for ticket in lost} == {"RuntimeError: out of memory"}

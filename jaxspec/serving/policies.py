@@ -1,0 +1,48 @@
+"""How many drafts are verified for whom: a policy, asked before every step.
+
+With `sample_and_match` a policy changes no text, whatever it does. With other verifiers it
+may use what was known before the drafts were drawn: what it saw of earlier steps.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from jaxspec.serving.requests import Ticket
+
+
+class Policy(Protocol):
+    """Decides on budgets, and learns from what became of drafts."""
+
+    def budgets(self, tickets: Sequence[Ticket | None]) -> Sequence[int]:
+        """Draft nodes of each row at most, before a step; a request's own hold as well.
+
+        Args:
+            tickets: who has each row, None for a free one.
+        """
+        ...
+
+    def see(
+        self, ticket: Ticket, ran: np.ndarray, shown: np.ndarray, kept: np.ndarray
+    ) -> None:
+        """Takes in the news of a ticket, one step late.
+
+        Args:
+            ticket: whose row it was.
+            ran: `[M]` bool, rounds that it took part in.
+            shown: `[M, N]` bool, drafts that the verifier reached (`Outcome`).
+            kept: `[M, N]` bool, drafts that it accepted.
+        """
+        ...
+
+
+class AsAsked:
+    """What each request says, always."""
+
+    def budgets(self, tickets: Sequence[Ticket | None]) -> list[int]:
+        """The budgets of the requests."""
+        return [0 if t is None else t.request.draft_budget for t in tickets]
+
+    def see(self, ticket: Ticket, ran, shown, kept) -> None:
+        """Learns nothing."""
