@@ -10,6 +10,7 @@ request depends on the parameters, its prompt and its key, and on nothing else.
 
     requests   what is asked, and what is answered
     scheduler  who runs next; no arrays
+    machinery  models and sizes
     programs   the pool's functions, each compiled once
     news       what a step tells the host
     pieces     pasts, cut at the borders of chunks

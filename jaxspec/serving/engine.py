@@ -24,15 +24,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxspec import checks, loop_checks, padding, pasts
+from jaxspec import checks, padding
 from jaxspec.core import Drafter, LanguageModel, Params, Verifier
 from jaxspec.serving import programs, texts
 from jaxspec.serving.counts import Counts, compilations
+from jaxspec.serving.machinery import make_machinery
 from jaxspec.serving.news import News
 from jaxspec.serving.policies import AsAsked, Policy
 from jaxspec.serving.pool import Pool
 from jaxspec.serving.prefixes import Prefixes
-from jaxspec.serving.programs import Machinery, Programs
+from jaxspec.serving.programs import Programs
 from jaxspec.serving.prompts import Prompts
 from jaxspec.serving.requests import Delta, Finish, Request, Suspended, Ticket
 from jaxspec.serving.scheduler import Plan, Scheduler
@@ -99,23 +100,17 @@ class Engine:
             ValueError: on sizes out of range, or machinery that does not fit together.
             TypeError: on what is not a record.
         """
-        verifier = sample_and_match() if verifier is None else verifier
-        loop_checks.records(target=target, drafter=drafter, verifier=verifier)
-        checks.machinery(params, target, drafter)
-        loop_checks.paths(drafter.max_path, target)
-        checks.arrays("params", params)
-        max_length = checks.integer("max_length", max_length, least=2)
-        num_nodes = programs.slots_of(params, target, drafter)
-        self.machinery = Machinery(
+        self.machinery = make_machinery(
+            params,
             target=target,
             drafter=drafter,
-            verifier=verifier,
-            rows=_sizes("rows", (rows,) if isinstance(rows, int) else rows),
-            nodes=_sizes("nodes", (*nodes, num_nodes), num_nodes),
-            max_length=pasts.room(max_length, target),
-            chunk=checks.integer("chunk_size", chunk_size, least=1),
-            rounds=checks.integer("rounds", rounds, least=1),
-            num_stops=checks.integer("num_stops", num_stops, least=1),
+            verifier=sample_and_match() if verifier is None else verifier,
+            rows=(rows,) if isinstance(rows, int) else tuple(rows),
+            nodes=tuple(nodes),
+            max_length=max_length,
+            chunk=chunk_size,
+            rounds=rounds,
+            num_stops=num_stops,
         )
         if scheduler is None:
             scheduler = Scheduler(self.machinery.num_rows, rounds=rounds)
@@ -419,14 +414,3 @@ class Engine:
     def _ticket(self, request: Request) -> Ticket:
         self._num_tickets += 1
         return Ticket(self._num_tickets, request, self._clock())
-
-
-def _sizes(name: str, sizes: Sequence[int], most: int | None = None) -> tuple[int, ...]:
-    """Sizes in ascending order, checked."""
-    found = sorted({checks.integer(name, size, least=1) for size in sizes})
-    checks.require(len(found) > 0, f"Expected at least one number of {name}, got none.")
-    checks.require(
-        most is None or found[-1] == most,
-        f"Expected {name} of at most {most}, which the drafter proposes, got {found}.",
-    )
-    return tuple(found)

@@ -15,8 +15,9 @@ from jaxspec.core import Params
 from jaxspec.decode_state import DecodeState
 from jaxspec.pasts import Past
 from jaxspec.serving import news, texts
+from jaxspec.serving.machinery import Machinery
 from jaxspec.serving.news import News
-from jaxspec.serving.programs import Control, Machinery, Programs
+from jaxspec.serving.programs import Control, Programs
 from jaxspec.serving.requests import Ticket
 
 Array = jax.Array

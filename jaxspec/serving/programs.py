@@ -17,7 +17,6 @@ take a pool are compiled for each number of rows, a step for each number of node
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
@@ -36,55 +35,13 @@ from jaxspec import (
     sampling,
     stepping,
 )
-from jaxspec.core import Drafter, LanguageModel, Outcome, Params, Verifier
+from jaxspec.core import Outcome, Params
 from jaxspec.decode_state import DecodeState
 from jaxspec.pasts import Past
 from jaxspec.serving import buckets, news, pieces
+from jaxspec.serving.machinery import Machinery
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Machinery:
-    """What an engine is made of; equal settings are equal.
-
-    Attributes:
-        target: the model whose law is kept.
-        drafter: what proposes.
-        verifier: what decides.
-        rows: numbers of texts that are decoded side by side, ascending.
-        nodes: numbers of nodes that a step verifies, the root included, ascending; the
-            last is the drafter's own, and 1 is a step without drafts.
-        max_length: the most tokens of a text, prompt and output.
-        chunk: tokens of a prompt that are absorbed at a time.
-        rounds: steps on the device, at most, without a word to the host.
-        num_stops: stops of a request at most.
-    """
-
-    target: LanguageModel
-    drafter: Drafter
-    verifier: Verifier
-    rows: tuple[int, ...]
-    nodes: tuple[int, ...]
-    max_length: int
-    chunk: int
-    rounds: int
-    num_stops: int
-
-    @property
-    def num_rows(self) -> int:
-        """Texts that are decoded side by side at most."""
-        return self.rows[-1]
-
-    @property
-    def num_nodes(self) -> int:
-        """Slots of a draft."""
-        return self.nodes[-1]
-
-    @property
-    def width(self) -> int:
-        """Columns of `DecodeState.tokens`."""
-        return self.max_length + self.target.max_path
 
 
 class Text(NamedTuple):
@@ -238,16 +195,6 @@ def cut_of(machinery: Machinery, params: Any) -> pieces.Cut:
         return _open(m, params, max_length)
 
     return pieces.cut(make, m.max_length, m.chunk, m.target.max_path)
-
-
-def slots_of(params: Params, target: LanguageModel, drafter: Drafter) -> int:
-    """Slots of a drafter's trees, the root included."""
-
-    def propose(params):
-        state = prefill.empty_state(params, 1, 8, target=target, drafter=drafter)
-        return stepping.propose(params, state, drafter=drafter)[1].tree.parents
-
-    return jax.eval_shape(propose, params).shape[1]
 
 
 def text_shapes(machinery: Machinery) -> Text:

@@ -8,9 +8,10 @@ import jax
 from jaxspec.core import Params
 from jaxspec.pasts import Past
 from jaxspec.serving import texts
+from jaxspec.serving.machinery import Machinery
 from jaxspec.serving.pool import integer
 from jaxspec.serving.prefixes import Prefixes
-from jaxspec.serving.programs import Machinery, Programs
+from jaxspec.serving.programs import Programs
 from jaxspec.serving.requests import Ticket
 
 

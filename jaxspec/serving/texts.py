@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxspec import padding
-from jaxspec.serving.programs import Machinery, Text
+from jaxspec.serving.machinery import Machinery
+from jaxspec.serving.programs import Text
 from jaxspec.serving.requests import Request
 
 

@@ -1,0 +1,115 @@
+"""What an engine is made of: models and sizes, by which its programs are compiled."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from jaxspec import checks, loop_checks, pasts, prefill, stepping
+from jaxspec.core import Drafter, LanguageModel, Params, Verifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Machinery:
+    """What an engine is made of; equal settings are equal.
+
+    Attributes:
+        target: the model whose law is kept.
+        drafter: what proposes.
+        verifier: what decides.
+        rows: numbers of texts that are decoded side by side, ascending.
+        nodes: numbers of nodes that a step verifies, the root included, ascending; the
+            last is the drafter's own, and 1 is a step without drafts.
+        max_length: the most tokens of a text, prompt and output.
+        chunk: tokens of a prompt that are absorbed at a time.
+        rounds: steps on the device, at most, without a word to the host.
+        num_stops: stops of a request at most.
+    """
+
+    target: LanguageModel
+    drafter: Drafter
+    verifier: Verifier
+    rows: tuple[int, ...]
+    nodes: tuple[int, ...]
+    max_length: int
+    chunk: int
+    rounds: int
+    num_stops: int
+
+    @property
+    def num_rows(self) -> int:
+        """Texts that are decoded side by side at most."""
+        return self.rows[-1]
+
+    @property
+    def num_nodes(self) -> int:
+        """Slots of a draft."""
+        return self.nodes[-1]
+
+    @property
+    def width(self) -> int:
+        """Columns of `DecodeState.tokens`."""
+        return self.max_length + self.target.max_path
+
+
+def make_machinery(
+    params: Params,
+    *,
+    target: LanguageModel,
+    drafter: Drafter,
+    verifier: Verifier,
+    rows: tuple[int, ...],
+    nodes: tuple[int, ...],
+    **sizes: int,
+) -> Machinery:
+    """Checks what an engine is to be made of; the fields are those of `Machinery`.
+
+    Args:
+        params: of the target and the drafter.
+        target: the model.
+        drafter: what proposes.
+        verifier: what decides.
+        rows: in any order.
+        nodes: besides the drafter's own.
+        **sizes: the others; `max_length` is rounded up.
+
+    Raises:
+        ValueError: on sizes out of range, or machinery that does not fit together.
+        TypeError: on what is not a record.
+    """
+    loop_checks.records(target=target, drafter=drafter, verifier=verifier)
+    checks.machinery(params, target, drafter)
+    loop_checks.paths(drafter.max_path, target)
+    checks.arrays("params", params)
+    found = {name: checks.integer(name, n, least=1) for name, n in sizes.items()}
+    found["max_length"] = pasts.room(found["max_length"], target)
+    num_nodes = _slots(params, target, drafter)
+    return Machinery(
+        target=target,
+        drafter=drafter,
+        verifier=verifier,
+        rows=_sizes("rows", rows),
+        nodes=_sizes("nodes", (*nodes, num_nodes), num_nodes),
+        **found,
+    )
+
+
+def _slots(params: Params, target: LanguageModel, drafter: Drafter) -> int:
+    """Slots of a drafter's trees, the root included."""
+
+    def propose(params):
+        state = prefill.empty_state(params, 1, 8, target=target, drafter=drafter)
+        return stepping.propose(params, state, drafter=drafter)[1].tree.parents
+
+    return jax.eval_shape(propose, params).shape[1]
+
+
+def _sizes(name: str, sizes: Sequence[int], most: int | None = None) -> tuple[int, ...]:
+    """Sizes in ascending order, checked."""
+    found = sorted({checks.integer(name, size, least=1) for size in sizes})
+    checks.require(len(found) > 0, f"Expected at least one number of {name}, got none.")
+    checks.require(
+        most is None or found[-1] == most,
+        f"Expected {name} of at most {most}, which the drafter proposes, got {found}.",
+    )
+    return tuple(found)
