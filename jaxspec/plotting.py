@@ -256,6 +256,36 @@ def reliability(record: dict[str, Any]) -> figures.Figure:
     return picture
 
 
+def load(minutes: Sequence[dict[str, Any]]) -> figures.Figure:
+    """Draws how requests fared by the minute: waits above, memory below.
+
+    Args:
+        minutes: as `jaxspec bench load` reports them.
+    """
+    picture = figures.Figure((7.2, 4.4))
+    waits, memory = picture.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    when = [row["minute"] for row in minutes]
+    for name, label in (("first", "first token"), ("between", "between deliveries")):
+        values = 1e3 * np.array([row[name] for row in minutes])
+        (line,) = waits.plot(when, values[:, 0], linewidth=1.2, label=label)
+        waits.plot(
+            when,
+            values[:, 1],
+            linewidth=1.0,
+            linestyle=":",
+            color=line.get_color(),
+            label=f"{label}, 99 %",
+        )
+    waits.set(ylabel="ms", yscale="log")
+    waits.legend(frameon=False, fontsize=8)
+    memory.plot(when, [row["memory"] / 2**20 for row in minutes], linewidth=1.2)
+    memory.set(xlabel="minute", ylabel="MiB", ylim=(0, None))
+    for axes in (waits, memory):
+        axes.spines[["top", "right"]].set_visible(False)
+    picture.tight_layout()
+    return picture
+
+
 def save(picture: figures.Figure, path: str | pathlib.Path) -> None:
     """Writes a picture; the ending says in which format."""
     with matplotlib.rc_context({"svg.fonttype": "none"}):

@@ -8,7 +8,7 @@
 Every time is a ratio to the autoregressive loop in the same run, on the same machine,
 with the same weights and compiler options, after a warm-up. `verify` and `kernels` are for
 an accelerator; `compile` and `cycles` need none to say what one would run.
-`serving` times an engine, `convert` disk and memory.
+`serving` times an engine, `load` has it serve; `convert` measures disk and memory.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from jaxspec.bench import (
     decode,
     drafters,
     kernels,
+    load,
     rollback,
     serving,
     verify,
@@ -32,6 +33,7 @@ MODULES = (
     rollback,
     verify,
     kernels,
+    load,
     cycles,
     compile,
     convert,
