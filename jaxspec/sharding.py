@@ -6,6 +6,9 @@
         state = sharding.shard_state(config, state, mesh)
         state, info = jaxspec.speculative_generate(params, state, ..., check_every=8)
 
+        layout = sharding.Layout(mesh, config)
+        engine = jaxspec.serving.Engine(params, ..., layout=layout)
+
 Rows of the batch are cut over `data`; heads, channels, feed-forward and vocabulary over
 `tensor`. The ops run on every device's own rows and heads (`shard_map`), the products
 between them are the compiler's. In several processes every process runs the same program,
@@ -13,18 +16,20 @@ and holds its devices' part of every array.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.decode_state import DecodeState
 from jaxspec.drafting import model
 from jaxspec.mesh import DATA, TENSOR, sizes
 from jaxspec.models import forms, shardings
 from jaxspec.models.config import ModelConfig
+from jaxspec.pasts import Past
 
 
 @contextlib.contextmanager
@@ -67,42 +72,86 @@ def param_shardings(config: ModelConfig, params: Any, mesh: Mesh) -> Any:
     return _on(mesh, shardings.param_specs(config, params, sizes(mesh)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the arrays of a target and its drafter go on a mesh.
+
+    Attributes:
+        mesh: with axes `data` and `tensor`.
+        config: the shape of the target.
+        draft: the shape of the draft model, if the drafter is one, or of its head
+            (`mtp.mtp_config`). The rows of any other drafter's state are cut over `data`.
+    """
+
+    mesh: Mesh
+    config: ModelConfig
+    draft: ModelConfig | None = None
+
+    @property
+    def whole(self) -> NamedSharding:
+        """The whole of an array on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def of(self, tree: Any) -> Any:
+        """Where the arrays of a `DecodeState` or a `Past` go; of any other tree, whole.
+
+        Rows that cannot be cut evenly over `data`, as a single one, are on all of it.
+
+        Args:
+            tree: arrays or their shapes.
+
+        Raises:
+            ValueError: if the shape of a draft model is missing.
+        """
+        if not isinstance(tree, DecodeState | Past):
+            return jax.tree.map(lambda _: self.whole, tree)
+        drafter = tree.drafter
+        if self.draft is None and isinstance(drafter, model.State):
+            raise ValueError("The state has a draft model; give its config as `draft`.")
+        axes = sizes(self.mesh)
+        specs = shardings.row_specs(tree, axes).replace(
+            carry=shardings.past_specs(self.config, tree.carry, axes)
+        )
+        if self.draft is not None:
+            carry = shardings.past_specs(self.draft, drafter.carry, axes)
+            specs = specs.replace(drafter=specs.drafter._replace(carry=carry))
+        return _on(self.mesh, specs)
+
+    def check_rows(self, num_rows: int) -> None:
+        """Refuses a batch that the mesh cannot cut evenly.
+
+        Raises:
+            ValueError: saying what it can.
+        """
+        parts = sizes(self.mesh)[DATA]
+        if num_rows % parts:
+            raise ValueError(
+                f"A batch of {num_rows} rows cannot be cut over {parts} parts of the "
+                f"axis {DATA!r}; add rows, or use a mesh with a smaller one."
+            )
+
+
 def state_shardings(
     config: ModelConfig,
     state: DecodeState,
     mesh: Mesh,
     draft: ModelConfig | None = None,
 ) -> DecodeState:
-    """Where each array of a state goes.
+    """Where each array of a state goes, whose rows are cut evenly.
 
     Args:
         config: the shape of the target.
         state: of it, arrays or their shapes.
         mesh: with axes `data` and `tensor`.
-        draft: the shape of the draft model, if the drafter is one, or of its head
-            (`mtp.mtp_config`). The rows of any other drafter's state are cut over `data`.
+        draft: as in `Layout`.
 
     Raises:
         ValueError: if the mesh cannot cut the batch evenly, or the shape of a draft model
             is missing.
     """
-    axes = sizes(mesh)
-    batch = len(state.lengths)
-    if batch % axes[DATA]:
-        raise ValueError(
-            f"A batch of {batch} rows cannot be cut over {axes[DATA]} parts of the axis "
-            f"{DATA!r}; add rows, or use a mesh with a smaller one."
-        )
-    drafter = state.drafter
-    if draft is None and isinstance(drafter, model.State):
-        raise ValueError("The state has a draft model; give its config as `draft`.")
-    specs = shardings.row_specs(state, axes).replace(
-        carry=shardings.past_specs(config, state.carry, axes)
-    )
-    if draft is not None:
-        carry = shardings.past_specs(draft, drafter.carry, axes)
-        specs = specs.replace(drafter=specs.drafter._replace(carry=carry))
-    return _on(mesh, specs)
+    layout = Layout(mesh, config, draft)
+    layout.check_rows(len(state.lengths))
+    return layout.of(state)
 
 
 def shard_params(config: ModelConfig, params: Any, mesh: Mesh) -> Any:
@@ -135,6 +184,18 @@ def put(tree: Any, shardings: Any) -> Any:
         shardings: the same pytree of shardings.
     """
     return jax.tree.map(_put, tree, shardings)
+
+
+def local(tree: Any) -> Any:
+    """What this process holds of arrays that are whole on every device: a copy of them."""
+
+    def one(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = jax.random.key_data(leaf).addressable_data(0)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return leaf.addressable_data(0)
+
+    return jax.tree.map(one, tree)
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -198,7 +198,7 @@ def _arrive(args, engine: Engine, draw: random.Random, ids, tickets) -> None:
     except QueueFull:
         return
     tickets[ticket.id] = ticket
-    engine.scheduler.listen(ticket, True)
+    engine.listen(ticket, True)
     if draw.random() < 0.02:
         engine.abort(draw.choice(list(tickets.values())))
 

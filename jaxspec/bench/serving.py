@@ -246,11 +246,11 @@ def _decode(engine: Engine, requests: list[Request], streamed: bool):
     """Tokens per second once all prompts are read, and the host's share."""
     tickets = [engine.submit(request) for request in requests]
     for ticket in tickets:
-        engine.scheduler.listen(ticket, True)
+        engine.listen(ticket, True)
     while any(ticket.first_token is None for ticket in tickets):
         engine.turn()
     for ticket in tickets:
-        engine.scheduler.listen(ticket, streamed)
+        engine.listen(ticket, streamed)
     tokens = engine.counts.tokens
     host, began = engine.counts.host_seconds, time.perf_counter()
     engine.run()

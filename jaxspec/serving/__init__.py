@@ -21,12 +21,18 @@ request depends on the parameters, its prompt and its key, and on nothing else.
     prompts    chunks of prompts, from where the cache ends
     engine     plans carried out
     suspended  texts on disk
+    processes  one engine over several of them
 """
 
 from jaxspec.serving.engine import Engine as Engine
 from jaxspec.serving.policies import Policy as Policy
 from jaxspec.serving.prefixes import Prefixes as Prefixes
+from jaxspec.serving.processes import Leader as Leader
+from jaxspec.serving.processes import Link as Link
+from jaxspec.serving.processes import Parted as Parted
+from jaxspec.serving.processes import follow as follow
 from jaxspec.serving.requests import Delta as Delta
+from jaxspec.serving.requests import Draining as Draining
 from jaxspec.serving.requests import Finish as Finish
 from jaxspec.serving.requests import QueueFull as QueueFull
 from jaxspec.serving.requests import Request as Request

@@ -21,10 +21,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxspec import checks, padding
+from jaxspec import checks, padding, sharding
 from jaxspec.core import Drafter, LanguageModel, Params, Verifier
 from jaxspec.serving import programs, texts
 from jaxspec.serving.counts import Counts, compilations
@@ -35,8 +34,9 @@ from jaxspec.serving.pool import Pool
 from jaxspec.serving.prefixes import Prefixes
 from jaxspec.serving.programs import Programs
 from jaxspec.serving.prompts import Prompts
-from jaxspec.serving.requests import Delta, Finish, Request, Suspended, Ticket
+from jaxspec.serving.requests import Delta, Draining, Finish, Request, Suspended, Ticket
 from jaxspec.serving.scheduler import Plan, Scheduler
+from jaxspec.sharding import Layout
 from jaxspec.verification.sample_and_match import sample_and_match
 
 _LOG = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Engine:
         rounds: int = 8,
         num_stops: int = padding.STOPS,
         cache_bytes: int = 256 * 2**20,
+        layout: Layout | None = None,
         scheduler: Scheduler | None = None,
         policy: Policy | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -89,6 +90,7 @@ class Engine:
             rounds: steps in a row where nobody waits or listens.
             num_stops: stops of a request at most.
             cache_bytes: of pasts that are kept for prompts with the same beginning.
+            layout: where arrays go on a mesh, on which `params` are (`sharding.Layout`).
             scheduler: who runs next, of as many rows; first come, first served, within
                 priorities, by default.
             policy: how many drafts are verified for whom; as many as each request asks
@@ -111,6 +113,7 @@ class Engine:
             chunk=chunk_size,
             rounds=rounds,
             num_stops=num_stops,
+            layout=layout,
         )
         if scheduler is None:
             scheduler = Scheduler(self.machinery.num_rows, rounds=rounds)
@@ -145,7 +148,7 @@ class Engine:
         Raises:
             ValueError: on a request that cannot be served as it is.
             QueueFull: if too many wait.
-            RuntimeError: if the engine takes no more.
+            Draining: if the engine takes no more.
         """
         return self.submit_several(request, 1)[0]
 
@@ -155,8 +158,9 @@ class Engine:
         Text `i` has the seed `request.seed + i`. Errors are those of `submit`.
         """
         if self.is_draining:
-            raise RuntimeError("The engine is draining: it takes no more requests.")
+            raise Draining("The engine is draining: it takes no more requests.")
         n = checks.integer("n", n, least=1)
+        texts.check(request, self.machinery)
         requests = [
             dataclasses.replace(request, seed=request.seed + i) for i in range(n)
         ]
@@ -178,22 +182,21 @@ class Engine:
         Raises:
             ValueError: if it does not run.
         """
-        while self._pool.num_flying:
+        while ticket.finish is None and self._pool.num_flying:
             self._read()
-        row = ticket.row
-        if (
-            row is None
-            or row >= self._pool.size
-            or self._pool.owners[row] is not ticket
-        ):
+        owners, row = self._pool.owners, ticket.row
+        if row is None or row >= len(owners) or owners[row] is not ticket:
             raise ValueError(
                 f"Request {ticket.id} does not run; only such has a value."
             )
+        value = self._pool.copy(row)
+        if self.programs.whole is not None:
+            value = sharding.local(self.programs.whole(value))
         return Suspended(
             request=ticket.request,
             tokens=tuple(ticket.tokens),
             logprobs=tuple(ticket.logprobs),
-            value=self._pool.copy(row),
+            value=value,
         )
 
     def suspend(self, ticket: Ticket) -> Suspended:
@@ -211,10 +214,10 @@ class Engine:
 
         Raises:
             ValueError: if its value is not a row of such a pool.
-            RuntimeError: if the engine takes no more.
+            Draining: if the engine takes no more.
         """
         if self.is_draining:
-            raise RuntimeError("The engine is draining: it takes no more requests.")
+            raise Draining("The engine is draining: it takes no more requests.")
         request = suspended.request
         if seed is not None:
             request = dataclasses.replace(request, seed=seed)
@@ -226,23 +229,33 @@ class Engine:
         ticket = self._ticket(request)
         ticket.tokens += suspended.tokens
         ticket.logprobs += suspended.logprobs
-        self._values[ticket] = jax.device_put(suspended.value)
+        self._values[ticket] = self.machinery.put(suspended.value)
         self.scheduler.resume(ticket)
         return ticket
 
+    def listen(self, ticket: Ticket, is_listening: bool = True) -> None:
+        """Says that somebody waits for every token of a ticket, or does no longer.
+
+        While somebody does, a turn is one step.
+        """
+        self.scheduler.listen(ticket, is_listening and ticket.finish is None)
+
     def stream(self, ticket: Ticket) -> Iterator[Delta]:
         """Yields the news of a ticket as they come, and turns the engine meanwhile."""
-        self.scheduler.listen(ticket, True)
+        self.listen(ticket)
         sent = 0
-        while True:
-            tokens, finish = tuple(ticket.tokens), ticket.finish
-            if len(tokens) > sent or finish is not None:
-                logprobs = tuple(ticket.logprobs[sent:])
-                yield Delta(ticket.id, tokens[sent:], logprobs, finish)
-                sent = len(tokens)
-            if finish is not None:
-                return
-            self.turn()
+        try:
+            while True:
+                tokens, finish = tuple(ticket.tokens), ticket.finish
+                if len(tokens) > sent or finish is not None:
+                    logprobs = tuple(ticket.logprobs[sent:])
+                    yield Delta(ticket.id, tokens[sent:], logprobs, finish)
+                    sent = len(tokens)
+                if finish is not None:
+                    return
+                self.turn()
+        finally:  # whoever goes away does not slow down the others
+            self.listen(ticket, False)
 
     def run(self) -> None:
         """Turns until nothing is left to do."""
@@ -253,6 +266,10 @@ class Engine:
         """Takes no more requests, and finishes those that there are."""
         self.is_draining = True
         self.run()
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all pasts that are kept."""
+        self.prefixes.clear()
 
     @property
     def is_strict(self) -> bool:

@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 
-from jaxspec import checks, loop_checks, pasts, prefill, stepping
+from jaxspec import checks, loop_checks, pasts, prefill, sharding, stepping
 from jaxspec.core import Drafter, LanguageModel, Params, Verifier
+from jaxspec.sharding import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Machinery:
         chunk: tokens of a prompt that are absorbed at a time.
         rounds: steps on the device, at most, without a word to the host.
         num_stops: stops of a request at most.
+        layout: where arrays go on a mesh; None without one.
     """
 
     target: LanguageModel
@@ -35,6 +39,7 @@ class Machinery:
     chunk: int
     rounds: int
     num_stops: int
+    layout: Layout | None = None
 
     @property
     def num_rows(self) -> int:
@@ -51,6 +56,16 @@ class Machinery:
         """Columns of `DecodeState.tokens`."""
         return self.max_length + self.target.max_path
 
+    def put(self, tree: Any) -> Any:
+        """Puts a past, a state or what the host says where it goes on the devices."""
+        if self.layout is None:
+            return jax.device_put(tree)
+        return sharding.put(tree, self.layout.of(tree))
+
+    def put_integer(self, value: int) -> jax.Array:
+        """Puts a number on the devices."""
+        return self.put(np.int32(value))
+
 
 def make_machinery(
     params: Params,
@@ -60,6 +75,7 @@ def make_machinery(
     verifier: Verifier,
     rows: tuple[int, ...],
     nodes: tuple[int, ...],
+    layout: Layout | None = None,
     **sizes: int,
 ) -> Machinery:
     """Checks what an engine is to be made of; the fields are those of `Machinery`.
@@ -71,6 +87,7 @@ def make_machinery(
         verifier: what decides.
         rows: in any order.
         nodes: besides the drafter's own.
+        layout: where arrays go on a mesh, where `params` are.
         **sizes: the others; `max_length` is rounded up.
 
     Raises:
@@ -84,12 +101,16 @@ def make_machinery(
     found = {name: checks.integer(name, n, least=1) for name, n in sizes.items()}
     found["max_length"] = pasts.room(found["max_length"], target)
     num_nodes = _slots(params, target, drafter)
+    rows = _sizes("rows", rows)
+    for size in rows if layout is not None else ():
+        layout.check_rows(size)
     return Machinery(
         target=target,
         drafter=drafter,
         verifier=verifier,
-        rows=_sizes("rows", rows),
+        rows=rows,
         nodes=_sizes("nodes", (*nodes, num_nodes), num_nodes),
+        layout=layout,
         **found,
     )
 

@@ -74,6 +74,19 @@ def piece(cut: Cut, past: Any, at: Array) -> list[Array]:
     ]
 
 
+def shapes(cut: Cut, past: Any) -> tuple[list[Any], list[Any]]:
+    """The shapes of a state and of a piece, on the same devices as those of a past."""
+
+    def place(leaf, made):
+        where = getattr(leaf, "sharding", None)
+        return jax.ShapeDtypeStruct(made.shape, made.dtype, sharding=where)
+
+    axes = jax.tree.leaves(cut.axes)
+    grow = [x for x, axis in zip(jax.tree.leaves(past), axes, strict=True) if axis >= 0]
+    rows = jax.eval_shape(lambda past: piece(cut, past, jnp.int32(0)), past)
+    return state(cut, past), list(map(place, grow, rows))
+
+
 def put_piece(cut: Cut, past: Any, rows: list[Array], at: Array) -> Any:
     """A past with what a chunk added; pieces are put in order."""
     first, rows = jnp.maximum(at - cut.margin, 0), iter(rows)

@@ -20,8 +20,6 @@ from jaxspec.serving.news import News
 from jaxspec.serving.programs import Control, Programs
 from jaxspec.serving.requests import Ticket
 
-Array = jax.Array
-
 
 class Pool:
     """A `DecodeState`, and who has its rows.
@@ -34,6 +32,7 @@ class Pool:
     def __init__(self, machinery: Machinery, programs: Programs, params: Params):
         """Begins with free rows, as few as there may be."""
         self._machinery, self._params = machinery, params
+        self._put, self._number = machinery.put, machinery.put_integer
         self.programs = programs
         self._state = programs.pool[machinery.rows[0]](params)
         self.owners: list[Ticket | None] = [None] * machinery.rows[0]
@@ -58,7 +57,7 @@ class Pool:
 
     def copy(self, row: int) -> DecodeState:
         """A row as a value, after all steps that were dispatched."""
-        return self.programs.take[self.size](self._state, integer(row))
+        return self.programs.take[self.size](self._state, self._number(row))
 
     def free(self, row: int) -> None:
         """Takes a row from its owner; the next step leaves it alone."""
@@ -74,13 +73,13 @@ class Pool:
             value: the past of its prompt, or a row that was copied.
         """
         if isinstance(value, DecodeState):
-            key = jax.device_put(texts.key(ticket.request.seed))
+            key = self._put(texts.key(ticket.request.seed))
             put = self.programs.put[self.size]
-            self._state = put(self._state, integer(row), value, key)
+            self._state = put(self._state, self._number(row), value, key)
         else:
-            text = jax.device_put(texts.text(ticket.request, self._machinery))
+            text = self._put(texts.text(ticket.request, self._machinery))
             admit = self.programs.admit[self.size]
-            self._state = admit(self._state, value, integer(row), text)
+            self._state = admit(self._state, value, self._number(row), text)
         self.owners[row] = ticket
         self._stop.discard(row)
 
@@ -89,7 +88,7 @@ class Pool:
         index = np.zeros(size, np.int32)
         index[: len(rows)] = rows
         resize = self.programs.resize[self.size, size]
-        self._state = resize(self._state, jax.device_put(index))
+        self._state = resize(self._state, self._put(index))
         self._stop = {i for i, row in enumerate(rows) if row in self._stop}
         self._stop |= {*range(len(rows), size)}
         free = [None] * (size - len(rows))
@@ -107,7 +106,7 @@ class Pool:
         self._stop.clear()
         most = min(int(budgets.max()), self._machinery.num_nodes - 1)
         nodes = next(n for n in self._machinery.nodes if n > most)
-        control = jax.device_put(Control(budgets, stop, np.int32(rounds)))
+        control = self._put(Control(budgets, stop, np.int32(rounds)))
         step = self.programs.step[self.size, nodes]
         self._state, packed = step(self._params, self._state, control)
         packed.copy_to_host_async()
@@ -120,8 +119,3 @@ class Pool:
         packed = jax.device_get(packed)
         self.waited += time.perf_counter() - began
         return owners, news.unpack(packed, self._machinery.drafter.max_path)
-
-
-def integer(value: int) -> Array:
-    """A number on the device."""
-    return jax.device_put(np.int32(value))

@@ -10,6 +10,7 @@ that change the pool, or a past on the way, take its memory (donation).
     put     pool*, row, value, key    -> pool     and put back, here or elsewhere
     step    params, pool*, control    -> pool, news
     resize  pool, index               -> pool     of another number of rows
+    whole   value                     -> value    the same on every device of a mesh
 
 A step runs one round or several, and stops after the one in which a text ends. Those that
 take a pool are compiled for each number of rows, a step for each number of nodes as well.
@@ -17,6 +18,7 @@ take a pool are compiled for each number of rows, a step for each number of node
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
@@ -82,6 +84,7 @@ class Programs(NamedTuple):
         resize: by the numbers of rows before and after.
         step: by the numbers of rows and nodes.
         value: the shapes of a row that is taken.
+        whole: None without a mesh.
     """
 
     open: Callable[..., Past]
@@ -97,6 +100,23 @@ class Programs(NamedTuple):
     resize: Mapping[tuple[int, int], Callable[..., DecodeState]]
     step: Mapping[tuple[int, int], Callable[..., tuple[DecodeState, Array]]]
     value: DecodeState
+    whole: Callable[..., DecodeState] | None = None
+
+
+class Job(NamedTuple):
+    """A function to compile.
+
+    Attributes:
+        function: pure.
+        args: the shapes of its arguments, or arrays.
+        donated: which of them it takes the memory of.
+        out: where its results go on a mesh; None without one.
+    """
+
+    function: Callable[..., Any]
+    args: tuple
+    donated: tuple[int, ...]
+    out: Any
 
 
 def compile_all(
@@ -109,13 +129,22 @@ def compile_all(
         params: of the target and the drafter.
         watch: is told the name of each function when it is ready.
     """
-    jobs = {(name, key): job for name, key, job in _jobs(machinery, params)}
+    with _on_mesh(machinery):
+        jobs = {(name, key): job for name, key, job in _jobs(machinery, params)}
+        value = _shapes(machinery, params, 1)
     options = compilation.compiler_options()
 
     def compile_one(name):
-        function, args, donated = jobs[name]
-        jitted = jax.jit(function, donate_argnums=donated, compiler_options=options)
-        compiled = jitted.lower(*args).compile()
+        job = jobs[name]
+        where = {} if job.out is None else {"out_shardings": job.out}
+        with _on_mesh(machinery):
+            jitted = jax.jit(
+                job.function,
+                donate_argnums=job.donated,
+                compiler_options=options,
+                **where,
+            )
+            compiled = jitted.lower(*job.args).compile()
         watch(name[0])
         return compiled
 
@@ -129,62 +158,96 @@ def compile_all(
                 found[name] = program
             else:
                 found.setdefault(name, {})[key] = program
-    value = jax.eval_shape(functools.partial(_empty, machinery, batch_size=1), params)
     return Programs(**{"resize": {}} | found, value=value)
 
 
 def num_programs(machinery: Machinery) -> int:
     """Programs that are compiled for an engine."""
     rows, nodes = len(machinery.rows), len(machinery.nodes)
-    return 6 + 4 * rows + rows * (rows - 1) + rows * nodes
+    base = 6 if machinery.layout is None else 7
+    return base + 4 * rows + rows * (rows - 1) + rows * nodes
 
 
-def _jobs(machinery: Machinery, params: Params) -> Iterator[tuple[str, Any, tuple]]:
-    """Functions, their sizes, the shapes of arguments, and which of these are donated."""
+def _on_mesh(m: Machinery) -> contextlib.AbstractContextManager:
+    """The ambient mesh of what is traced; a thread begins without one."""
+    return contextlib.nullcontext() if m.layout is None else jax.set_mesh(m.layout.mesh)
+
+
+def _place(m: Machinery, tree: Any) -> Any:
+    """Shapes with where they go on the mesh, if there is one."""
+    if m.layout is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        tree,
+        m.layout.of(tree),
+    )
+
+
+def _where(tree: Any) -> Any:
+    """Where shapes go."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def _shapes(m: Machinery, params: Params, num_rows: int) -> DecodeState:
+    """The shapes of a pool, and where it goes."""
+    make = functools.partial(_empty, m, batch_size=num_rows)
+    return _place(m, jax.eval_shape(make, params))
+
+
+def _jobs(machinery: Machinery, params: Params) -> Iterator[tuple[str, Any, Job]]:
+    """Functions by their names and sizes."""
     m = machinery
-    axes = rows.axes(functools.partial(_empty, m, params))
     cut = cut_of(m, params)
+
+    def job(function, args, donated=(), out=None):
+        return Job(function, args, donated, None if m.layout is None else _where(out))
+
+    def host(*shape, dtype=jnp.int32):
+        return _place(m, jax.ShapeDtypeStruct(shape, dtype))
+
     begin = functools.partial(_open, m, max_length=m.max_length)
-    past = jax.eval_shape(begin, params)
-    one = jax.eval_shape(functools.partial(_empty, m, batch_size=1), params)
-    row = number = jax.ShapeDtypeStruct((), jnp.int32)
-    chunk = jax.ShapeDtypeStruct((1, m.chunk), jnp.int32)
-    count = jax.ShapeDtypeStruct((1,), jnp.int32)
-    text = text_shapes(m)
-    state = jax.eval_shape(functools.partial(pieces.state, cut), past)
-    piece = jax.eval_shape(functools.partial(pieces.piece, cut), past, number)
-    put_state = functools.partial(pieces.put_state, cut)
+    past = _place(m, jax.eval_shape(begin, params))
+    one = _shapes(m, params, 1)
+    number, chunk = host(), (host(1, m.chunk), host(1))
+    text = _place(m, text_shapes(m))
+    state, piece = pieces.shapes(cut, past)
+    absorb, put_state = _absorb(m), functools.partial(pieces.put_state, cut)
     put_piece = functools.partial(pieces.put_piece, cut)
-    yield "open", None, (begin, (params,), ())
-    yield "absorb", None, (_absorb(m), (params, past, chunk, count), (1,))
-    yield "state", None, (functools.partial(pieces.state, cut), (past,), ())
-    yield "piece", None, (functools.partial(pieces.piece, cut), (past, number), ())
-    yield "put_state", None, (put_state, (past, state), (0,))
-    yield "put_piece", None, (put_piece, (past, piece, number), (0,))
-    put = functools.partial(_put_back, axes)
-    take, resize = functools.partial(_take, axes), functools.partial(_resize, axes)
+    get_state = functools.partial(pieces.state, cut)
+    get_piece = functools.partial(pieces.piece, cut)
+    yield "open", None, job(begin, (params,), out=past)
+    yield "absorb", None, job(absorb, (params, past, *chunk), (1,), past)
+    yield "state", None, job(get_state, (past,), out=state)
+    yield "piece", None, job(get_piece, (past, number), out=piece)
+    yield "put_state", None, job(put_state, (past, state), (0,), past)
+    yield "put_piece", None, job(put_piece, (past, piece, number), (0,), past)
+    if m.layout is not None:
+        out = jax.tree.map(lambda _: number, one)
+        yield "whole", None, job(lambda value: value, (one,), out=out)
+    axes = rows.axes(functools.partial(_empty, m, params))
+    admit, take = _admit(m, axes), functools.partial(_take, axes)
+    put, resize = functools.partial(_put_back, axes), functools.partial(_resize, axes)
     for size in m.rows:
         make = functools.partial(_empty, m, batch_size=size)
-        pool = jax.eval_shape(make, params)
-        control = Control(
-            budgets=jax.ShapeDtypeStruct((size,), jnp.int32),
-            stop=jax.ShapeDtypeStruct((size,), jnp.bool_),
-            rounds=number,
-        )
-        yield "pool", size, (make, (params,), ())
-        yield "admit", size, (_admit(m, axes), (pool, past, row, text), (0,))
-        yield "take", size, (take, (pool, row), ())
-        yield "put", size, (put, (pool, row, one, text.settings["keys"]), (0,))
+        pool = _shapes(m, params, size)
+        control = Control(host(size), host(size, dtype=jnp.bool_), number)
+        key = text.settings["keys"]
+        yield "pool", size, job(make, (params,), out=pool)
+        yield "admit", size, job(admit, (pool, past, number, text), (0,), pool)
+        yield "take", size, job(take, (pool, number), out=one)
+        yield "put", size, job(put, (pool, number, one, key), (0,), pool)
         for other in m.rows:
-            index = jax.ShapeDtypeStruct((other,), jnp.int32)
             if other != size:
-                yield "resize", (size, other), (resize, (pool, index), ())
+                out = _shapes(m, params, other)
+                args = pool, host(other)
+                yield "resize", (size, other), job(resize, args, out=out)
         for nodes in m.nodes:
-            yield (
-                "step",
-                (size, nodes),
-                (_step(m, nodes), (params, pool, control), (1,)),
-            )
+            step, args = _step(m, nodes), (params, pool, control)
+            out = pool, number  # where news go, each number on every device
+            yield "step", (size, nodes), job(step, args, (1,), out)
 
 
 def cut_of(machinery: Machinery, params: Any) -> pieces.Cut:

@@ -3,13 +3,10 @@
 import dataclasses
 from typing import Any
 
-import jax
-
 from jaxspec.core import Params
 from jaxspec.pasts import Past
 from jaxspec.serving import texts
 from jaxspec.serving.machinery import Machinery
-from jaxspec.serving.pool import integer
 from jaxspec.serving.prefixes import Prefixes
 from jaxspec.serving.programs import Programs
 from jaxspec.serving.requests import Ticket
@@ -85,7 +82,7 @@ class Prompts:
             self._begin(filling)
         left = len(prompt) - 1 - filling.absorbed * size
         if left > 0:
-            chunk = jax.device_put(texts.chunk(prompt, filling.absorbed, size))
+            chunk = self._machinery.put(texts.chunk(prompt, filling.absorbed, size))
             absorb = self.programs.absorb
             filling.past = absorb(self._params, filling.past, *chunk)
             self.chunks += 1
@@ -100,10 +97,11 @@ class Prompts:
     def _begin(self, filling: Filling) -> None:
         """Begins where the cache ends."""
         run, size = self.programs, self._machinery.chunk
+        put = self._machinery.put_integer
         hit = self.prefixes.lookup(filling.tickets[0].request.prompt)
         past = run.open(self._params)
         for depth, piece in enumerate(hit.pieces):
-            past = run.put_piece(past, piece, integer(depth * size))
+            past = run.put_piece(past, piece, put(depth * size))
         if hit.depth:
             past = run.put_state(past, hit.state)
         filling.past, filling.absorbed, filling.branch = past, hit.depth, hit.branch
@@ -116,6 +114,6 @@ class Prompts:
         is_end = depth == self.prefixes.borders(prompt)
         is_state = is_end or depth == filling.branch
         if self.prefixes.max_bytes and (is_state or depth > filling.branch):
-            at = integer((depth - 1) * self._machinery.chunk)
+            at = self._machinery.put_integer((depth - 1) * self._machinery.chunk)
             state = run.state(filling.past) if is_state else None
             self.prefixes.offer(prompt, depth, run.piece(filling.past, at), state)

@@ -12,6 +12,10 @@ class QueueFull(RuntimeError):
     """As many requests wait as may; come back later."""
 
 
+class Draining(RuntimeError):
+    """The engine finishes what it has, and takes no more requests."""
+
+
 class Finish(enum.StrEnum):
     """Why nothing more is written for a request."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxspec import padding
+from jaxspec import checks, padding
 from jaxspec.serving.machinery import Machinery
 from jaxspec.serving.programs import Text
 from jaxspec.serving.requests import Request
@@ -19,41 +19,39 @@ def check(request: Request, machinery: Machinery) -> None:
     """
     m, vocab_size = machinery, machinery.target.vocab_size
     prompt, stops = np.asarray(request.prompt), np.asarray(request.stops)
-    _require(
+    checks.require(
         prompt.ndim == 1 and len(prompt) > 0 and prompt.dtype.kind in "iu",
         "Expected a prompt of at least one token, a list of integers.",
     )
-    _require(
+    checks.require(
         0 <= prompt.min() and prompt.max() < vocab_size,
         f"Expected tokens from 0 to {vocab_size - 1}, got {prompt.min()} to "
         f"{prompt.max()}.",
     )
-    _require(
+    for name in ("max_new_tokens", "top_k", "seed", "draft_budget"):
+        checks.integer(name, getattr(request, name), least=0)
+    checks.require(
         request.max_new_tokens >= 1
         and len(prompt) + request.max_new_tokens <= m.max_length,
         f"A prompt of {len(prompt)} tokens and max_new_tokens of "
         f"{request.max_new_tokens} do not fit; a text has {m.max_length} at most, and "
         "one is added at least.",
     )
-    _require(
+    checks.require(
         math.isfinite(request.temperature) and request.temperature >= 0.0,
         f"Expected a temperature of at least 0, got {request.temperature}.",
     )
-    _require(
-        0.0 < request.top_p <= 1.0 and request.top_k >= 0,
-        f"Expected 0 < top_p <= 1 and top_k >= 0, got {request.top_p} and "
-        f"{request.top_k}.",
+    checks.require(
+        0.0 < request.top_p <= 1.0, f"Expected 0 < top_p <= 1, got {request.top_p}."
     )
-    _require(
+    checks.require(
         len(stops) <= m.num_stops and (not len(stops) or stops.dtype.kind in "iu"),
         f"Expected at most {m.num_stops} stops, each a token, got {request.stops}.",
     )
-    _require(
-        0 <= request.seed < 2**32, f"Expected 0 <= seed < 2^32, got {request.seed}."
-    )
-    _require(
-        request.draft_budget >= 0,
-        f"Expected draft_budget of at least 0, got {request.draft_budget}.",
+    checks.require(request.seed < 2**32, f"Expected seed < 2^32, got {request.seed}.")
+    checks.require(
+        request.deadline is None or request.deadline > 0.0,
+        f"Expected deadline of more than 0 seconds, or None, got {request.deadline}.",
     )
 
 
@@ -89,8 +87,3 @@ def chunk(
 def key(seed: int) -> np.ndarray:
     """The data `[1, 2]` of `sampling.key(seed)`."""
     return np.array([[0, seed]], np.uint32)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

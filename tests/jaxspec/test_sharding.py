@@ -1,11 +1,5 @@
 """On a mesh, and in several processes, the loop writes what one device writes."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +8,7 @@ from jax.sharding import PartitionSpec
 
 import jaxspec
 import meshes
+import several
 import tiny
 from jaxspec import checkpointing, sharding
 from jaxspec.aot import hlo
@@ -221,32 +216,4 @@ def test_a_draft_model_is_cut_as_its_config_says():
 
 
 def test_two_processes_write_the_text_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    script = pathlib.Path(meshes.__file__)
-    environment = os.environ | {
-        "PYTHONPATH": f"{script.parents[2]}{os.pathsep}{script.parent}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "4",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    children = [
-        subprocess.Popen(
-            [sys.executable, str(script), address, "2", str(index), str(tmp_path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [child.communicate(timeout=400)[0] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    for index, (child, output) in enumerate(zip(children, outputs, strict=True)):
-        assert child.returncode == 0, output
-        assert f"process {index}: " in output
+    several.run(meshes.__file__, tmp_path)

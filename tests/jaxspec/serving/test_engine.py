@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import numpy as np
@@ -11,20 +10,12 @@ import pytest
 import engines
 import jaxspec as js
 import tiny
-from jaxspec import files, serving
+import traffic
+from jaxspec import serving
 from jaxspec.serving import Finish, Request
 
 kinds = pytest.mark.parametrize("kind", engines.KINDS)
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9]
-
-
-def begun(engine, request, size=3):
-    """A ticket that is read token by token, after a few."""
-    ticket = engine.submit(request)
-    stream = engine.stream(ticket)
-    while len(ticket.tokens) < size:
-        next(stream)
-    return ticket
 
 
 def use(engine, programs):
@@ -46,14 +37,14 @@ def check_idle(engine):
 def check_soak(kind, count, seed=1):
     """Whatever happened to a text, it is, or begins, the one of a lone run."""
     engine = engines.fresh(kind)
-    tickets = engines.traffic(engine, engines.requests(seed, count), seed)
+    tickets = traffic.serve(engine, traffic.requests(seed, count), seed)
     check_idle(engine)
     assert engine.scheduler.num_preemptions > 0 and engine.prefixes.hits > 0
     ends = [ticket.finish for ticket in tickets]
     assert {Finish.STOP, Finish.LENGTH, Finish.ABORT} == {*ends}
     differ = []
     for ticket in tickets:
-        expected = engines.alone(engine, ticket.request)
+        expected = traffic.alone(engine, ticket.request)
         if ticket.finish is Finish.ABORT:
             expected = expected[: len(ticket.tokens)]
         if ticket.tokens != expected:
@@ -76,65 +67,17 @@ def test_ten_thousand_texts_are_those_of_lone_runs(kind):
 def test_texts_are_those_of_generate(kind):
     """Another program, so that near ties may part; here there is none."""
     engine = engines.fresh(kind)
-    for request in engines.requests(2, 8):
+    for request in traffic.requests(2, 8):
         ticket = engine.submit(request)
         engine.run()
         np.testing.assert_array_equal(ticket.tokens, engines.generated(kind, request))
-
-
-@kinds
-def test_a_text_goes_on_in_another_process(kind, tmp_path):
-    engine = engines.fresh(kind)
-    request = Request(PROMPT, 30, temperature=0.8, stops=[9], seed=5, client="me")
-    expected = engines.alone(engine, request)
-    assert len(expected) > 8
-    ticket = begun(engine, request, 6)
-    suspended = engine.suspend(ticket)
-    engine.run()
-    assert ticket.finish is Finish.ABORT
-    serving.save(tmp_path, suspended)
-    resumed = engine.resume(serving.load(tmp_path, engine))
-    engine.run()
-    assert resumed.tokens == expected and resumed.request == request
-    check_idle(engine)
-
-
-def test_a_disk_that_is_full_loses_nothing(tmp_path, monkeypatch):
-    """The text goes on where it is, and what was not written whole is not read."""
-    engine = engines.fresh("look-up")
-    ticket = begun(engine, Request(prompt=PROMPT, max_new_tokens=20))
-    taken = engine.take(ticket)
-
-    def write_text(path, text):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "write_text", write_text)
-        with pytest.raises(OSError, match="No space"):
-            serving.save(tmp_path / "full", taken)
-    with pytest.raises(OSError, match="request.json"):
-        serving.load(tmp_path / "full", engine)
-    engine.run()
-    assert ticket.tokens == engines.alone(engine, ticket.request)
-
-
-def test_a_damaged_text_is_refused(tmp_path):
-    engine = engines.fresh("look-up")
-    ticket = begun(engine, Request(prompt=PROMPT, max_new_tokens=20))
-    serving.save(tmp_path, engine.suspend(ticket))
-    engine.run()
-    record = json.loads((tmp_path / "request.json").read_text())
-    for damaged in ({}, record | {"format": "0"}, record | {"request": {"a": 1}}):
-        (tmp_path / "request.json").write_text(json.dumps(damaged))
-        with pytest.raises(ValueError, match="request.json"):
-            serving.load(tmp_path, engine)
 
 
 def test_a_fork_goes_on_by_its_own_key():
     """After the fork it is what that key writes after the same tokens."""
     engine = engines.fresh("look-up")
     request = Request(prompt=PROMPT, max_new_tokens=20, temperature=1.0, seed=5)
-    ticket = begun(engine, request)
+    ticket = engines.begun(engine, request)
     value = engine.take(ticket)
     twins = [engine.resume(value, seed) for seed in (5, 6, 7)]
     engine.run()
@@ -146,7 +89,7 @@ def test_a_fork_goes_on_by_its_own_key():
         prompt = [*PROMPT, *twin.tokens[:size]]
         seed = twin.request.seed
         rest = Request(prompt, 20 - size, temperature=1.0, seed=seed)
-        assert twin.tokens[size:] == engines.alone(engine, rest)
+        assert twin.tokens[size:] == traffic.alone(engine, rest)
 
 
 def test_several_texts_share_the_reading_of_their_prompt():
@@ -157,14 +100,14 @@ def test_several_texts_share_the_reading_of_their_prompt():
     assert engine.counts.chunks == 3
     for i, ticket in enumerate(tickets):
         own = dataclasses.replace(request, seed=40 + i)
-        assert ticket.tokens == engines.alone(engine, own)
+        assert ticket.tokens == traffic.alone(engine, own)
 
 
 @kinds
 def test_nothing_crosses_but_news_and_controls(kind):
     """Whatever goes to the device or comes from it is asked for in so many words."""
     engine = engines.fresh(kind)
-    tickets = [engine.submit(request) for request in engines.requests(3, 8)]
+    tickets = [engine.submit(request) for request in traffic.requests(3, 8)]
     with jax.transfer_guard("disallow"):
         engine.run()
     assert all(ticket.finish and ticket.error is None for ticket in tickets)
@@ -207,8 +150,8 @@ def fast(kind):
 def test_texts_are_the_same_whatever_the_sizes(kind):
     """But for near ties, which these texts do not have."""
     engine = fast(kind)
-    requests = list(engines.requests(6, 16))
-    tickets = engines.traffic(engine, requests, 6, aborts=0.0, forks=0.0)
+    requests = list(traffic.requests(6, 16))
+    tickets = traffic.serve(engine, requests, 6, aborts=0.0, forks=0.0)
     assert not engine.is_strict and engine.counts.compilations == 0
     for ticket in tickets:
         expected = engines.generated(kind, ticket.request)
@@ -221,7 +164,7 @@ def test_a_pool_grows_and_shrinks_with_what_is_asked():
     def run(*budgets):
         tickets = [engine.submit(Request([i], n)) for i, n in enumerate(budgets)]
         for ticket in tickets:
-            engine.scheduler.listen(ticket, True)  # a step a turn
+            engine.listen(ticket, True)  # a step a turn
         while not engine.is_idle:
             engine.turn()
             sizes.append(engine._pool.size)
@@ -276,7 +219,7 @@ def test_an_abort_frees_its_row_within_two_turns(turns):
     assert ticket.finish is (Finish.LENGTH if is_over else Finish.ABORT)
     assert ticket.row is None and ticket not in engine.scheduler.rows
     engine.run()
-    assert other.tokens == engines.alone(engine, other.request)
+    assert other.tokens == traffic.alone(engine, other.request)
     check_idle(engine)
 
 
@@ -302,7 +245,7 @@ def test_a_row_that_is_let_again_hears_nothing_of_the_last_tenant():
         tickets.append(engine.submit(request))
     engine.run()
     for ticket in tickets:
-        assert ticket.tokens == engines.alone(engine, ticket.request)
+        assert ticket.tokens == traffic.alone(engine, ticket.request)
 
 
 class Clock:
@@ -320,7 +263,7 @@ def test_deadlines_and_a_clock_that_jumps(monkeypatch):
     monkeypatch.setattr(engine, "_clock", clock)
     late = engine.submit(Request(prompt=PROMPT, max_new_tokens=30, deadline=5.0))
     free = engine.submit(Request(prompt=PROMPT, max_new_tokens=30))
-    engine.scheduler.listen(free, True)  # one round at a time
+    engine.listen(free, True)  # one round at a time
     for now in (0.0, 1.0, -100.0, 2.0, 3.0, 4.0, 4.5, 4.9):
         clock.now = now
         engine.turn()
@@ -344,7 +287,7 @@ def test_a_fault_of_the_device_ends_what_ran_and_nothing_else(program):
             raise RuntimeError("out of memory\nand more")
         return of(*args)
 
-    requests = list(engines.requests(4, 12))
+    requests = list(traffic.requests(4, 12))
     tickets = [engine.submit(request) for request in requests]
     found = getattr(sound, program)
     if isinstance(found, dict):
@@ -361,7 +304,7 @@ def test_a_fault_of_the_device_ends_what_ran_and_nothing_else(program):
     assert {ticket.error for ticket in lost} == {"RuntimeError: out of memory"}
     for ticket in tickets:
         if ticket not in lost:
-            assert ticket.tokens == engines.alone(engine, ticket.request)
+            assert ticket.tokens == traffic.alone(engine, ticket.request)
     check_idle(engine)
 
 
@@ -373,7 +316,7 @@ def test_logits_that_are_not_finite_end_their_text_alone():
         js.Params(spoiled),
         **records,
         rows=2,
-        max_length=engines.MAX_LENGTH,
+        max_length=traffic.MAX_LENGTH,
         chunk_size=4,
     )
     bad = engine.submit(Request(prompt=[1, 7, 2], max_new_tokens=9))
@@ -403,7 +346,10 @@ BAD = {
     "top_k": ({"top_k": -1}, "top_k"),
     "stops": ({"stops": range(9)}, "at most 8 stops"),
     "seed": ({"seed": -1}, "seed"),
+    "a seed beyond": ({"seed": 2**32}, "seed"),
     "budget": ({"draft_budget": -1}, "draft_budget"),
+    "half a token": ({"max_new_tokens": 2.5}, "integer max_new_tokens"),
+    "deadline": ({"deadline": 0.0}, "deadline"),
 }
 
 
@@ -415,14 +361,3 @@ def test_what_cannot_be_served_as_it_is_is_refused(name):
         engine.submit(Request(**({"prompt": [1, 2], "max_new_tokens": 3} | settings)))
     assert "\n" not in str(error.value)
     assert engine.is_idle
-
-
-def test_a_value_of_another_engine_is_refused():
-    engine = engines.fresh("look-up")
-    ticket = begun(engine, Request(prompt=PROMPT, max_new_tokens=30))
-    suspended = engine.suspend(ticket)
-    engine.run()
-    with pytest.raises(ValueError, match="another engine"):
-        engines.fresh("draft model").resume(suspended)
-    with pytest.raises(ValueError, match="does not run"):
-        engine.take(ticket)

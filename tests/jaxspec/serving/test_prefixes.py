@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import engines
+import traffic
 from jaxspec.serving import Prefixes, Request, pieces, programs
 from jaxspec.serving import texts as arrays
 
@@ -83,7 +84,7 @@ def test_bytes_are_those_of_the_nodes():
 def test_a_hit_has_the_bits_of_a_cold_prompt(kind):
     """From every border, where pieces were kept by other prompts."""
     engine = engines.fresh(kind)
-    run, size = engine.programs, engines.CHUNK
+    run, size = engine.programs, traffic.CHUNK
     prompt = np.random.default_rng(0).integers(0, 40, 23).tolist()
 
     def absorb(past, first, last):
