@@ -20,11 +20,14 @@ request depends on the parameters, its prompt and its key, and on nothing else.
     pool       rows on the device, and steps on their way
     prompts    chunks of prompts, from where the cache ends
     engine     plans carried out
+    service    what every engine offers
+    lengths    a pool for each length
     suspended  texts on disk
     processes  one engine over several of them
 """
 
 from jaxspec.serving.engine import Engine as Engine
+from jaxspec.serving.lengths import ByLength as ByLength
 from jaxspec.serving.policies import Policy as Policy
 from jaxspec.serving.prefixes import Prefixes as Prefixes
 from jaxspec.serving.processes import Leader as Leader

@@ -16,6 +16,7 @@ needed, and since programs of other shapes round differently, a text may part at
 """
 
 import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ from jaxspec.serving.programs import Programs
 from jaxspec.serving.prompts import Prompts
 from jaxspec.serving.requests import Delta, Draining, Finish, Request, Suspended, Ticket
 from jaxspec.serving.scheduler import Plan, Scheduler
+from jaxspec.serving.service import Service
 from jaxspec.sharding import Layout
 from jaxspec.verification.sample_and_match import sample_and_match
 
@@ -43,15 +45,15 @@ _LOG = logging.getLogger(__name__)
 _PATIENCE = 16  # turns before a pool shrinks
 
 
-class Engine:
-    """Serves requests with one pool of rows. It belongs to one thread.
+class Engine(Service):
+    """Serves requests with one pool of rows.
 
     Attributes:
         machinery: the models and sizes.
         scheduler: who runs next.
         policy: how many drafts are verified for whom.
         counts: what was done so far.
-        is_draining: whether it takes no more requests.
+        numbers: of tickets that come.
     """
 
     def __init__(
@@ -125,7 +127,7 @@ class Engine:
         self.scheduler = scheduler
         self.policy = AsAsked() if policy is None else policy
         self.counts = Counts()
-        self.is_draining = False
+        self.numbers: Iterator[int] = itertools.count(1)
         self._clock = clock
         self._params = params
         made = (
@@ -135,28 +137,14 @@ class Engine:
         )
         self._prompts = Prompts(*made, Prefixes(self.machinery.chunk, cache_bytes))
         self._pool = Pool(*made)
-        self._num_tickets = 0
         self._values: dict[Ticket, Any] = {}  # of those that wait for a row
         self._deltas: list[Delta] = []
         self._spare = 0  # turns in which fewer rows would have done
 
     # --- What is asked ---
 
-    def submit(self, request: Request) -> Ticket:
-        """Takes a request.
-
-        Raises:
-            ValueError: on a request that cannot be served as it is.
-            QueueFull: if too many wait.
-            Draining: if the engine takes no more.
-        """
-        return self.submit_several(request, 1)[0]
-
     def submit_several(self, request: Request, n: int) -> list[Ticket]:
-        """Takes a request for `n` texts, which share the reading of their prompt.
-
-        Text `i` has the seed `request.seed + i`. Errors are those of `submit`.
-        """
+        """See `Service`."""
         if self.is_draining:
             raise Draining("The engine is draining: it takes no more requests.")
         n = checks.integer("n", n, least=1)
@@ -172,16 +160,12 @@ class Engine:
         return tickets
 
     def abort(self, ticket: Ticket) -> None:
-        """Ends a text in the next turn, and frees its row."""
+        """See `Service`."""
         if ticket.finish is None:
             self.scheduler.abort(ticket)
 
     def take(self, ticket: Ticket) -> Suspended:
-        """Copies a running text: a value to resume from here or elsewhere.
-
-        Raises:
-            ValueError: if it does not run.
-        """
+        """See `Service`."""
         while ticket.finish is None and self._pool.num_flying:
             self._read()
         owners, row = self._pool.owners, ticket.row
@@ -199,23 +183,8 @@ class Engine:
             value=value,
         )
 
-    def suspend(self, ticket: Ticket) -> Suspended:
-        """Copies a running text, and ends it here. Errors are those of `take`."""
-        found = self.take(ticket)
-        self.abort(ticket)
-        return found
-
     def resume(self, suspended: Suspended, seed: int | None = None) -> Ticket:
-        """Goes on with a text that was taken, by this engine or one like it.
-
-        Args:
-            suspended: the text.
-            seed: of another key, for a fork; the same by default.
-
-        Raises:
-            ValueError: if its value is not a row of such a pool.
-            Draining: if the engine takes no more.
-        """
+        """See `Service`."""
         if self.is_draining:
             raise Draining("The engine is draining: it takes no more requests.")
         request = suspended.request
@@ -234,41 +203,11 @@ class Engine:
         return ticket
 
     def listen(self, ticket: Ticket, is_listening: bool = True) -> None:
-        """Says that somebody waits for every token of a ticket, or does no longer.
-
-        While somebody does, a turn is one step.
-        """
+        """See `Service`."""
         self.scheduler.listen(ticket, is_listening and ticket.finish is None)
 
-    def stream(self, ticket: Ticket) -> Iterator[Delta]:
-        """Yields the news of a ticket as they come, and turns the engine meanwhile."""
-        self.listen(ticket)
-        sent = 0
-        try:
-            while True:
-                tokens, finish = tuple(ticket.tokens), ticket.finish
-                if len(tokens) > sent or finish is not None:
-                    logprobs = tuple(ticket.logprobs[sent:])
-                    yield Delta(ticket.id, tokens[sent:], logprobs, finish)
-                    sent = len(tokens)
-                if finish is not None:
-                    return
-                self.turn()
-        finally:  # whoever goes away does not slow down the others
-            self.listen(ticket, False)
-
-    def run(self) -> None:
-        """Turns until nothing is left to do."""
-        while not self.is_idle:
-            self.turn()
-
-    def drain(self) -> None:
-        """Takes no more requests, and finishes those that there are."""
-        self.is_draining = True
-        self.run()
-
     def reset_prefix_cache(self) -> None:
-        """Forgets all pasts that are kept."""
+        """See `Service`."""
         self.prefixes.clear()
 
     @property
@@ -278,7 +217,7 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """See `Service`."""
         return self.scheduler.is_idle and not self._pool.num_flying
 
     @property
@@ -294,7 +233,7 @@ class Engine:
     # --- A turn ---
 
     def turn(self) -> list[Delta]:
-        """Does one turn, and returns the news that came in it, of all tickets."""
+        """See `Service`."""
         began, waited, compiled = time.perf_counter(), self._pool.waited, compilations()
         try:
             self._turn()
@@ -429,5 +368,4 @@ class Engine:
         self._pool = Pool(self.machinery, self.programs, self._params)
 
     def _ticket(self, request: Request) -> Ticket:
-        self._num_tickets += 1
-        return Ticket(self._num_tickets, request, self._clock())
+        return Ticket(next(self.numbers), request, self._clock())

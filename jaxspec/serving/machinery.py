@@ -88,7 +88,7 @@ def make_machinery(
         rows: in any order.
         nodes: besides the drafter's own.
         layout: where arrays go on a mesh, where `params` are.
-        **sizes: the others; `max_length` is rounded up.
+        **sizes: the others; `max_length` is rounded up, and a chunk fits in it.
 
     Raises:
         ValueError: on sizes out of range, or machinery that does not fit together.
@@ -100,6 +100,8 @@ def make_machinery(
     checks.arrays("params", params)
     found = {name: checks.integer(name, n, least=1) for name, n in sizes.items()}
     found["max_length"] = pasts.room(found["max_length"], target)
+    most = max(found["max_length"] - target.max_path, 1)
+    found["chunk"] = min(found["chunk"], most)
     num_nodes = _slots(params, target, drafter)
     rows = _sizes("rows", rows)
     for size in rows if layout is not None else ():

@@ -119,41 +119,41 @@ class Leader(Engine):
         super().__init__(params, clock=said.now, policy=said, **options)
 
     def submit_several(self, request: Request, n: int) -> list[Ticket]:
-        """See `Engine`."""
+        """See `Service`."""
         self._link.say("submit", request, n)
         return super().submit_several(request, n)
 
     def abort(self, ticket: Ticket) -> None:
-        """See `Engine`."""
+        """See `Service`."""
         self._link.say("abort", ticket.id)
         super().abort(ticket)
 
     def listen(self, ticket: Ticket, is_listening: bool = True) -> None:
-        """See `Engine`; from the next turn on, since a stream may be left at any time."""
+        """See `Service`; from the next turn on, since a stream may be left at any time."""
         self._listens.append((ticket, is_listening))
 
     def drain(self) -> None:
-        """See `Engine`."""
+        """See `Service`."""
         self._link.say("drain")
         super().drain()
 
     def reset_prefix_cache(self) -> None:
-        """See `Engine`."""
+        """See `Service`."""
         self._link.say("reset")
         super().reset_prefix_cache()
 
     def take(self, ticket: Ticket) -> Suspended:
-        """See `Engine`."""
+        """See `Service`."""
         self._link.say("take", ticket.id)
         return super().take(ticket)
 
     def resume(self, suspended: Suspended, seed: int | None = None) -> Ticket:
-        """See `Engine`."""
+        """See `Service`."""
         self._link.say("resume", *pack(suspended), seed)
         return super().resume(suspended, seed)
 
     def turn(self) -> list:
-        """See `Engine`; a fault is raised, and is the end in all processes."""
+        """See `Service`; a fault is raised, and is the end in all processes."""
         listens, self._listens = self._listens, []
         for ticket, is_listening in listens:
             self._link.say("listen", ticket.id, is_listening)

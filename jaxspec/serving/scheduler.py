@@ -47,6 +47,7 @@ class Scheduler:
         max_waiting: tickets that may wait; more are refused.
         ageing: seconds of waiting that are worth one step of priority.
         rounds: steps in a row, where nobody waits or listens.
+        is_hurried: whether somebody does elsewhere, who shares the device.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Scheduler:
         self.filling: Ticket | None = None
         self.ready: list[Ticket] = []  # to be given rows
         self.num_preemptions = 0
+        self.is_hurried = False
         self._aborted: list[Ticket] = []
         self._listening: set[Ticket] = set()
 
@@ -117,6 +119,12 @@ class Scheduler:
         lines = self.waiting or self.ready or self._aborted
         return not lines and self.filling is None and not any(self.rows)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Nobody waits, and nobody reads along."""
+        waits = self.waiting or self.ready or self.filling
+        return not waits and not self._listening
+
     def move(self, index: Sequence[int]) -> None:
         """Lets tickets change their rows: row `i` was row `index[i]`."""
         moved = [self.rows[row] for row in index]
@@ -139,9 +147,7 @@ class Scheduler:
             if before < self.num_rows:  # else its past would only lie about
                 self.filling = first
                 self.waiting.remove(first)
-        is_quiet = not (self.waiting or self.ready or self.filling)
-        is_quiet &= not self._listening
-        rounds = self.rounds if is_quiet else 1
+        rounds = self.rounds if self.is_quiet and not self.is_hurried else 1
         return Plan(end, aside, tuple(stop), self.filling, admit, rounds)
 
     def _ends(self, now: float) -> tuple[tuple[Ticket, Finish], ...]:

@@ -56,19 +56,22 @@ def alone(engine, request):
 def serve(engine, requests, seed, aborts=0.05, forks=0.03):
     """Serves requests that come at random turns, and disturbs them; all tickets."""
     draw, waiting, tickets, values = random.Random(seed), list(requests), [], []
+    alive = []
     while waiting or values or not engine.is_idle:
-        while waiting and len(engine.scheduler.waiting) < 20 and draw.random() < 0.4:
-            tickets.append(engine.submit(waiting.pop()))
-        running = [t for t in engine.scheduler.rows if t is not None]
+        while waiting and len(alive) < 24 and draw.random() < 0.4:
+            alive.append(engine.submit(waiting.pop()))
+            tickets.append(alive[-1])
+        running = [ticket for ticket in alive if ticket.row is not None]
         if running and draw.random() < aborts:
             engine.abort(draw.choice(tickets))
         if running and draw.random() < forks:
-            chosen = draw.choice(running)
             try:
-                values.append((chosen, engine.suspend(chosen)))
+                values.append(engine.suspend(draw.choice(running)))
             except ValueError:  # it has not begun, or is over
                 pass
         if values and draw.random() < 0.2:
-            tickets.append(engine.resume(values.pop()[1]))
+            alive.append(engine.resume(values.pop()))
+            tickets.append(alive[-1])
         engine.turn()
+        alive = [ticket for ticket in alive if ticket.finish is None]
     return tickets
