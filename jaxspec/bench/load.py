@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
             target=setup.target.model,
             drafter=setup.drafter,
             verifier=options.VERIFIERS[args.verifier](),
-            rows=_sizes(args.rows) if args.fast else args.rows,
+            rows=options.powers(args.rows) if args.fast else args.rows,
             nodes=(1,) if args.fast else (),
             max_length=args.max_length,
         )
@@ -224,11 +224,6 @@ def _memory() -> int:
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:  # not Linux: the most so far
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _sizes(rows: int) -> list[int]:
-    """Powers of two up to a number, and it."""
-    return [*(2**i for i in range(rows.bit_length()) if 2**i < rows), rows]
 
 
 def _print_table(record: dict[str, Any]) -> None:

@@ -2,12 +2,16 @@
 
     jaxspec bench serving --drafter ngram:8 --rows 8
     jaxspec bench serving --model DIR --drafter model:chain:4 --prompts HumanEval.jsonl
+    jaxspec bench serving --fast --texts 400
 
 `x AR` is a time in autoregressive steps of one row (`generate`), in the same run. A miss
 reads so many tokens of a prompt, a hit takes them from the cache of pasts. `tokens/s` is
 the engine's after its prompts are read, and over it is that of `speculative_generate` with
 the same prompts side by side; `host` is the share of the time in which the host was busy,
-and not waiting for the device. A conversation's bytes are those of a row of the pool.
+and not waiting for the device. `--texts` serves requests that come at random turns under
+budgets that change at every step, and compares their texts with `generate`'s, another
+program, which may part at a near tie. A conversation's bytes are those of a row of the
+pool.
 """
 
 import argparse
@@ -26,14 +30,12 @@ from rich import table as tables
 from jaxspec import decoding, padding, prefill, pretrained, sampling
 from jaxspec.cli import options, terminal
 from jaxspec.core import Params
+from jaxspec.measure import engine_costs, published, served, timing
 from jaxspec.measure import prompts as prompt_files
-from jaxspec.measure import published, timing
 from jaxspec.models import hybrid
 from jaxspec.serving import Engine, Request
-from jaxspec.serving import texts as arrays
 from jaxspec.text import encoding
 
-_STEPS = 32  # of the autoregressive loop
 _LENGTHS = 512, 4096, 32768
 
 
@@ -73,6 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens to add to each prompt (default: %(default)s)",
     )
     parser.add_argument("--repeats", type=int, default=7, help="(default: %(default)s)")
+    parser.add_argument(
+        "--texts",
+        type=int,
+        default=16,
+        help="texts to compare, at temperature 0 and 0.8 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="several numbers of rows and nodes"
+    )
     options.add_models(parser)
     options.add_verifier(parser)
     options.add_rollback(parser, default="auto")
@@ -84,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the benchmark."""
     sizes = ("rows", "max_length", "chunk_size", "rounds", "max_tokens", "repeats")
+    sizes += ("texts",)
     options.check_positive(args, *sizes)
     folder = pretrained.read(args.model, args.dtype)
     made = options.make(args, args.drafter, folder)
@@ -95,34 +107,45 @@ def run(args: argparse.Namespace) -> None:
     target, params = setup.target, setup.params
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
-        task = bar.add_task("compiles", total=11 + args.repeats)
+        task = bar.add_task("compiles", total=None)
         began = time.perf_counter()
         engine = Engine(
             params,
             target=target.model,
             drafter=setup.drafter,
             verifier=options.VERIFIERS[args.verifier](),
-            rows=args.rows,
+            rows=options.powers(args.rows) if args.fast else args.rows,
+            nodes=(1,) if args.fast else (),
             max_length=args.max_length,
             chunk_size=args.chunk_size,
             rounds=args.rounds,
-            watch=lambda name: bar.advance(task),
         )
         ready = time.perf_counter() - began
         texts = prompt_files.read(args.prompts)
         ids = [encoding.encode(target.tokenizer, text) for text in texts]
         room = engine.machinery.max_length - args.max_tokens
-        ids = [each[-room:] for each in ids][: args.rows]
-        bar.update(task, description="measures")
+        ids = [each[-room:] for each in ids]
+        total = args.repeats + args.texts
+        bar.update(task, description="measures", total=total, completed=0)
         record = {
             "environment": timing.environment(),
             "settings": {name: getattr(args, name) for name in sizes},
             "model": args.model,
             "drafter": args.drafter,
             "ready_seconds": ready,
-            "functions": _functions(engine, params, args),
+            "functions": engine_costs.functions(engine, params, args.repeats),
             "speed": _speed(
-                engine, params, args, ids, advance=lambda: bar.advance(task)
+                engine,
+                params,
+                args,
+                ids[: args.rows],
+                advance=lambda: bar.advance(task),
+            ),
+            "texts": served.compare(
+                engine,
+                params,
+                _requests(ids, args),
+                advance=lambda: bar.advance(task),
             ),
             "bytes": _bytes(),
         }
@@ -132,78 +155,17 @@ def run(args: argparse.Namespace) -> None:
         _print_tables(record)
 
 
-def _functions(engine: Engine, params: Params, args) -> list[dict[str, Any]]:
-    """Milliseconds of each function of the pool, and what they are in AR steps."""
-    m, run = engine.machinery, engine.programs
-    chunks = (m.max_length - 1) // m.chunk
-    prompt = np.arange(1, chunks * m.chunk + 2) % m.target.vocab_size
-    text = jax.device_put(arrays.text(Request(prompt[:9].tolist(), 8), m))
-    pieces = [jax.device_put(arrays.chunk(prompt, i, m.chunk)) for i in range(chunks)]
-    at = [jax.device_put(np.int32(i * m.chunk)) for i in range(chunks)]
-    row, key = at[0], jax.device_put(arrays.key(0))
-    kept = run.open(params)
-    rows = []
-    for i, piece in enumerate(pieces):
-        kept = run.absorb(params, kept, *piece)
-        rows.append(run.piece(kept, at[i]))
-    state = run.state(kept)
-    size = m.num_rows
-    pool = [run.pool[size](params)]
-    value = run.take[size](pool[0], row)
-
-    def on_pool(f):
-        def call():
-            pool[0] = f(pool[0], row)
-            return pool[0].lengths
-
-        return call
-
-    def miss():
-        past = run.open(params)
-        for piece in pieces:
-            past = run.absorb(params, past, *piece)
-        return past
-
-    def hit():
-        past = run.open(params)
-        for each, first in zip(rows, at, strict=True):
-            past = run.put_piece(past, each, first)
-        return run.put_state(past, state)
-
-    known = chunks * m.chunk
-    calls = {
-        "AR": _autoregressive(engine, params),
-        "admit": on_pool(lambda pool, row: run.admit[size](pool, kept, row, text)),
-        "take": lambda: run.take[size](pool[0], row),
-        "put": on_pool(lambda pool, row: run.put[size](pool, row, value, key)),
-        "keep a border": lambda: (run.piece(kept, at[-1]), run.state(kept)),
-        f"a miss of {known} tokens": miss,
-        f"a hit of {known} tokens": hit,
-    }
-    times = timing.medians(calls, args.repeats)
-    times["AR"] /= _STEPS
-    times[f"a chunk of {m.chunk} tokens"] = times[f"a miss of {known} tokens"] / chunks
+def _requests(ids: list[list[int]], args) -> list[Request]:
+    """Requests for texts to compare, every second one sampled."""
     return [
-        {"function": name, "milliseconds": 1e3 * t, "over_ar": t / times["AR"]}
-        for name, t in times.items()
+        Request(
+            prompt=ids[i // 2 % len(ids)],
+            max_new_tokens=args.max_tokens,
+            temperature=0.8 * (i % 2),
+            seed=i,
+        )
+        for i in range(args.texts)
     ]
-
-
-def _autoregressive(engine: Engine, params: Params):
-    """Steps of `generate`, of one row."""
-    m = engine.machinery
-    state = prefill.init_state(
-        Params(params.target),
-        [[1]],
-        target=m.target,
-        max_length=m.max_length,
-        max_new_tokens=_STEPS,
-    )
-
-    def call():
-        return decoding.generate(Params(params.target), state, target=m.target)
-
-    return call
 
 
 def _speed(engine: Engine, params: Params, args, ids, advance) -> dict[str, float]:
@@ -289,6 +251,11 @@ def _print_tables(record: dict[str, Any]) -> None:
         f"speculative_generate; the host's share {speed['host_share']:.1%}, and "
         f"{speed['streamed_host_share']:.1%} where every step is streamed "
         f"({speed['streamed_tokens_per_second']:.0f} tokens/s)"
+    )
+    texts = record["texts"]
+    print(
+        f"{texts['texts']} texts: {texts['equal']} as generate writes them, "
+        f"{texts['near_tie']} part from it at a near tie, {texts['other']} elsewhere"
     )
     table = tables.Table(title="MiB of a conversation, by the tokens it has room for")
     table.add_column("shape")

@@ -198,3 +198,8 @@ def sources(args: argparse.Namespace) -> Sources:
 def make(args: argparse.Namespace, drafter: str, target: Folder) -> Made:
     """Makes a drafter from what `add_models`' options name."""
     return registry.plan(drafter, sources(args))(target)
+
+
+def powers(number: int) -> list[int]:
+    """Powers of two below a number, and it."""
+    return [*(2**i for i in range(number.bit_length()) if 2**i < number), number]

@@ -25,12 +25,14 @@ def bench(capsys):
 
 def test_serving_measures_an_engine(bench):
     options = ["--chunk-size", "8", "--repeats", "1", "--max-tokens", "4"]
+    options += ["--texts", "4", "--fast"]
     found = json.loads(bench("serving", *SIZES, *options, "--json"))
     names = [row["function"] for row in found["functions"]]
     assert {"AR", "admit", "take", "put"} < {*names}
     assert all(row["milliseconds"] > 0.0 for row in found["functions"])
     assert found["speed"]["tokens_per_second"] > 0.0
     assert 0.0 < found["speed"]["host_share"] < 1.0
+    assert found["texts"] == {"texts": 4, "equal": 4, "near_tie": 0, "other": 0}
     recurrent = next(row for row in found["bytes"] if row["model"] == "mamba2-130m")
     assert recurrent["512"] == recurrent["32768"] > 18 * 2**20
 
