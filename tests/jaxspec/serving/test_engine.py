@@ -137,6 +137,98 @@ def test_a_text_is_streamed_as_it_is_written():
     assert ticket.first_token < ticket.ended
 
 
+class Alternating:
+    """A policy of all drafts in one step and none in the next."""
+
+    count = 0
+
+    def budgets(self, tickets):
+        self.count += 1
+        return [9 * (self.count % 2)] * len(tickets)
+
+    def see(self, ticket, ran, shown, kept):
+        pass
+
+
+@kinds
+def test_a_text_goes_through_all_steps_by_turns(kind):
+    """With drafts and without, where both are programs of their own (vLLM 56531)."""
+    engine = fast(kind)
+    engine.run()
+    policy, engine.policy = engine.policy, Alternating()
+    requests = [*traffic.requests(7, 6)]
+    tickets = [engine.submit(request) for request in requests]
+    for ticket in tickets:
+        engine.listen(ticket)  # a step a turn
+    engine.run()
+    engine.policy = policy
+    for ticket in tickets:
+        expected = engines.generated(kind, ticket.request)
+        np.testing.assert_array_equal(ticket.tokens, expected)
+
+
+@kinds
+def test_no_knob_of_the_scheduler_changes_a_text(kind):
+    """And its log-probabilities by rounding only (SGLang 39342)."""
+    requests, written = [*traffic.requests(11, 16)], []
+    for ageing, max_waiting, rounds in ((1e-6, 99, 1), (1e6, 99, 3), (1.0, 16, 8)):
+        engine = engines.fresh(kind)
+        engine.scheduler = serving.Scheduler(
+            engines.ROWS, ageing=ageing, max_waiting=max_waiting, rounds=rounds
+        )
+        tickets = [engine.submit(request) for request in requests]
+        engine.run()
+        order = sorted(tickets, key=lambda ticket: ticket.request.seed)
+        written.append([(ticket.tokens, ticket.logprobs) for ticket in order])
+        requests.reverse()
+    for texts in zip(*written, strict=True):
+        first, *others = texts
+        for other in others:
+            assert other[0] == first[0]
+            np.testing.assert_allclose(other[1], first[1], atol=1e-5)
+
+
+@kinds
+def test_what_is_in_one_row_changes_no_other(kind):
+    """By no bit of its state (ik_llama 1932)."""
+
+    def values(other):
+        engine = engines.fresh(kind)
+        engine.policy = serving.policies.AsAsked()
+        mine = [engine.submit(Request(PROMPT[i:], 30, seed=i)) for i in (0, 3)]
+        for ticket in (*mine, engine.submit(other)):
+            engine.listen(ticket)
+        while len(mine[1].tokens) < 9:
+            engine.turn()
+        found = [engine.take(ticket).value for ticket in mine]
+        engine.run()
+        return [x.replace(keys=jax.random.key_data(x.keys)) for x in found]
+
+    others = Request([7] * 9, 30), Request([8] * 9, 30, temperature=1.4, seed=99)
+    one, another = map(values, others)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(another), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_reader_that_fails_loses_its_own_text_only():
+    """As a tokenizer may; nobody listens afterwards, and others go on."""
+    engine = engines.fresh("look-up")
+    first, second = (engine.submit(Request(PROMPT[i:], 30)) for i in (0, 3))
+
+    def read():
+        for delta in engine.stream(first):
+            if len(first.tokens) > 4:
+                raise UnicodeDecodeError("utf-8", b"?", 0, 1, str(delta.id))
+
+    with pytest.raises(UnicodeDecodeError):
+        read()
+    assert engine.scheduler.is_quiet
+    engine.abort(first)
+    engine.run()
+    assert first.finish is Finish.ABORT
+    assert second.tokens == traffic.alone(engine, second.request)
+
+
 # --- Several sizes ---
 
 
