@@ -9,6 +9,9 @@ from jaxspec.core import Params
 from jaxspec.measure import timing
 from jaxspec.serving import Engine, Request
 from jaxspec.serving import texts as arrays
+from jaxspec.serving.goodput import StepCosts
+from jaxspec.serving.programs import Control
+from jaxspec.serving.replay import Costs
 
 _STEPS = 32  # of the autoregressive loop
 
@@ -98,5 +101,70 @@ def _autoregressive(engine: Engine, params: Params):
 
     def call():
         return decoding.generate(Params(params.target), state, target=m.target)
+
+    return call
+
+
+def costs(engine: Engine, params: Params, repeats: int) -> Costs:
+    """Times what an engine does, for policies and replays: least times, in seconds.
+
+    Steps are timed with all rows running and all budgets as wide as the step, one round
+    at a time.
+
+    Args:
+        engine: of one or several numbers of rows and nodes.
+        params: the engine's.
+        repeats: timings of each step, interleaved, of which the least counts.
+    """
+    m, run = engine.machinery, engine.programs
+    prompt = (np.arange(m.chunk + 1) * 7 % m.target.vocab_size).tolist()
+    past = run.open(params)
+    past = run.absorb(params, past, *m.put(arrays.chunk(prompt, 0, m.chunk)))
+    text = m.put(arrays.text(Request(prompt, m.max_length - len(prompt)), m))
+    calls: dict[Any, Any] = {}
+    for size in m.rows:
+        for nodes in m.nodes:
+            pool = run.pool[size](params)
+            for row in range(size):
+                pool = run.admit[size](pool, past, m.put_integer(row), text)
+            calls[size, nodes] = _stepping(engine, params, [pool], size, nodes)
+    calls["chunk"] = _absorbing(engine, params, prompt)
+    pools = [run.pool[m.num_rows](params)]
+
+    def admit():
+        admit = run.admit[m.num_rows]
+        pools[0] = admit(pools[0], past, m.put_integer(0), text)
+        return pools[0].lengths
+
+    calls["admit"] = admit
+    found = {name: float(min(t)) for name, t in timing.rounds(calls, repeats).items()}
+    chunk, admit_seconds = found.pop("chunk"), found.pop("admit")
+    return Costs(StepCosts(found), chunk, m.chunk, admit_seconds)
+
+
+def _stepping(engine: Engine, params: Params, pool: list, size: int, nodes: int):
+    """A step of a pool whose rows all run."""
+    m, step = engine.machinery, engine.programs.step[size, nodes]
+    control = Control(
+        budgets=np.full(size, nodes - 1, np.int32),
+        stop=np.zeros(size, bool),
+        rounds=np.int32(1),
+    )
+    control = m.put(control)
+
+    def call():
+        pool[0], news = step(params, pool[0], control)
+        return news
+
+    return call
+
+
+def _absorbing(engine: Engine, params: Params, prompt: list[int]):
+    """A chunk of a prompt, again and again from its beginning."""
+    m, run = engine.machinery, engine.programs
+    chunk = m.put(arrays.chunk(prompt, 0, m.chunk))
+
+    def call():
+        return run.absorb(params, run.open(params), *chunk)
 
     return call

@@ -9,6 +9,7 @@ import numpy as np
 from jaxspec import decoding, metrics, prefill, sampling
 from jaxspec.core import Params
 from jaxspec.serving import Engine, Request, Ticket
+from jaxspec.serving.news import News
 
 
 class Whims:
@@ -21,7 +22,7 @@ class Whims:
         """Any number of nodes, and none as often as all."""
         return [self._draw.choice([0, 1, self._most // 2, self._most]) for _ in tickets]
 
-    def see(self, ticket: Ticket, ran, shown, kept) -> None:
+    def see(self, ticket: Ticket, found: News, budget: int) -> None:
         """Learns nothing."""
 
 

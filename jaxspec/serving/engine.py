@@ -306,19 +306,19 @@ class Engine(Service):
 
     def _read(self) -> None:
         """Reads the news of the oldest step, and tells the tickets."""
-        owners, found = self._pool.read()
+        owners, budgets, found = self._pool.read()
         self.counts.steps += int(found.ran.any(axis=1).sum())
         now = self._clock()
         for row, ticket in enumerate(owners):
             if ticket is not None and ticket.finish is None:
-                self._tell(ticket, found.of(row), now)
+                self._tell(ticket, found.of(row), int(budgets[row]), now)
 
-    def _tell(self, ticket: Ticket, found: News, now: float) -> None:
+    def _tell(self, ticket: Ticket, found: News, budget: int, now: float) -> None:
         """Gives a ticket what its row wrote."""
         slots = np.arange(found.tokens.shape[1])[None] < found.count[:, None]
         tokens = found.tokens[slots].tolist()
         logprobs = found.logprobs[slots].tolist()
-        self.policy.see(ticket, found.ran, found.shown, found.kept)
+        self.policy.see(ticket, found, budget)
         self.counts.drafted += int(found.shown.sum())
         self.counts.accepted += int(found.kept.sum())
         self.counts.tokens += len(tokens)

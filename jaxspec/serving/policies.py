@@ -7,8 +7,7 @@ may use what was known before the drafts were drawn: what it saw of earlier step
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-
+from jaxspec.serving.news import News
 from jaxspec.serving.requests import Ticket
 
 
@@ -23,16 +22,13 @@ class Policy(Protocol):
         """
         ...
 
-    def see(
-        self, ticket: Ticket, ran: np.ndarray, shown: np.ndarray, kept: np.ndarray
-    ) -> None:
+    def see(self, ticket: Ticket, found: News, budget: int) -> None:
         """Takes in the news of a ticket, one step late.
 
         Args:
-            ticket: whose row it was.
-            ran: `[M]` bool, rounds that it took part in.
-            shown: `[M, N]` bool, drafts that the verifier reached (`Outcome`).
-            kept: `[M, N]` bool, drafts that it accepted.
+            ticket: whose row it was; its tokens are those before the news.
+            found: of its row, `[M, ...]` over the rounds of the step.
+            budget: that it had in the step.
         """
         ...
 
@@ -44,5 +40,5 @@ class AsAsked:
         """The budgets of the requests."""
         return [0 if t is None else t.request.draft_budget for t in tickets]
 
-    def see(self, ticket: Ticket, ran, shown, kept) -> None:
+    def see(self, ticket: Ticket, found: News, budget: int) -> None:
         """Learns nothing."""

@@ -53,7 +53,7 @@ class Pool:
     @property
     def flying(self) -> list[Ticket]:
         """Tickets whose news are on their way."""
-        return [t for owners, _ in self._flying for t in owners if t is not None]
+        return [t for owners, *_ in self._flying for t in owners if t is not None]
 
     def copy(self, row: int) -> DecodeState:
         """A row as a value, after all steps that were dispatched."""
@@ -110,12 +110,12 @@ class Pool:
         step = self.programs.step[self.size, nodes]
         self._state, packed = step(self._params, self._state, control)
         packed.copy_to_host_async()
-        self._flying.append((tuple(self.owners), packed))
+        self._flying.append((tuple(self.owners), budgets, packed))
 
-    def read(self) -> tuple[tuple[Ticket | None, ...], News]:
-        """The news of the oldest step, and whose rows were in it."""
-        owners, packed = self._flying.popleft()
+    def read(self) -> tuple[tuple[Ticket | None, ...], np.ndarray, News]:
+        """Whose rows were in the oldest step, under which budgets, and its news."""
+        owners, budgets, packed = self._flying.popleft()
         began = time.perf_counter()
         packed = jax.device_get(packed)
         self.waited += time.perf_counter() - began
-        return owners, news.unpack(packed, self._machinery.drafter.max_path)
+        return owners, budgets, news.unpack(packed, self._machinery.drafter.max_path)

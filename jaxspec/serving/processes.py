@@ -24,6 +24,7 @@ import jax
 
 from jaxspec.core import Params
 from jaxspec.serving.engine import Engine
+from jaxspec.serving.news import News
 from jaxspec.serving.policies import AsAsked, Policy
 from jaxspec.serving.requests import Draining, QueueFull, Request, Suspended, Ticket
 from jaxspec.serving.suspended import pack, unpack
@@ -262,7 +263,7 @@ class _Heard:
     def budgets(self, tickets: Sequence[Ticket | None]) -> list[int]:
         return self._link.hear("budgets")[1]
 
-    def see(self, ticket: Ticket, ran, shown, kept) -> None:
+    def see(self, ticket: Ticket, found: News, budget: int) -> None:
         """Process 0 sees for all."""
 
 

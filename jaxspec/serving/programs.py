@@ -37,7 +37,7 @@ from jaxspec import (
     sampling,
     stepping,
 )
-from jaxspec.core import Outcome, Params
+from jaxspec.core import Draft, Outcome, Params
 from jaxspec.decode_state import DecodeState
 from jaxspec.pasts import Past
 from jaxspec.serving import buckets, news, pieces
@@ -339,17 +339,23 @@ def _resize(axes: Any, pool: DecodeState, index: Array) -> DecodeState:
     return jax.tree.map(lambda axis, leaf: jnp.take(leaf, index, axis=axis), axes, pool)
 
 
-def _round(m: Machinery, num_nodes: int) -> Callable[..., tuple[DecodeState, Outcome]]:
-    """A round that verifies so many nodes: `params, state -> state, outcome`."""
+def _round(
+    m: Machinery, num_nodes: int
+) -> Callable[..., tuple[DecodeState, Outcome, Draft | None]]:
+    """A round that verifies so many nodes: `params, state -> state, outcome, draft`.
+
+    The draft is as it was proposed, before budgets cut it; None if nothing was.
+    """
 
     def without_drafts(params, state):
-        return stepping.step_without_drafts(
+        state, outcome = stepping.step_without_drafts(
             params, state, target=m.target, drafter=m.drafter, verifier=m.verifier
         )
+        return state, outcome, None
 
     def with_drafts(params, state):
-        state, draft = stepping.propose(params, state, drafter=m.drafter)
-        index = None
+        state, proposed = stepping.propose(params, state, drafter=m.drafter)
+        draft, index = proposed, None
         if num_nodes < m.num_nodes:
             most = jnp.minimum(state.context.budget, num_nodes - 1)
             draft = budgets.limit(draft, most)
@@ -360,7 +366,8 @@ def _round(m: Machinery, num_nodes: int) -> Callable[..., tuple[DecodeState, Out
         )
         if index is not None:
             outcome = buckets.spread(outcome, tree, index)
-        return stepping.observe(params, state, outcome, drafter=m.drafter), outcome
+        state = stepping.observe(params, state, outcome, drafter=m.drafter)
+        return state, outcome, proposed
 
     return with_drafts if num_nodes > 1 else without_drafts
 
@@ -371,9 +378,9 @@ def _step(m: Machinery, num_nodes: int) -> Callable[..., tuple[DecodeState, Arra
 
     def one(params, state):
         ran = ~state.done
-        state, outcome = advance_all(params, state)
+        state, outcome, draft = advance_all(params, state)
         sizes = m.drafter.max_path, m.num_nodes
-        return state, news.pack(outcome, state.done, ran, *sizes)
+        return state, news.pack(outcome, draft, state.done, ran, *sizes)
 
     def step(params, pool, control):
         pool = pool.replace(

@@ -17,8 +17,10 @@ class Whims:
     def budgets(self, tickets):
         return [self.draw.choice([0, 1, 2, 9]) for _ in tickets]
 
-    def see(self, ticket, ran, shown, kept):
-        assert not (kept & ~shown).any() and not shown[~ran].any()
+    def see(self, ticket, found, budget):
+        assert not (found.kept & ~found.shown).any()
+        assert not found.shown[~found.ran].any()
+        assert (found.kept.sum(axis=1) <= budget).all()
 
 
 def requests(seed, count):

@@ -146,7 +146,7 @@ class Alternating:
         self.count += 1
         return [9 * (self.count % 2)] * len(tickets)
 
-    def see(self, ticket, ran, shown, kept):
+    def see(self, ticket, found, budget):
         pass
 
 

@@ -1,0 +1,166 @@
+"""Goodput: as many drafts as pay, chosen anew in every turn (SmartSpec, Liu et al. 2024).
+
+    goodput(n) = sum over rows of (1 + S_1 + .. + S_(n-1)) / seconds of a step of n nodes
+
+`S_j` is the survival of a row's draft of rank `j` (`survivals`). All rows go through one
+step, whose cost is that of its number of nodes: a row's own budget saves no time, so the
+step is as wide as pays for all rows together, and every row uses its width. Costs are a
+staircase, measured for every number of rows and nodes (`jaxspec tune costs`), and all
+steps of it are compared: the best may lie behind a worse one.
+
+Budgets follow from earlier steps only, so that they change no law; with `sample_and_match`
+they change no text.
+"""
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxspec import checks
+from jaxspec.serving.news import News
+from jaxspec.serving.requests import Ticket
+from jaxspec.serving.survivals import Survivals
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCosts:
+    """Seconds of a step, drafting included.
+
+    Attributes:
+        seconds: by rows and nodes.
+    """
+
+    seconds: Mapping[tuple[int, int], float]
+
+    def __post_init__(self):
+        checks.require(
+            len(self.seconds) > 0 and all(t > 0.0 for t in self.seconds.values()),
+            "Expected positive costs of at least one number of rows and nodes.",
+        )
+
+    def of(self, rows: int) -> dict[int, float]:
+        """Seconds by nodes, not decreasing, at the least number of rows that is enough."""
+        sizes = sorted({size for size, _ in self.seconds})
+        size = next((size for size in sizes if size >= rows), sizes[-1])
+        found = sorted((n, t) for (r, n), t in self.seconds.items() if r == size)
+        nodes, times = zip(*found, strict=True)
+        return dict(zip(nodes, np.maximum.accumulate(times).tolist(), strict=True))
+
+
+class Goodput:
+    """A policy: the width of a step that promises most tokens per second.
+
+    Attributes:
+        costs: of steps.
+        survivals: the estimates.
+        probes: the share of steps that are one size wider than that, since of drafts that
+            are not proposed nothing is learnt.
+    """
+
+    def __init__(
+        self,
+        costs: StepCosts,
+        survivals: Survivals,
+        *,
+        probes: float = 1 / 64,
+        seed: int = 0,
+    ):
+        self.costs, self.survivals, self.probes = costs, survivals, probes
+        self._draw = random.Random(seed)
+
+    def budgets(self, tickets: Sequence[Ticket | None]) -> list[int]:
+        """See `Policy`: the same for all rows."""
+        running = [ticket for ticket in tickets if ticket is not None]
+        costs = self.costs.of(len(tickets))
+        if not running:
+            return [0] * len(tickets)
+        nodes = best([self.survivals.of(ticket) for ticket in running], costs)
+        is_known = self.survivals.is_whole and nodes > 1
+        if not is_known and self._draw.random() < self.probes:
+            nodes = min((n for n in costs if n > nodes), default=nodes)
+        return [nodes - 1] * len(tickets)
+
+    def see(self, ticket: Ticket, found: News, budget: int) -> None:
+        """See `Policy`."""
+        self.survivals.see(ticket, found, budget)
+
+
+class SmartSpec:
+    """A policy: the published rule, one acceptance rate for all drafts of all requests.
+
+    With `a` the share of tested drafts that were accepted, by censored likelihood, a
+    chain of `k` drafts brings `(1 - a^(k + 1)) / (1 - a)` tokens.
+
+    Attributes:
+        costs: of steps.
+        fading: of what was seen, per step of a row.
+    """
+
+    def __init__(
+        self, costs: StepCosts, *, fading: float = 0.99, probes: float = 1 / 64
+    ):
+        self.costs, self.fading, self.probes = costs, fading, probes
+        self._accepted, self._rejected = 0.7, 0.3
+        self._draw = random.Random(0)
+
+    def budgets(self, tickets: Sequence[Ticket | None]) -> list[int]:
+        """See `Policy`."""
+        costs = self.costs.of(len(tickets))
+        rate = self._accepted / (self._accepted + self._rejected)
+        survival = rate ** np.arange(1, max(costs))
+        running = sum(ticket is not None for ticket in tickets)
+        nodes = best([survival] * max(running, 1), costs)
+        if self._draw.random() < self.probes:
+            nodes = min((n for n in costs if n > nodes), default=nodes)
+        return [nodes - 1] * len(tickets)
+
+    def see(self, ticket: Ticket, found: News, budget: int) -> None:
+        """See `Policy`."""
+        for m in np.nonzero(found.ran)[0]:
+            accepted = int(found.kept[m].sum())
+            tested = bool((found.shown[m] & ~found.kept[m]).any())
+            self._accepted = self.fading * self._accepted + accepted
+            self._rejected = self.fading * self._rejected + tested
+
+
+def best(survivals: Sequence[np.ndarray], costs: Mapping[int, float]) -> int:
+    """Nodes of the step of largest goodput.
+
+    Args:
+        survivals: of each row, by rank.
+        costs: seconds by nodes, the root included.
+    """
+    gains = np.cumsum(np.sum(survivals, axis=0))
+    rows = len(survivals)
+
+    def goodput(nodes):
+        more = gains[min(nodes - 1, len(gains)) - 1] if nodes > 1 else 0.0
+        return (rows + more) / costs[nodes]
+
+    return max(costs, key=lambda nodes: (goodput(nodes), -nodes))
+
+
+def packed(
+    survivals: Sequence[np.ndarray], seconds: Sequence[float]
+) -> tuple[list[int], float]:
+    """Budgets where every row costs what it uses: the best prefix of all sorted drafts.
+
+    Steps here are padded, and this is to compare with (`replay`).
+
+    Args:
+        survivals: of each row, by rank, not increasing.
+        seconds: `[T + 1]`, of a step with so many drafts in all.
+
+    Returns:
+        Drafts of each row, and the goodput.
+    """
+    table = np.stack(list(survivals))
+    order = np.argsort(-table, axis=None, kind="stable")
+    total = np.concatenate([[0.0], np.cumsum(table.reshape(-1)[order])])
+    goodput = (len(table) + total) / np.asarray(seconds)[: len(total)]
+    count = int(np.argmax(goodput))
+    chosen = np.zeros(table.size, bool)
+    chosen[order[:count]] = True
+    return chosen.reshape(table.shape).sum(axis=1).tolist(), float(goodput[count])
