@@ -1,7 +1,7 @@
 """Pictures, with matplotlib (`pip install jaxspec[plot]`)."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -282,6 +282,32 @@ def load(minutes: Sequence[dict[str, Any]]) -> figures.Figure:
     memory.set(xlabel="minute", ylabel="MiB", ylim=(0, None))
     for axes in (waits, memory):
         axes.spines[["top", "right"]].set_visible(False)
+    picture.tight_layout()
+    return picture
+
+
+def step_costs(seconds: Mapping[tuple[int, int], float]) -> figures.Figure:
+    """Draws what steps cost over their nodes, a line for each number of rows.
+
+    Args:
+        seconds: by rows and nodes.
+    """
+    picture = figures.Figure((5.4, 3.6))
+    axes = picture.subplots()
+    nodes = sorted({n for _, n in seconds})
+    for rows in sorted({rows for rows, _ in seconds}):
+        times = [1e3 * seconds[rows, n] for n in nodes]
+        axes.plot(nodes, times, marker="o", markersize=3, linewidth=1.2)
+        axes.annotate(
+            f"{rows} rows" if rows > 1 else "1 row",
+            (nodes[-1], times[-1]),
+            xytext=(5, -3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set(xlabel="nodes of a row's tree", ylabel="ms of a step", ylim=(0, None))
+    axes.set_xticks(nodes, [str(n) for n in nodes])
+    axes.spines[["top", "right"]].set_visible(False)
     picture.tight_layout()
     return picture
 

@@ -1,10 +1,13 @@
 """Times the functions of an engine's pool."""
 
+import functools
+import os
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxspec import decoding, prefill
+from jaxspec import decoding, digests, files, prefill
 from jaxspec.core import Params
 from jaxspec.measure import timing
 from jaxspec.serving import Engine, Request
@@ -12,6 +15,8 @@ from jaxspec.serving import texts as arrays
 from jaxspec.serving.goodput import StepCosts
 from jaxspec.serving.programs import Control
 from jaxspec.serving.replay import Costs
+
+FORMAT = "jaxspec engine costs 1"
 
 _STEPS = 32  # of the autoregressive loop
 
@@ -108,8 +113,8 @@ def _autoregressive(engine: Engine, params: Params):
 def costs(engine: Engine, params: Params, repeats: int) -> Costs:
     """Times what an engine does, for policies and replays: least times, in seconds.
 
-    Steps are timed with all rows running and all budgets as wide as the step, one round
-    at a time.
+    A step is timed with all rows running, behind a text that repeats itself, so that
+    look-ups find something: with budgets as wide as the step, and without drafts.
 
     Args:
         engine: of one or several numbers of rows and nodes.
@@ -117,54 +122,68 @@ def costs(engine: Engine, params: Params, repeats: int) -> Costs:
         repeats: timings of each step, interleaved, of which the least counts.
     """
     m, run = engine.machinery, engine.programs
-    prompt = (np.arange(m.chunk + 1) * 7 % m.target.vocab_size).tolist()
-    past = run.open(params)
-    past = run.absorb(params, past, *m.put(arrays.chunk(prompt, 0, m.chunk)))
-    text = m.put(arrays.text(Request(prompt, m.max_length - len(prompt)), m))
-    calls: dict[Any, Any] = {}
-    for size in m.rows:
-        for nodes in m.nodes:
-            pool = run.pool[size](params)
-            for row in range(size):
-                pool = run.admit[size](pool, past, m.put_integer(row), text)
-            calls[size, nodes] = _stepping(engine, params, [pool], size, nodes)
-    calls["chunk"] = _absorbing(engine, params, prompt)
-    pools = [run.pool[m.num_rows](params)]
-
-    def admit():
-        admit = run.admit[m.num_rows]
-        pools[0] = admit(pools[0], past, m.put_integer(0), text)
-        return pools[0].lengths
-
-    calls["admit"] = admit
-    found = {name: float(min(t)) for name, t in timing.rounds(calls, repeats).items()}
-    chunk, admit_seconds = found.pop("chunk"), found.pop("admit")
-    return Costs(StepCosts(found), chunk, m.chunk, admit_seconds)
-
-
-def _stepping(engine: Engine, params: Params, pool: list, size: int, nodes: int):
-    """A step of a pool whose rows all run."""
-    m, step = engine.machinery, engine.programs.step[size, nodes]
-    control = Control(
-        budgets=np.full(size, nodes - 1, np.int32),
-        stop=np.zeros(size, bool),
-        rounds=np.int32(1),
-    )
-    control = m.put(control)
-
-    def call():
-        pool[0], news = step(params, pool[0], control)
-        return news
-
-    return call
-
-
-def _absorbing(engine: Engine, params: Params, prompt: list[int]):
-    """A chunk of a prompt, again and again from its beginning."""
-    m, run = engine.machinery, engine.programs
+    prompt = (np.arange(m.chunk + 1) % 5 + 1).tolist()
     chunk = m.put(arrays.chunk(prompt, 0, m.chunk))
+    past = run.absorb(params, run.open(params), *chunk)
+    text = m.put(arrays.text(Request(prompt, m.max_length - len(prompt)), m))
+    zero, found = m.put_integer(0), {}
 
-    def call():
-        return run.absorb(params, run.open(params), *chunk)
+    def pool_of(size):
+        pool = run.pool[size](params)
+        for row in range(size):
+            pool = run.admit[size](pool, past, m.put_integer(row), text)
+        return pool
 
-    return call
+    def timed(name, function, *args):
+        jax.block_until_ready(args)
+        _, seconds = timing.seconds(functools.partial(function, *args))
+        found[name] = min(seconds, found.get(name, seconds))
+
+    for _ in range(repeats + 1):
+        for size in m.rows:
+            for nodes in m.nodes:
+                step = run.step[size, nodes]
+                for budget in {0, nodes - 1}:
+                    control = _control(engine, size, budget)
+                    timed((size, nodes, budget), step, params, pool_of(size), control)
+        pool = pool_of(m.num_rows)
+        timed("admit", run.admit[m.num_rows], pool, past, zero, text)
+        timed("chunk", run.absorb, params, run.open(params), *chunk)
+    chunk_seconds, admit_seconds = found.pop("chunk"), found.pop("admit")
+    steps = StepCosts(
+        seconds={(r, n): t for (r, n, budget), t in found.items() if budget == n - 1},
+        idle={(r, n): t for (r, n, budget), t in found.items() if budget == 0},
+    )
+    return Costs(steps, chunk_seconds, m.chunk, admit_seconds)
+
+
+def _control(engine: Engine, size: int, budget: int) -> Control:
+    """One round of all rows, with so many drafts each."""
+    budgets, stop = np.full(size, budget, np.int32), np.zeros(size, bool)
+    return engine.machinery.put(Control(budgets, stop, np.int32(1)))
+
+
+def to_json(costs: Costs) -> dict[str, Any]:
+    """Costs as JSON holds them; `load` reads them back."""
+    idle = costs.steps.idle or costs.steps.seconds
+    steps = [[*key, t, idle[key]] for key, t in sorted(costs.steps.seconds.items())]
+    return costs._asdict() | {"steps": steps}
+
+
+def load(path: str | os.PathLike) -> Costs:
+    """Reads what `jaxspec tune costs` wrote.
+
+    Raises:
+        ValueError: if it is damaged, or something else.
+        OSError: if it is not there.
+    """
+    record = digests.unseal(path, FORMAT)
+    try:
+        rows = record["steps"]
+        seconds, idle = ({(r[0], r[1]): float(r[i]) for r in rows} for i in (2, 3))
+        steps = StepCosts(seconds, idle)
+        names = ("chunk", "chunk_size", "admit", "host")
+        return Costs(steps, **{name: record[name] for name in names})
+    except (LookupError, TypeError, ValueError) as error:
+        reason = files.one_line(error)
+        raise ValueError(f"{path} is no file of costs: {reason}.") from None

@@ -28,11 +28,13 @@ class Trace:
         tokens: that were added.
         paths: for every position of these, the ranks of the drafts that the text goes
             through from there, root first: `paths[i]` are proposed behind token `i - 1`.
+        sizes: by position, how many drafts are proposed.
     """
 
     prompt: int
     tokens: int
     paths: list[list[int]]
+    sizes: list[int]
 
 
 def record(
@@ -88,7 +90,8 @@ def record(
         for row, prompt in enumerate(prompts[first : first + batch_size]):
             own = text[row, len(prompt) : ends[row]].tolist()
             rows = [each[: len(own), row] for each in trees]
-            found.append(Trace(len(prompt), len(own), _paths(own, *rows)))
+            sizes = (rows[1][:, 1:] >= 0).sum(axis=1).tolist()
+            found.append(Trace(len(prompt), len(own), _paths(own, *rows), sizes))
             advance()
     return found
 

@@ -13,6 +13,7 @@ they change no text.
 """
 
 import dataclasses
+import functools
 import random
 from collections.abc import Mapping, Sequence
 
@@ -30,23 +31,43 @@ class StepCosts:
 
     Attributes:
         seconds: by rows and nodes.
+        idle: the same where no row has a draft, and only roots are verified; None if
+            there is always one.
     """
 
     seconds: Mapping[tuple[int, int], float]
+    idle: Mapping[tuple[int, int], float] | None = None
 
     def __post_init__(self):
         checks.require(
             len(self.seconds) > 0 and all(t > 0.0 for t in self.seconds.values()),
             "Expected positive costs of at least one number of rows and nodes.",
         )
+        checks.require(
+            self.idle is None or self.idle.keys() == self.seconds.keys(),
+            "Expected idle costs of the same numbers of rows and nodes.",
+        )
 
-    def of(self, rows: int) -> dict[int, float]:
-        """Seconds by nodes, not decreasing, at the least number of rows that is enough."""
-        sizes = sorted({size for size, _ in self.seconds})
-        size = next((size for size in sizes if size >= rows), sizes[-1])
+    def of(self, rows: int, chance_of_none: float = 0.0) -> dict[int, float]:
+        """Seconds by nodes, not decreasing, at the least number of rows that is enough.
+
+        Args:
+            rows: that a step has.
+            chance_of_none: that no row has a draft.
+        """
+        size = next((n for n in self.rows if n >= rows), self.rows[-1])
         found = sorted((n, t) for (r, n), t in self.seconds.items() if r == size)
         nodes, times = zip(*found, strict=True)
-        return dict(zip(nodes, np.maximum.accumulate(times).tolist(), strict=True))
+        times = np.maximum.accumulate(times)
+        if self.idle is not None and chance_of_none:
+            idle = np.array([self.idle[size, n] for n in nodes])
+            times = times + chance_of_none * (np.minimum(idle, times) - times)
+        return dict(zip(nodes, times.tolist(), strict=True))
+
+    @functools.cached_property
+    def rows(self) -> list[int]:
+        """Numbers of rows, ascending."""
+        return sorted({rows for rows, _ in self.seconds})
 
 
 class Goodput:
@@ -73,7 +94,8 @@ class Goodput:
     def budgets(self, tickets: Sequence[Ticket | None]) -> list[int]:
         """See `Policy`: the same for all rows."""
         running = [ticket for ticket in tickets if ticket is not None]
-        costs = self.costs.of(len(tickets))
+        chance = np.prod([1.0 - self.survivals.chance_of_any(t) for t in running])
+        costs = self.costs.of(len(tickets), float(chance))
         if not running:
             return [0] * len(tickets)
         nodes = best([self.survivals.of(ticket) for ticket in running], costs)

@@ -102,7 +102,7 @@ def make_machinery(
     found["max_length"] = pasts.room(found["max_length"], target)
     most = max(found["max_length"] - target.max_path, 1)
     found["chunk"] = min(found["chunk"], most)
-    num_nodes = _slots(params, target, drafter)
+    num_nodes = num_slots(params, target, drafter)
     rows = _sizes("rows", rows)
     for size in rows if layout is not None else ():
         layout.check_rows(size)
@@ -117,7 +117,7 @@ def make_machinery(
     )
 
 
-def _slots(params: Params, target: LanguageModel, drafter: Drafter) -> int:
+def num_slots(params: Params, target: LanguageModel, drafter: Drafter) -> int:
     """Slots of a drafter's trees, the root included."""
 
     def propose(params):

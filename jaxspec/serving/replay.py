@@ -27,11 +27,13 @@ class Recorded(Protocol):
         prompt: tokens of the prompt.
         tokens: that are added.
         paths: of these, by position, the ranks of the drafts that the text goes through.
+        sizes: by position, how many drafts are proposed.
     """
 
     prompt: int
     tokens: int
     paths: Sequence[Sequence[int]]
+    sizes: Sequence[int]
 
 
 class Costs(NamedTuple):
@@ -132,12 +134,12 @@ class Replay:
 
     def _dispatch(self, now: float, plan: Plan) -> None:
         used = max(i + 1 for i, ticket in enumerate(self._owners) if ticket is not None)
-        sizes = sorted({rows for rows, _ in self.costs.steps.seconds})
+        sizes = self.costs.steps.rows
         rows = next((size for size in sizes if size >= used), sizes[-1])
         owners = tuple(self._owners[:rows])
         asked, chosen = AsAsked().budgets(owners), self.policy.budgets(owners)
         budgets = [max(min(a, b), 0) for a, b in zip(asked, chosen, strict=True)]
-        costs = self.costs.steps.of(rows)
+        costs, idle = self.costs.steps.of(rows), self.costs.steps.of(rows, 1.0)
         most = min(max(budgets), max(costs) - 1)
         nodes = next(n for n in sorted(costs) if n > most)
         news = []
@@ -147,27 +149,29 @@ class Replay:
             if not any(found):
                 break  # nobody is left: the device does nothing
             news.append(found)
-            self._spend(now, costs[nodes])
+            pairs = zip(found, budgets, strict=True)
+            is_idle = not any(b and each and each[3] for each, b in pairs)
+            self._spend(now, (idle if is_idle else costs)[nodes])
             self.steps[rows, nodes] += 1
             if any(each is not None and each[2] for each in news[-1]):
                 break
         self._flying.append((owners, budgets, news, self._busy))
 
     def _advance(self, ticket: Ticket | None, budget: int) -> Any:
-        """What a round writes of a text: its path, how many tokens, and if it ends."""
+        """What a round writes: a path, how many tokens, if it ends, drafts proposed."""
         if ticket is None:
             return None
         text = self._texts[ticket]
         left = text.record.tokens - text.written
         if left == 0:
             return None
-        path = text.record.paths[text.written]
+        path, size = text.record.paths[text.written], text.record.sizes[text.written]
         kept = 0
         while kept < len(path) and path[kept] < budget:
             kept += 1
         count = min(kept + 1, left)
         text.written += count
-        return path, count, count == left
+        return path, count, count == left, size
 
     def _fill(self, now: float, ticket: Ticket) -> None:
         text = self._texts[ticket]
@@ -212,7 +216,8 @@ class Replay:
         drafts, parents = np.ones(shape, np.int32), np.zeros(shape, np.int32)
         kept = np.zeros(shape, bool)
         parents[:, 0] = -1
-        for m, (path, count, _) in enumerate(rounds):
+        for m, (path, count, _, size) in enumerate(rounds):
+            parents[m, size + 1 :] = -1
             above = 0
             for i, rank in enumerate(path):
                 drafts[m, rank + 1], parents[m, rank + 1] = 0, above

@@ -57,11 +57,15 @@ class _Known:
     Attributes:
         hits: `[N - 1]`, by rank.
         trials: `[N - 1]`.
+        any: trees with a draft at all, of `trees`.
+        trees: that were proposed.
         pending: trees whose text is not long enough yet: where it begins, and `see`'s.
     """
 
     hits: np.ndarray
     trials: np.ndarray
+    any: float = 0.0
+    trees: float = 0.0
     pending: list[tuple[int, Any, int]] = dataclasses.field(default_factory=list)
 
 
@@ -104,6 +108,14 @@ class Survivals:
             rate = (self.weight * rate + own.hits) / (self.weight + own.trials)
         return np.minimum.accumulate(rate)
 
+    def chance_of_any(self, ticket: Ticket) -> float:
+        """The probability that a draft is proposed at all, where one may be."""
+        common, own = self._class(ticket), self._known.get(ticket)
+        rate = common.any / common.trees
+        if own is not None:
+            rate = (self.weight * rate + own.any) / (self.weight + own.trees)
+        return rate
+
     def see(self, ticket: Ticket, found: News, budget: int) -> None:
         """Takes in the news of a request; the arguments are those of `Policy.see`."""
         size = self.num_nodes - 1
@@ -137,9 +149,14 @@ class Survivals:
         hits = np.zeros(self.num_nodes - 1)
         hits[[r for r in rank[on_path] if r < limit]] = 1.0
         trials = np.arange(self.num_nodes - 1) < limit
+        common = self._class(ticket)
+        if limit > 0:
+            is_any = bool((rank < self.num_nodes).any())
+            own.any, own.trees = own.any + is_any, own.trees + 1.0
+            common.any = common.any * self.fading + is_any
+            common.trees = common.trees * self.fading + 1.0
         own.hits += hits
         own.trials += trials
-        common = self._class(ticket)
         fade = np.where(trials, self.fading, 1.0)
         common.hits = common.hits * fade + hits
         common.trials = common.trials * fade + trials
@@ -147,7 +164,7 @@ class Survivals:
     def _class(self, ticket: Ticket) -> _Known:
         size, key = self.num_nodes - 1, self.class_of(ticket)
         if key not in self._classes:  # a little of what is not known yet
-            self._classes[key] = _Known(np.full(size, 0.5), np.ones(size))
+            self._classes[key] = _Known(np.full(size, 0.5), np.ones(size), 1.0, 1.0)
         return self._classes[key]
 
 

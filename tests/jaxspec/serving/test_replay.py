@@ -22,9 +22,11 @@ class Text:
     prompt: int = 1
     tokens: int = 10
     paths: list = None
+    sizes: list = None
 
     def __post_init__(self):
         self.paths = self.paths or [[]] * self.tokens
+        self.sizes = self.sizes or [9] * self.tokens
 
 
 def costs(rows=1, nodes=(1,), step=1.0, chunk=0.0, admit=0.0):
@@ -63,7 +65,7 @@ def test_steps_are_those_of_the_engine(kind):
     for request, trace in zip(requests, recorded, strict=True):
         new = request.max_new_tokens
         assert trace.tokens == 11 and trace.prompt == 5
-        cut = traces.Trace(trace.prompt, new, trace.paths[:new])
+        cut = traces.Trace(trace.prompt, new, trace.paths[:new], trace.sizes[:new])
         ticket = found.submit(0.0, cut)
         ticket.request = dataclasses.replace(
             ticket.request, draft_budget=request.draft_budget

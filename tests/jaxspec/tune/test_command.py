@@ -18,6 +18,7 @@ from jaxspec.drafting import (
     tree_file,
     vocabulary,
 )
+from jaxspec.measure import engine_costs
 from jaxspec.tune import calibration
 
 CODE = "def f{i}(a, b):\n    c = a + {i} + b\n    d = c - {i}\n    return d\n"
@@ -236,3 +237,29 @@ def test_a_draft_that_is_never_accepted_is_said(
     monkeypatch.setattr("jaxspec.tune.acceptance.measure", lambda *_, **__: none)
     out = ["--out", str(tmp_path / "out.json")]
     assert "at none of 7 places" in error_of(capsys, "tree", *arguments, *out)
+
+
+def test_costs_are_measured_and_read_back(capsys, tmp_path):
+    path, plot = tmp_path / "costs.json", tmp_path / "costs.png"
+    sizes = ["--rows", "2", "--max-length", "64", "--chunk-size", "8", "--repeats", "2"]
+    options = [
+        "--model",
+        str(folder.make()),
+        "--drafter",
+        "ngram:3",
+        "--out",
+        str(path),
+    ]
+    record = tune(capsys, "costs", *options, *sizes, "--plot", str(plot))
+    assert [step[:2] for step in record["steps"]] == [
+        [rows, nodes] for rows in (1, 2) for nodes in (1, 2, 3)
+    ]
+    costs = engine_costs.load(path)
+    assert costs.chunk_size == 8 and costs.chunk > 0.0 and costs.admit > 0.0
+    assert costs.steps.of(2)[3] >= costs.steps.of(2)[1] > 0.0
+    assert plot.stat().st_size > 1000
+    path.write_text(path.read_text().replace("ngram:3", "ngram:4"))
+    with pytest.raises(ValueError, match="is damaged"):
+        engine_costs.load(path)
+    error = error_of(capsys, "costs", *options, *sizes, "--nodes", "4")
+    assert "nodes of at most 3" in error

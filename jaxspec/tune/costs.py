@@ -1,0 +1,135 @@
+"""Measures what the steps of an engine cost, by rows and nodes.
+
+    jaxspec tune costs --drafter ngram:16 --rows 16 --nodes 1 2 4 8 --out costs.json
+    jaxspec tune costs --drafter model:chain:8 --plot costs.png --out costs.json
+
+`serving.goodput` decides with these how many drafts pay, and `serving.replay` tells what a
+policy would bring under a load. A step is timed with all rows running, drafting included;
+the least of many short timings counts, since what else a machine does can only add to them.
+"""
+
+import argparse
+import json
+import pathlib
+
+from rich import console as consoles
+from rich import progress
+from rich import table as tables
+
+from jaxspec import decoding, digests, files, pretrained
+from jaxspec.cli import options, terminal
+from jaxspec.measure import engine_costs, timing
+from jaxspec.serving import Engine, machinery
+from jaxspec.serving.replay import Costs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the subject's options."""
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, help="JSON file to write"
+    )
+    parser.add_argument(
+        "--drafter",
+        default="ngram:16",
+        metavar="KIND:SHAPE",
+        help="(default: %(default)s): " + options.DRAFTER_HELP,
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=16,
+        help="at most; powers of two up to it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        nargs="+",
+        help="to verify (default: powers of two up to the drafter's own)",
+    )
+    parser.add_argument(
+        "--max-length", type=int, default=512, help="of a text (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--chunk-size",
+        type=int,
+        default=64,
+        help="tokens of a prompt that are read at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=25, help="(default: %(default)s)"
+    )
+    options.add_models(parser)
+    options.add_verifier(parser)
+    options.add_rollback(parser, default="auto")
+    parser.add_argument(
+        "--plot", type=pathlib.Path, help="draw the staircase into a file"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print what was written and nothing else"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    if args.plot:
+        from jaxspec import plotting  # needs an extra: if it is missing, say so now
+    options.check_files(args, "plot")
+    options.check_positive(args, "rows", "max_length", "chunk_size", "repeats")
+    folder = pretrained.read(args.model, args.dtype)
+    made = options.make(args, args.drafter, folder)
+    if made.generate is not decoding.speculative_generate:
+        raise ValueError(
+            f"{args.drafter} drafts on the host; an engine takes what drafts on the device."
+        )
+    setup = made.beside(folder.load(rollback=args.rollback))
+    machine = setup.params, setup.target.model, setup.drafter
+    nodes = args.nodes or options.powers(machinery.num_slots(*machine))
+    columns = progress.Progress.get_default_columns()
+    with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
+        task = bar.add_task("compiles and measures", total=None)
+        engine = Engine(
+            setup.params,
+            target=setup.target.model,
+            drafter=setup.drafter,
+            verifier=options.VERIFIERS[args.verifier](),
+            rows=options.powers(args.rows),
+            nodes=nodes,
+            max_length=args.max_length,
+            chunk_size=args.chunk_size,
+        )
+        costs = engine_costs.costs(engine, setup.params, args.repeats)
+        bar.update(task, total=1, completed=1)
+    record = {
+        "format": engine_costs.FORMAT,
+        "environment": timing.environment(),
+        "model": str(args.model),
+        "drafter": args.drafter,
+        "num_nodes": engine.machinery.num_nodes,
+        "max_length": engine.machinery.max_length,
+        **engine_costs.to_json(costs),
+    }
+    files.write_text(args.out, digests.seal(record))
+    if args.plot:
+        plotting.save(plotting.step_costs(costs.steps.seconds), args.plot)
+    if args.json:
+        print(json.dumps(record))
+    else:
+        _print_table(record, costs)
+
+
+def _print_table(record: dict, costs: Costs) -> None:
+    where = record["environment"]
+    title = f"ms of a step: {record['model']}, {record['drafter']}; {where['device']}, "
+    table = tables.Table(title=f"{title}jax {where['jax']}, {where['date']}")
+    rows = sorted({rows for rows, _ in costs.steps.seconds})
+    nodes = sorted({nodes for _, nodes in costs.steps.seconds})
+    for heading in ("rows", *(f"{n} nodes" for n in nodes)):
+        table.add_column(heading, justify="right")
+    for size in rows:
+        times = (costs.steps.seconds[size, n] for n in nodes)
+        table.add_row(str(size), *(f"{1e3 * seconds:.2f}" for seconds in times))
+    terminal.console().print(table)
+    print(
+        f"a chunk of {costs.chunk_size} tokens takes {1e3 * costs.chunk:.2f} ms, to let a "
+        f"row {1e3 * costs.admit:.2f} ms"
+    )
