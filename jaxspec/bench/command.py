@@ -8,7 +8,8 @@
 Every time is a ratio to the autoregressive loop in the same run, on the same machine,
 with the same weights and compiler options, after a warm-up. `verify` and `kernels` are for
 an accelerator; `compile` and `cycles` need none to say what one would run.
-`serving` times an engine, `load` has it serve; `convert` measures disk and memory.
+`serving` times an engine, `load` has it serve, `goodput` compares its policies; `convert`
+measures disk and memory.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from jaxspec.bench import (
     cycles,
     decode,
     drafters,
+    goodput,
     kernels,
     load,
     rollback,
@@ -34,6 +36,7 @@ MODULES = (
     verify,
     kernels,
     load,
+    goodput,
     cycles,
     compile,
     convert,

@@ -170,6 +170,11 @@ def to_json(costs: Costs) -> dict[str, Any]:
     return costs._asdict() | {"steps": steps}
 
 
+def read(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads the whole record: of which model and drafter, and where. Errors as `load`."""
+    return digests.unseal(path, FORMAT)
+
+
 def load(path: str | os.PathLike) -> Costs:
     """Reads what `jaxspec tune costs` wrote.
 
@@ -177,7 +182,7 @@ def load(path: str | os.PathLike) -> Costs:
         ValueError: if it is damaged, or something else.
         OSError: if it is not there.
     """
-    record = digests.unseal(path, FORMAT)
+    record = read(path)
     try:
         rows = record["steps"]
         seconds, idle = ({(r[0], r[1]): float(r[i]) for r in rows} for i in (2, 3))

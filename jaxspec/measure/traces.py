@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxspec import budgets, compilation, padding, prefill, sampling, stepping
 from jaxspec.core import Drafter, LanguageModel, Params
-from jaxspec.serving.survivals import path, ranks
+from jaxspec.serving.gains import path, ranks
 from jaxspec.verification.sample_and_match import sample_and_match
 
 

@@ -17,6 +17,9 @@ request depends on the parameters, its prompt and its key, and on nothing else.
     prefixes   a cache of them
     buckets    trees of fewer slots
     policies   how many drafts for whom
+    gains      what drafts have brought
+    goodput    as many as pay
+    replay     an engine on a virtual clock
     pool       rows on the device, and steps on their way
     prompts    chunks of prompts, from where the cache ends
     engine     plans carried out
@@ -27,6 +30,10 @@ request depends on the parameters, its prompt and its key, and on nothing else.
 """
 
 from jaxspec.serving.engine import Engine as Engine
+from jaxspec.serving.gains import Gains as Gains
+from jaxspec.serving.goodput import Goodput as Goodput
+from jaxspec.serving.goodput import SmartSpec as SmartSpec
+from jaxspec.serving.goodput import StepCosts as StepCosts
 from jaxspec.serving.lengths import ByLength as ByLength
 from jaxspec.serving.policies import Policy as Policy
 from jaxspec.serving.prefixes import Prefixes as Prefixes

@@ -1,12 +1,12 @@
 """Goodput: as many drafts as pay, chosen anew in every turn (SmartSpec, Liu et al. 2024).
 
-    goodput(n) = sum over rows of (1 + S_1 + .. + S_(n-1)) / seconds of a step of n nodes
+    goodput(n) = sum over rows of (1 + gain_(n-1)) / seconds of a step of n nodes
 
-`S_j` is the survival of a row's draft of rank `j` (`survivals`). All rows go through one
-step, whose cost is that of its number of nodes: a row's own budget saves no time, so the
-step is as wide as pays for all rows together, and every row uses its width. Costs are a
-staircase, measured for every number of rows and nodes (`jaxspec tune costs`), and all
-steps of it are compared: the best may lie behind a worse one.
+`gain_b` is the number of drafts that a row's tree brings under a budget of `b` (`gains`).
+All rows go through one step, whose cost is that of its number of nodes: a row's own budget
+saves no time, so the step is as wide as pays for all rows together, and every row uses its
+width. Costs are a staircase, measured for every number of rows and nodes (`jaxspec tune
+costs`), and all steps of it are compared: the best may lie behind a worse one.
 
 Budgets follow from earlier steps only, so that they change no law; with `sample_and_match`
 they change no text.
@@ -20,9 +20,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxspec import checks
+from jaxspec.serving.gains import Gains
 from jaxspec.serving.news import News
 from jaxspec.serving.requests import Ticket
-from jaxspec.serving.survivals import Survivals
+
+_BURST = 4  # steps of a probe; the first only finds out where it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,38 +77,43 @@ class Goodput:
 
     Attributes:
         costs: of steps.
-        survivals: the estimates.
-        probes: the share of steps that are one size wider than that, since of drafts that
-            are not proposed nothing is learnt.
+        gains: the estimates.
+        probes: the share of time that is spent on steps of one size more, a few in a row,
+            since of drafts that are not proposed nothing is learnt.
     """
 
     def __init__(
         self,
         costs: StepCosts,
-        survivals: Survivals,
+        gains: Gains,
         *,
-        probes: float = 1 / 64,
+        probes: float = 0.001,
         seed: int = 0,
     ):
-        self.costs, self.survivals, self.probes = costs, survivals, probes
-        self._draw = random.Random(seed)
+        self.costs, self.gains, self.probes = costs, gains, probes
+        self._draw, self._probing = random.Random(seed), 0
 
     def budgets(self, tickets: Sequence[Ticket | None]) -> list[int]:
         """See `Policy`: the same for all rows."""
         running = [ticket for ticket in tickets if ticket is not None]
-        chance = np.prod([1.0 - self.survivals.chance_of_any(t) for t in running])
-        costs = self.costs.of(len(tickets), float(chance))
         if not running:
             return [0] * len(tickets)
-        nodes = best([self.survivals.of(ticket) for ticket in running], costs)
-        is_known = self.survivals.is_whole and nodes > 1
-        if not is_known and self._draw.random() < self.probes:
-            nodes = min((n for n in costs if n > nodes), default=nodes)
+        chance = np.prod([1.0 - self.gains.chance_of_any(t) for t in running])
+        costs = self.costs.of(len(tickets), float(chance))
+        gains = np.sum([self.gains.of(ticket) for ticket in running], axis=0)
+        nodes = best(gains, len(running), costs)
+        wider = min((n for n in costs if n > nodes), default=nodes)
+        if wider > nodes and not (self.gains.is_whole and nodes > 1):
+            dearer = max(costs[wider] / costs[nodes] - 1.0, 0.1)
+            if self._draw.random() < self.probes / dearer / _BURST:
+                self._probing = _BURST
+            nodes = wider if self._probing else nodes
+        self._probing = max(self._probing - 1, 0)
         return [nodes - 1] * len(tickets)
 
     def see(self, ticket: Ticket, found: News, budget: int) -> None:
         """See `Policy`."""
-        self.survivals.see(ticket, found, budget)
+        self.gains.see(ticket, found, budget)
 
 
 class SmartSpec:
@@ -131,9 +138,9 @@ class SmartSpec:
         """See `Policy`."""
         costs = self.costs.of(len(tickets))
         rate = self._accepted / (self._accepted + self._rejected)
-        survival = rate ** np.arange(1, max(costs))
-        running = sum(ticket is not None for ticket in tickets)
-        nodes = best([survival] * max(running, 1), costs)
+        gains = np.cumsum(rate ** np.arange(1, max(costs)))
+        running = max(sum(ticket is not None for ticket in tickets), 1)
+        nodes = best(running * gains, running, costs)
         if self._draw.random() < self.probes:
             nodes = min((n for n in costs if n > nodes), default=nodes)
         return [nodes - 1] * len(tickets)
@@ -147,15 +154,14 @@ class SmartSpec:
             self._rejected = self.fading * self._rejected + tested
 
 
-def best(survivals: Sequence[np.ndarray], costs: Mapping[int, float]) -> int:
+def best(gains: np.ndarray, rows: int, costs: Mapping[int, float]) -> int:
     """Nodes of the step of largest goodput.
 
     Args:
-        survivals: of each row, by rank.
+        gains: `[N - 1]`, drafts that are accepted in all rows, by budget from 1 on.
+        rows: that run.
         costs: seconds by nodes, the root included.
     """
-    gains = np.cumsum(np.sum(survivals, axis=0))
-    rows = len(survivals)
 
     def goodput(nodes):
         more = gains[min(nodes - 1, len(gains)) - 1] if nodes > 1 else 0.0
@@ -165,20 +171,20 @@ def best(survivals: Sequence[np.ndarray], costs: Mapping[int, float]) -> int:
 
 
 def packed(
-    survivals: Sequence[np.ndarray], seconds: Sequence[float]
+    gains: Sequence[np.ndarray], seconds: Sequence[float]
 ) -> tuple[list[int], float]:
     """Budgets where every row costs what it uses: the best prefix of all sorted drafts.
 
     Steps here are padded, and this is to compare with (`replay`).
 
     Args:
-        survivals: of each row, by rank, not increasing.
+        gains: of each row, by budget from 1 on, concave.
         seconds: `[T + 1]`, of a step with so many drafts in all.
 
     Returns:
         Drafts of each row, and the goodput.
     """
-    table = np.stack(list(survivals))
+    table = np.diff(np.stack(list(gains)), axis=1, prepend=0.0)
     order = np.argsort(-table, axis=None, kind="stable")
     total = np.concatenate([[0.0], np.cumsum(table.reshape(-1)[order])])
     goodput = (len(table) + total) / np.asarray(seconds)[: len(total)]

@@ -42,3 +42,18 @@ class AsAsked:
 
     def see(self, ticket: Ticket, found: News, budget: int) -> None:
         """Learns nothing."""
+
+
+class Fixed(AsAsked):
+    """The same number of drafts for all, always.
+
+    Attributes:
+        budget: draft nodes.
+    """
+
+    def __init__(self, budget: int):
+        self.budget = budget
+
+    def budgets(self, tickets: Sequence[Ticket | None]) -> list[int]:
+        """The budget."""
+        return [self.budget] * len(tickets)

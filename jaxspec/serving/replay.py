@@ -155,7 +155,7 @@ class Replay:
             self.steps[rows, nodes] += 1
             if any(each is not None and each[2] for each in news[-1]):
                 break
-        self._flying.append((owners, budgets, news, self._busy))
+        self._flying.append((owners, budgets, nodes > 1, news, self._busy))
 
     def _advance(self, ticket: Ticket | None, budget: int) -> Any:
         """What a round writes: a path, how many tokens, if it ends, drafts proposed."""
@@ -184,7 +184,7 @@ class Replay:
 
     def _read(self, now: float) -> float:
         """Reads the news of the oldest step, once it has ended."""
-        owners, budgets, news, end = self._flying.popleft()
+        owners, budgets, are_drafted, news, end = self._flying.popleft()
         now = max(now, end)
         for row, ticket in enumerate(owners):
             if ticket is None or ticket.finish is not None:
@@ -192,7 +192,8 @@ class Replay:
             rounds = [each[row] for each in news if each[row] is not None]
             if not rounds:
                 continue
-            self.policy.see(ticket, self._news(rounds), budgets[row])
+            found = self._news(rounds, budgets[row], are_drafted)
+            self.policy.see(ticket, found, budgets[row])
             count = sum(each[1] for each in rounds)
             ticket.first_token = (
                 now if ticket.first_token is None else ticket.first_token
@@ -210,30 +211,30 @@ class Replay:
         self.scheduler.release(ticket)
         ticket.finish, ticket.ended = Finish.LENGTH, now
 
-    def _news(self, rounds: list[Any]) -> News:
+    def _news(self, rounds: list[Any], budget: int, are_drafted: bool) -> News:
         """The news of a row: texts of zeros, and trees whose right drafts are zeros."""
         shape = len(rounds), self.num_nodes
-        drafts, parents = np.ones(shape, np.int32), np.zeros(shape, np.int32)
-        kept = np.zeros(shape, bool)
-        parents[:, 0] = -1
-        for m, (path, count, _, size) in enumerate(rounds):
-            parents[m, size + 1 :] = -1
-            above = 0
+        drafts, parents = np.ones(shape, np.int32), np.full(shape, -1, np.int32)
+        shown, kept = np.zeros(shape, bool), np.zeros(shape, bool)
+        for m, (path, count, _, size) in enumerate(rounds if are_drafted else ()):
+            parents[m, 1 : size + 1], above = 0, 0
             for i, rank in enumerate(path):
                 drafts[m, rank + 1], parents[m, rank + 1] = 0, above
                 above = rank + 1
                 kept[m, rank + 1] = i < count - 1
-        ran = np.ones(len(rounds), bool)
+            reached = kept[m] | (np.arange(self.num_nodes) == 0)
+            within = np.arange(self.num_nodes) <= budget
+            shown[m] = within & (parents[m] >= 0) & reached[parents[m]]
         count = np.array([each[1] for each in rounds])
         return News(
             tokens=np.zeros((len(rounds), int(count.max())), np.int32),
             logprobs=np.zeros((len(rounds), int(count.max())), np.float32),
             count=count,
             done=np.array([each[2] for each in rounds]),
-            ran=ran,
+            ran=np.ones(len(rounds), bool),
             drafts=drafts,
             parents=parents,
             score=np.broadcast_to(-np.arange(self.num_nodes, dtype=np.float32), shape),
-            shown=kept,
+            shown=shown,
             kept=kept,
         )

@@ -68,3 +68,27 @@ def test_what_drafts_on_the_host_is_refused(bench, command):
 
 def test_a_rate_of_none_is_refused(bench):
     assert "--rate" in bench("load", "--rate", "0", status=2)
+
+
+def test_policies_are_compared_under_loads(bench, tmp_path):
+    path, model = tmp_path / "costs.json", str(folder.make())
+    options = ["--rows", "2", "--max-length", "128", "--repeats", "1"]
+    tune = ["tune", "costs", "--model", model, "--drafter", "ngram:3", *options]
+    assert main([*tune, "--out", str(path)]) == 0
+    few = ["--count", "3", "--requests", "9", "--seeds", "1", "--max-tokens", "12"]
+    out = bench("goodput", "--costs", str(path), *few, "--json")
+    found = json.loads(out.splitlines()[-1])
+    assert {*found["loads"]} == {"low", "medium", "saturated", "bursty"}
+    for rows in found["loads"].values():
+        better = {row["policy"]: row["over_none"] for row in rows}
+        assert {*better} == {"0", "1", "2", "paper", "ours"} and better["0"] == 1.0
+        assert all(row["mean"] > 0.0 for row in rows)
+    error = bench("goodput", "--costs", str(path), "--prompts", "none", status=2)
+    assert "none" in error.splitlines()[-1]
+
+
+def test_costs_of_another_model_are_refused(bench, tmp_path):
+    path = tmp_path / "costs.json"
+    path.write_text("{}")
+    error = bench("goodput", "--costs", str(path), status=2)
+    assert "has format None" in error.splitlines()[-1]
