@@ -98,7 +98,6 @@ def run(args: argparse.Namespace) -> None:
     ids = [encoding.encode(setup.target.tokenizer, text) for text in texts]
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
-        task = bar.add_task("compiles", total=60.0 * args.minutes)
         engine = Engine(
             setup.params,
             target=setup.target.model,
@@ -107,8 +106,9 @@ def run(args: argparse.Namespace) -> None:
             rows=options.powers(args.rows) if args.fast else args.rows,
             nodes=(1,) if args.fast else (),
             max_length=args.max_length,
+            watch=terminal.compiles(bar),
         )
-        bar.update(task, description="serves")
+        task = bar.add_task("serves", total=60.0 * args.minutes)
         minutes = _serve(args, engine, ids, lambda now: bar.update(task, completed=now))
     record = {
         "environment": timing.environment(),

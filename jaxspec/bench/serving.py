@@ -107,7 +107,6 @@ def run(args: argparse.Namespace) -> None:
     target, params = setup.target, setup.params
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
-        task = bar.add_task("compiles", total=None)
         began = time.perf_counter()
         engine = Engine(
             params,
@@ -119,6 +118,7 @@ def run(args: argparse.Namespace) -> None:
             max_length=args.max_length,
             chunk_size=args.chunk_size,
             rounds=args.rounds,
+            watch=terminal.compiles(bar),
         )
         ready = time.perf_counter() - began
         texts = prompt_files.read(args.prompts)
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
         room = engine.machinery.max_length - args.max_tokens
         ids = [each[-room:] for each in ids]
         total = args.repeats + args.texts
-        bar.update(task, description="measures", total=total, completed=0)
+        task = bar.add_task("measures", total=total)
         record = {
             "environment": timing.environment(),
             "settings": {name: getattr(args, name) for name in sizes},

@@ -1,8 +1,9 @@
 """Standard output for what was asked for, standard error for everything about it."""
 
 import sys
+from collections.abc import Callable
 
-from rich import color, style
+from rich import color, progress, style
 from rich import console as consoles
 
 _UNLIMITED = 10_000  # columns
@@ -14,6 +15,18 @@ def console(*, stderr: bool = False) -> consoles.Console:
     if found.file.isatty():
         return found
     return consoles.Console(stderr=stderr, width=_UNLIMITED)
+
+
+def compiles(bar: progress.Progress) -> Callable[[str, int, int], None]:
+    """A bar of the programs that an engine compiles, as its `watch`."""
+    task = bar.add_task("compiles", total=None)
+
+    def watch(name: str, done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total, description=f"compiles {name}")
+        if done == total:
+            bar.remove_task(task)
+
+    return watch
 
 
 class Screen:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -110,7 +111,12 @@ def _autoregressive(engine: Engine, params: Params):
     return call
 
 
-def costs(engine: Engine, params: Params, repeats: int) -> Costs:
+def costs(
+    engine: Engine,
+    params: Params,
+    repeats: int,
+    advance: Callable[[], None] = lambda: None,
+) -> Costs:
     """Times what an engine does, for policies and replays: least times, in seconds.
 
     A step is timed with all rows running, behind a text that repeats itself, so that
@@ -120,6 +126,7 @@ def costs(engine: Engine, params: Params, repeats: int) -> Costs:
         engine: of one or several numbers of rows and nodes.
         params: the engine's.
         repeats: timings of each step, interleaved, of which the least counts.
+        advance: is called for each of these.
     """
     m, run = engine.machinery, engine.programs
     prompt = (np.arange(m.chunk + 1) % 5 + 1).tolist()
@@ -149,6 +156,7 @@ def costs(engine: Engine, params: Params, repeats: int) -> Costs:
         pool = pool_of(m.num_rows)
         timed("admit", run.admit[m.num_rows], pool, past, zero, text)
         timed("chunk", run.absorb, params, run.open(params), *chunk)
+        advance()
     chunk_seconds, admit_seconds = found.pop("chunk"), found.pop("admit")
     steps = StepCosts(
         seconds={(r, n): t for (r, n, budget), t in found.items() if budget == n - 1},

@@ -74,7 +74,7 @@ class Engine(Service):
         scheduler: Scheduler | None = None,
         policy: Policy | None = None,
         clock: Callable[[], float] = time.monotonic,
-        watch: Callable[[str], None] = lambda name: None,
+        watch: Callable[[str, int, int], None] = lambda name, done, total: None,
     ):
         """Compiles everything there is to compile.
 
@@ -98,7 +98,8 @@ class Engine(Service):
             policy: how many drafts are verified for whom; as many as each request asks
                 for by default.
             clock: the time in seconds.
-            watch: is told the name of each program when it is compiled.
+            watch: is told the name of each program when it is compiled, how many are, and
+                of how many; for a progress bar.
 
         Raises:
             ValueError: on sizes out of range, or machinery that does not fit together.

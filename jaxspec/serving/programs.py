@@ -120,14 +120,15 @@ class Job(NamedTuple):
 
 
 def compile_all(
-    machinery: Machinery, params: Params, watch: Callable[[str], None]
+    machinery: Machinery, params: Params, watch: Callable[[str, int, int], None]
 ) -> Programs:
     """Compiles the functions side by side, in threads.
 
     Args:
         machinery: of the engine.
         params: of the target and the drafter.
-        watch: is told the name of each function when it is ready.
+        watch: is told the name of each function when it is ready, how many are, and of
+            how many.
     """
     with _on_mesh(machinery):
         jobs = {(name, key): job for name, key, job in _jobs(machinery, params)}
@@ -144,28 +145,19 @@ def compile_all(
                 compiler_options=options,
                 **where,
             )
-            compiled = jitted.lower(*job.args).compile()
-        watch(name[0])
-        return compiled
+            return jitted.lower(*job.args).compile()
 
     order = sorted(jobs, key=lambda name: name[0] != "step")  # the longest first
     found: dict[str, Any] = {}
     with futures.ThreadPoolExecutor(max_workers=2) as threads:
-        for (name, key), program in zip(
-            order, threads.map(compile_one, order), strict=True
-        ):
+        compiled = zip(order, threads.map(compile_one, order), strict=True)
+        for done, ((name, key), program) in enumerate(compiled, 1):
+            watch(name, done, len(order))
             if key is None:
                 found[name] = program
             else:
                 found.setdefault(name, {})[key] = program
     return Programs(**{"resize": {}} | found, value=value)
-
-
-def num_programs(machinery: Machinery) -> int:
-    """Programs that are compiled for an engine."""
-    rows, nodes = len(machinery.rows), len(machinery.nodes)
-    base = 6 if machinery.layout is None else 7
-    return base + 4 * rows + rows * (rows - 1) + rows * nodes
 
 
 def _on_mesh(m: Machinery) -> contextlib.AbstractContextManager:

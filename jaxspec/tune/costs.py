@@ -9,6 +9,7 @@ the least of many short timings counts, since what else a machine does can only 
 """
 
 import argparse
+import functools
 import json
 import pathlib
 
@@ -86,7 +87,6 @@ def run(args: argparse.Namespace) -> None:
     nodes = args.nodes or options.powers(machinery.num_slots(*machine))
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
-        task = bar.add_task("compiles and measures", total=None)
         engine = Engine(
             setup.params,
             target=setup.target.model,
@@ -96,9 +96,11 @@ def run(args: argparse.Namespace) -> None:
             nodes=nodes,
             max_length=args.max_length,
             chunk_size=args.chunk_size,
+            watch=terminal.compiles(bar),
         )
-        costs = engine_costs.costs(engine, setup.params, args.repeats)
-        bar.update(task, total=1, completed=1)
+        task = bar.add_task("measures", total=args.repeats)
+        advance = functools.partial(bar.advance, task)
+        costs = engine_costs.costs(engine, setup.params, args.repeats, advance)
     record = {
         "format": engine_costs.FORMAT,
         "environment": timing.environment(),

@@ -168,6 +168,28 @@ def test_a_text_goes_through_all_steps_by_turns(kind):
 
 
 @kinds
+def test_drafts_that_pay_change_no_text(kind):
+    """The policy learns from the news of an engine, and is heard by it."""
+    engine, prices = fast(kind), {}
+    engine.run()
+    size = engine.machinery.num_nodes
+    for rows in engine.machinery.rows:
+        for nodes in engine.machinery.nodes:
+            prices[rows, nodes] = 1.0 + 0.05 * nodes
+    gains = serving.Gains(size, is_whole=kind == "look-up")
+    policy = serving.Goodput(serving.StepCosts(prices), gains, probes=0.2)
+    before, engine.policy = engine.policy, policy
+    requests = [*traffic.requests(13, 12)]
+    tickets = [engine.submit(request) for request in requests]
+    engine.run()
+    engine.policy = before
+    assert sum(each.proposed for each in gains._classes.values()) > 5
+    for ticket in tickets:
+        expected = engines.generated(kind, ticket.request)
+        np.testing.assert_array_equal(ticket.tokens, expected)
+
+
+@kinds
 def test_no_knob_of_the_scheduler_changes_a_text(kind):
     """And its log-probabilities by rounding only (SGLang 39342)."""
     requests, written = [*traffic.requests(11, 16)], []
