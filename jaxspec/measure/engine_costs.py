@@ -14,8 +14,8 @@ from jaxspec.measure import timing
 from jaxspec.serving import Engine, Request
 from jaxspec.serving import texts as arrays
 from jaxspec.serving.goodput import StepCosts
-from jaxspec.serving.programs import Control
 from jaxspec.serving.replay import Costs
+from jaxspec.serving.steps import Control
 
 FORMAT = "jaxspec engine costs 1"
 

@@ -12,6 +12,7 @@ request depends on the parameters, its prompt and its key, and on nothing else.
     scheduler  who runs next; no arrays
     machinery  models and sizes
     programs   the pool's functions, each compiled once
+    steps      rounds of all rows
     news       what a step tells the host
     pieces     pasts, cut at the borders of chunks
     prefixes   a cache of them

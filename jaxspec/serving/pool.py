@@ -17,8 +17,9 @@ from jaxspec.pasts import Past
 from jaxspec.serving import news, texts
 from jaxspec.serving.machinery import Machinery
 from jaxspec.serving.news import News
-from jaxspec.serving.programs import Control, Programs
+from jaxspec.serving.programs import Programs
 from jaxspec.serving.requests import Ticket
+from jaxspec.serving.steps import Control
 
 
 class Pool:

@@ -12,8 +12,8 @@ that change the pool, or a past on the way, take its memory (donation).
     resize  pool, index               -> pool     of another number of rows
     whole   value                     -> value    the same on every device of a mesh
 
-A step runs one round or several, and stops after the one in which a text ends. Those that
-take a pool are compiled for each number of rows, a step for each number of nodes as well.
+Those that take a pool are compiled for each number of rows, a step (`steps`) for each
+number of nodes as well.
 """
 
 from __future__ import annotations
@@ -28,19 +28,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import (
-    budgets,
     compilation,
     padding,
     pasts,
     prefill,
     rows,
     sampling,
-    stepping,
 )
-from jaxspec.core import Draft, Outcome, Params
+from jaxspec.core import Params
 from jaxspec.decode_state import DecodeState
 from jaxspec.pasts import Past
-from jaxspec.serving import buckets, news, pieces
+from jaxspec.serving import pieces, steps
 from jaxspec.serving.machinery import Machinery
 
 Array = jax.Array
@@ -61,20 +59,6 @@ class Text(NamedTuple):
     length: Any
     limit: Any
     settings: dict[str, Any]
-
-
-class Control(NamedTuple):
-    """What the host says before a step.
-
-    Attributes:
-        budgets: `[R]` int32, draft nodes of each row at most.
-        stop: `[R]` bool, rows that are given up.
-        rounds: int32, steps at most.
-    """
-
-    budgets: Any
-    stop: Any
-    rounds: Any
 
 
 class Programs(NamedTuple):
@@ -225,7 +209,7 @@ def _jobs(machinery: Machinery, params: Params) -> Iterator[tuple[str, Any, Job]
     for size in m.rows:
         make = functools.partial(_empty, m, batch_size=size)
         pool = _shapes(m, params, size)
-        control = Control(host(size), host(size, dtype=jnp.bool_), number)
+        control = steps.Control(host(size), host(size, dtype=jnp.bool_), number)
         key = text.settings["keys"]
         yield "pool", size, job(make, (params,), out=pool)
         yield "admit", size, job(admit, (pool, past, number, text), (0,), pool)
@@ -237,7 +221,7 @@ def _jobs(machinery: Machinery, params: Params) -> Iterator[tuple[str, Any, Job]
                 args = pool, host(other)
                 yield "resize", (size, other), job(resize, args, out=out)
         for nodes in m.nodes:
-            step, args = _step(m, nodes), (params, pool, control)
+            step, args = steps.step_of(m, nodes), (params, pool, control)
             out = pool, number  # where news go, each number on every device
             yield "step", (size, nodes), job(step, args, (1,), out)
 
@@ -329,73 +313,3 @@ def _put_back(
 
 def _resize(axes: Any, pool: DecodeState, index: Array) -> DecodeState:
     return jax.tree.map(lambda axis, leaf: jnp.take(leaf, index, axis=axis), axes, pool)
-
-
-def _round(
-    m: Machinery, num_nodes: int
-) -> Callable[..., tuple[DecodeState, Outcome, Draft | None]]:
-    """A round that verifies so many nodes: `params, state -> state, outcome, draft`.
-
-    The draft is as it was proposed, before budgets cut it; None if nothing was.
-    """
-
-    def without_drafts(params, state):
-        state, outcome = stepping.step_without_drafts(
-            params, state, target=m.target, drafter=m.drafter, verifier=m.verifier
-        )
-        return state, outcome, None
-
-    def with_drafts(params, state):
-        state, proposed = stepping.propose(params, state, drafter=m.drafter)
-        draft, index = proposed, None
-        if num_nodes < m.num_nodes:
-            most = jnp.minimum(state.context.budget, num_nodes - 1)
-            draft = budgets.limit(draft, most)
-            tree = draft.tree
-            draft, index = buckets.compact(draft, num_nodes)
-        state, outcome = stepping.verify(
-            params, state, draft, target=m.target, verifier=m.verifier
-        )
-        if index is not None:
-            outcome = buckets.spread(outcome, tree, index)
-        state = stepping.observe(params, state, outcome, drafter=m.drafter)
-        return state, outcome, proposed
-
-    return with_drafts if num_nodes > 1 else without_drafts
-
-
-def _step(m: Machinery, num_nodes: int) -> Callable[..., tuple[DecodeState, Array]]:
-    """Rounds of all rows: `params, pool, control -> pool, news [M, R, W]`."""
-    advance_all = _round(m, num_nodes)
-
-    def one(params, state):
-        ran = ~state.done
-        state, outcome, draft = advance_all(params, state)
-        sizes = m.drafter.max_path, m.num_nodes
-        return state, news.pack(outcome, draft, state.done, ran, *sizes)
-
-    def step(params, pool, control):
-        pool = pool.replace(
-            done=pool.done | control.stop, draft_budgets=control.budgets
-        )
-        live = ~pool.done
-        width = news.width(m.drafter.max_path, m.num_nodes)
-        nothing = jnp.zeros((m.rounds, len(live), width), jnp.int32)
-
-        def keep_going(loop):
-            count, state, _ = loop
-            all_go_on = ~jnp.any(live & state.done) & jnp.any(live)
-            return all_go_on & (count < jnp.minimum(control.rounds, m.rounds))
-
-        def advance(loop):
-            count, state, found = loop
-            state, packed = one(params, state)
-            found = jax.lax.dynamic_update_index_in_dim(found, packed, count, 0)
-            return count + 1, state, found
-
-        _, pool, found = jax.lax.while_loop(
-            keep_going, advance, (jnp.int32(0), pool, nothing)
-        )
-        return pool, found
-
-    return step

@@ -89,3 +89,19 @@ def begun(engine, request, size=3):
     while len(ticket.tokens) < size:
         next(stream)
     return ticket
+
+
+def use(engine, programs):
+    """Has an engine run other programs."""
+    engine._pool.programs = engine._prompts.programs = programs
+
+
+def check_idle(engine):
+    """No row, no byte and no ticket is left behind, and nothing was compiled."""
+    assert engine.counts.compilations == 0
+    assert engine.scheduler.rows == [None] * ROWS
+    assert not engine._values and not len(engine._prompts)
+    assert not any(engine._pool.owners)
+    nodes = list(engine.prefixes._nodes())
+    assert engine.prefixes.num_bytes == sum(node.num_bytes for node in nodes)
+    assert engine.prefixes.num_bytes <= engine.prefixes.max_bytes
