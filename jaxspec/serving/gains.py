@@ -28,7 +28,7 @@ import numpy as np
 from jaxspec.serving.news import News
 from jaxspec.serving.requests import Ticket
 
-_HOPE = 0.7  # drafts that each node brings, before anything is known
+_HOPE = 0.7  # of a chain's drafts that come to be tested, before anything is known
 
 
 def ranks(parents: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ class _Counts:
     """
 
     def __init__(self, size: int, trees: float):
-        self.accepted = _HOPE * trees * np.arange(1, size + 1)
+        self.accepted = trees * np.cumsum(_HOPE ** np.arange(1, size + 1))
         self.trees = np.full(size, trees)
         self.any = self.proposed = trees
 
