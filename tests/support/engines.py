@@ -17,11 +17,12 @@ KINDS = {  # drafter, rollback, stacked layers
     "draft model": ("model-tree", "lazy", True),
     "head": ("head", "joint", False),
 }
+MORE = KINDS | {"snapshots": ("model-chain", "snapshot", True)}  # all rollbacks
 
 
 def machinery(kind):
     """The params, the target and the drafter of an engine."""
-    name, rollback, scanned = KINDS[kind]
+    name, rollback, scanned = MORE[kind]
     drafter, own = texts.make_drafter(name)
     config = tiny.CONFIGS[texts.TARGET]
     target = js.language_model(

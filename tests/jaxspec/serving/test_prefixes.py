@@ -80,7 +80,7 @@ def test_bytes_are_those_of_the_nodes():
     assert len(cache) > 5
 
 
-@pytest.mark.parametrize("kind", engines.KINDS)
+@pytest.mark.parametrize("kind", engines.MORE)
 def test_a_hit_has_the_bits_of_a_cold_prompt(kind):
     """From every border, where pieces were kept by other prompts."""
     engine = engines.fresh(kind)
@@ -110,7 +110,7 @@ def test_a_hit_has_the_bits_of_a_cold_prompt(kind):
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("kind", engines.KINDS)
+@pytest.mark.parametrize("kind", engines.MORE)
 def test_states_are_kept_at_branches_and_ends(kind):
     engine = engines.fresh(kind)
     common = list(range(1, 13))
