@@ -74,7 +74,7 @@ def param_shardings(config: ModelConfig, params: Any, mesh: Mesh) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the arrays of a target and its drafter go on a mesh.
+    """Places on a mesh for the arrays of a target and its drafter.
 
     Attributes:
         mesh: with axes `data` and `tensor`.
@@ -93,7 +93,7 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def of(self, tree: Any) -> Any:
-        """Where the arrays of a `DecodeState` or a `Past` go; of any other tree, whole.
+        """Shards a `DecodeState` or a `Past`; any other tree is whole on every device.
 
         Rows that cannot be cut evenly over `data`, as a single one, are on all of it.
 
@@ -187,7 +187,7 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def local(tree: Any) -> Any:
-    """What this process holds of arrays that are whole on every device: a copy of them."""
+    """Takes this process's copy of arrays that are whole on every device."""
 
     def one(leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

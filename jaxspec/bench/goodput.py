@@ -21,8 +21,7 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decoding, pretrained
-from jaxspec.cli import options, terminal
+from jaxspec.cli import engines, options, terminal
 from jaxspec.measure import engine_costs, loads, timing, traces
 from jaxspec.measure import prompts as prompt_files
 from jaxspec.serving import Gains, Goodput, Scheduler, SmartSpec
@@ -41,11 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="made by `jaxspec tune costs`, with the same model and drafter",
     )
-    parser.add_argument(
-        "--prompts",
-        type=pathlib.Path,
-        help="jsonl of objects with `prompt`, `question` or `turns` (default: our own)",
-    )
+    engines.add_prompts(parser)
     parser.add_argument(
         "--first",
         type=int,
@@ -90,16 +85,13 @@ def run(args: argparse.Namespace) -> None:
     """Runs the benchmark."""
     sizes = ("count", "max_tokens", "prompt_length", "requests", "seeds")
     options.check_positive(args, *sizes)
-    costs, about = engine_costs.load(args.costs), engine_costs.read(args.costs)
+    about = engine_costs.read(args.costs)
+    costs = engine_costs.load(args.costs)
     if about["model"] != str(args.model):
         raise ValueError(
             f"{args.costs} is of {about['model']}, and --model is {args.model}."
         )
-    folder = pretrained.read(args.model, args.dtype)
-    made = options.make(args, about["drafter"], folder)
-    if made.generate is not decoding.speculative_generate:
-        raise ValueError(f"{about['drafter']} drafts on the host, not in an engine.")
-    setup = made.beside(folder.load(rollback=args.rollback))
+    setup = engines.load(args, about["drafter"])
     texts = prompt_files.read(args.prompts)[args.first : args.first + args.count]
     ids = [encoding.encode(setup.target.tokenizer, text) for text in texts]
     columns = progress.Progress.get_default_columns()
@@ -135,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _policies(costs: Costs, about: dict[str, Any]) -> dict[str, Any]:
-    """What makes each policy anew, by its name."""
+    """Makers of each policy, by its name."""
     num_nodes = about["num_nodes"]
     is_whole = about["drafter"].split(":")[0] in _WHOLE
     nodes = sorted({nodes for _, nodes in costs.steps.seconds})

@@ -23,8 +23,7 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decoding, pretrained
-from jaxspec.cli import options, terminal
+from jaxspec.cli import engines, options, terminal
 from jaxspec.measure import prompts as prompt_files
 from jaxspec.measure import timing
 from jaxspec.serving import Engine, QueueFull, Request, Ticket
@@ -35,29 +34,16 @@ _GROWTH = 1.05  # of memory after the first half, over that before
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
-    parser.add_argument(
-        "--prompts",
-        type=pathlib.Path,
-        help="jsonl of objects with `prompt`, `question` or `turns` (default: our own)",
-    )
-    parser.add_argument(
-        "--drafter",
-        default="ngram:8",
-        metavar="KIND:SHAPE",
-        help="(default: %(default)s): " + options.DRAFTER_HELP,
-    )
+    engines.add_prompts(parser)
+    engines.add_arguments(parser, drafter="ngram:8", rows=8)
     parser.add_argument(
         "--rate", type=float, default=4.0, help="requests a second (default: 4)"
     )
     parser.add_argument(
         "--minutes", type=float, default=5.0, help="of arrivals (default: 5)"
     )
-    parser.add_argument("--rows", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument(
         "--fast", action="store_true", help="several numbers of rows and nodes"
-    )
-    parser.add_argument(
-        "--max-length", type=int, default=512, help="of a text (default: %(default)s)"
     )
     parser.add_argument(
         "--max-tokens",
@@ -66,9 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens to add to a prompt at most (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    options.add_models(parser)
-    options.add_verifier(parser)
-    options.add_rollback(parser, default="auto")
     parser.add_argument(
         "--plot", type=pathlib.Path, help="draw the minutes into a file"
     )
@@ -87,27 +70,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--rate and --minutes must be positive, got {args.rate} and {args.minutes}."
         )
-    folder = pretrained.read(args.model, args.dtype)
-    made = options.make(args, args.drafter, folder)
-    if made.generate is not decoding.speculative_generate:
-        raise ValueError(
-            f"{args.drafter} drafts on the host; an engine takes what drafts on the device."
-        )
-    setup = made.beside(folder.load(rollback=args.rollback))
+    setup = engines.load(args, args.drafter)
     texts = prompt_files.read(args.prompts)
     ids = [encoding.encode(setup.target.tokenizer, text) for text in texts]
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
-        engine = Engine(
-            setup.params,
-            target=setup.target.model,
-            drafter=setup.drafter,
-            verifier=options.VERIFIERS[args.verifier](),
-            rows=options.powers(args.rows) if args.fast else args.rows,
-            nodes=(1,) if args.fast else (),
-            max_length=args.max_length,
-            watch=terminal.compiles(bar),
-        )
+        nodes = (1,) if args.fast else ()
+        engine = engines.make(args, setup, bar, nodes=nodes)
         task = bar.add_task("serves", total=60.0 * args.minutes)
         minutes = _serve(args, engine, ids, lambda now: bar.update(task, completed=now))
     record = {

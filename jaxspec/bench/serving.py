@@ -17,7 +17,6 @@ pool.
 import argparse
 import functools
 import json
-import pathlib
 import time
 from typing import Any
 
@@ -27,8 +26,8 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decoding, padding, prefill, pretrained, sampling
-from jaxspec.cli import options, terminal
+from jaxspec import decoding, padding, prefill, sampling
+from jaxspec.cli import engines, options, terminal
 from jaxspec.core import Params
 from jaxspec.measure import engine_costs, published, served, timing
 from jaxspec.measure import prompts as prompt_files
@@ -41,27 +40,8 @@ _LENGTHS = 512, 4096, 32768
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options."""
-    parser.add_argument(
-        "--prompts",
-        type=pathlib.Path,
-        help="jsonl of objects with `prompt`, `question` or `turns` (default: our own)",
-    )
-    parser.add_argument(
-        "--drafter",
-        default="ngram:8",
-        metavar="KIND:SHAPE",
-        help="(default: %(default)s): " + options.DRAFTER_HELP,
-    )
-    parser.add_argument("--rows", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument(
-        "--max-length", type=int, default=512, help="of a text (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--chunk-size",
-        type=int,
-        default=64,
-        help="tokens of a prompt that are read at a time (default: %(default)s)",
-    )
+    engines.add_prompts(parser)
+    engines.add_arguments(parser, drafter="ngram:8", rows=8)
     parser.add_argument(
         "--rounds",
         type=int,
@@ -84,9 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fast", action="store_true", help="several numbers of rows and nodes"
     )
-    options.add_models(parser)
-    options.add_verifier(parser)
-    options.add_rollback(parser, default="auto")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
@@ -97,29 +74,13 @@ def run(args: argparse.Namespace) -> None:
     sizes = ("rows", "max_length", "chunk_size", "rounds", "max_tokens", "repeats")
     sizes += ("texts",)
     options.check_positive(args, *sizes)
-    folder = pretrained.read(args.model, args.dtype)
-    made = options.make(args, args.drafter, folder)
-    if made.generate is not decoding.speculative_generate:
-        raise ValueError(
-            f"{args.drafter} drafts on the host; an engine takes what drafts on the device."
-        )
-    setup = made.beside(folder.load(rollback=args.rollback))
+    setup = engines.load(args, args.drafter)
     target, params = setup.target, setup.params
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
         began = time.perf_counter()
-        engine = Engine(
-            params,
-            target=target.model,
-            drafter=setup.drafter,
-            verifier=options.VERIFIERS[args.verifier](),
-            rows=options.powers(args.rows) if args.fast else args.rows,
-            nodes=(1,) if args.fast else (),
-            max_length=args.max_length,
-            chunk_size=args.chunk_size,
-            rounds=args.rounds,
-            watch=terminal.compiles(bar),
-        )
+        nodes = (1,) if args.fast else ()
+        engine = engines.make(args, setup, bar, nodes=nodes, rounds=args.rounds)
         ready = time.perf_counter() - began
         texts = prompt_files.read(args.prompts)
         ids = [encoding.encode(target.tokenizer, text) for text in texts]

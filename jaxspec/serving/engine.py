@@ -131,13 +131,10 @@ class Engine(Service):
         self.numbers: Iterator[int] = itertools.count(1)
         self._clock = clock
         self._params = params
-        made = (
-            self.machinery,
-            programs.compile_all(self.machinery, params, watch),
-            params,
-        )
-        self._prompts = Prompts(*made, Prefixes(self.machinery.chunk, cache_bytes))
-        self._pool = Pool(*made)
+        compiled = programs.compile_all(self.machinery, params, watch)
+        prefixes = Prefixes(self.machinery.chunk, cache_bytes)
+        self._prompts = Prompts(self.machinery, compiled, params, prefixes)
+        self._pool = Pool(self.machinery, compiled, params)
         self._values: dict[Ticket, Any] = {}  # of those that wait for a row
         self._deltas: list[Delta] = []
         self._spare = 0  # turns in which fewer rows would have done

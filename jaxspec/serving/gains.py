@@ -1,4 +1,4 @@
-"""How many drafts are accepted under each budget, estimated while texts are written.
+"""Estimates of the drafts that each budget brings, made while texts are written.
 
 A budget of `b` keeps the drafts of ranks below `b`, and a tree brings as many tokens as
 the text goes through of these. With `sample_and_match` the text does not depend on the
@@ -94,7 +94,7 @@ class _Counts:
 
 @dataclasses.dataclass(eq=False)
 class _Own:
-    """What is known of a request.
+    """A request's own counts.
 
     Attributes:
         counts: of its trees.

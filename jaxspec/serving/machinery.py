@@ -1,4 +1,4 @@
-"""What an engine is made of: models and sizes, by which its programs are compiled."""
+"""Models and sizes of an engine, by which its programs are compiled."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from jaxspec.sharding import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Machinery:
-    """What an engine is made of; equal settings are equal.
+    """Models and sizes of an engine; equal settings are equal.
 
     Attributes:
         target: the model whose law is kept.
@@ -102,7 +102,7 @@ def make_machinery(
     found["max_length"] = pasts.room(found["max_length"], target)
     most = max(found["max_length"] - target.max_path, 1)
     found["chunk"] = min(found["chunk"], most)
-    num_nodes = num_slots(params, target, drafter)
+    num_nodes = num_slots(params, target=target, drafter=drafter)
     rows = _sizes("rows", rows)
     for size in rows if layout is not None else ():
         layout.check_rows(size)
@@ -117,7 +117,7 @@ def make_machinery(
     )
 
 
-def num_slots(params: Params, target: LanguageModel, drafter: Drafter) -> int:
+def num_slots(params: Params, *, target: LanguageModel, drafter: Drafter) -> int:
     """Slots of a drafter's trees, the root included."""
 
     def propose(params):

@@ -1,4 +1,4 @@
-"""How many drafts are verified for whom: a policy, asked before every step.
+"""Policies: how many drafts are verified for whom, asked before every step.
 
 With `sample_and_match` a policy changes no text, whatever it does. With other verifiers it
 may use what was known before the drafts were drawn: what it saw of earlier steps.
@@ -34,7 +34,7 @@ class Policy(Protocol):
 
 
 class AsAsked:
-    """What each request says, always."""
+    """The budget that each request asks for, always."""
 
     def budgets(self, tickets: Sequence[Ticket | None]) -> list[int]:
         """The budgets of the requests."""

@@ -82,7 +82,7 @@ class Link:
             line.send((kind, *values))
 
     def hear(self, *kinds: str) -> tuple:
-        """What process 0 says next.
+        """Waits for the next word of process 0.
 
         Raises:
             Parted: if it is of another kind, or process 0 is gone.

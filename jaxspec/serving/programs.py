@@ -163,7 +163,7 @@ def _place(m: Machinery, tree: Any) -> Any:
 
 
 def _where(tree: Any) -> Any:
-    """Where shapes go."""
+    """Takes the shardings of shapes."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 

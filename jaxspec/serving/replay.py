@@ -37,7 +37,7 @@ class Recorded(Protocol):
 
 
 class Costs(NamedTuple):
-    """What the functions of a pool cost.
+    """Seconds of the functions of a pool.
 
     Attributes:
         steps: by rows and nodes.
@@ -158,7 +158,7 @@ class Replay:
         self._flying.append((owners, budgets, nodes > 1, news, self._busy))
 
     def _advance(self, ticket: Ticket | None, budget: int) -> Any:
-        """What a round writes: a path, how many tokens, if it ends, drafts proposed."""
+        """Writes a round: its path, tokens, whether the text ends, drafts proposed."""
         if ticket is None:
             return None
         text = self._texts[ticket]

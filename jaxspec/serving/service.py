@@ -1,4 +1,4 @@
-"""What every engine offers, made of the few things that each does in its own way."""
+"""The interface of engines, made of the few things that each does in its own way."""
 
 import abc
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ class Service(abc.ABC):
     @property
     @abc.abstractmethod
     def is_idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """True if there is nothing to do."""
 
     # --- What follows ---
 

@@ -21,7 +21,7 @@ Array = jax.Array
 
 
 class Control(NamedTuple):
-    """What the host says before a step.
+    """Words of the host before a step.
 
     Attributes:
         budgets: `[R]` int32, draft nodes of each row at most.

@@ -17,10 +17,10 @@ from rich import console as consoles
 from rich import progress
 from rich import table as tables
 
-from jaxspec import decoding, digests, files, pretrained
-from jaxspec.cli import options, terminal
+from jaxspec import digests, files
+from jaxspec.cli import engines, options, terminal
 from jaxspec.measure import engine_costs, timing
-from jaxspec.serving import Engine, machinery
+from jaxspec.serving import machinery
 from jaxspec.serving.replay import Costs
 
 
@@ -29,18 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=pathlib.Path, required=True, help="JSON file to write"
     )
-    parser.add_argument(
-        "--drafter",
-        default="ngram:16",
-        metavar="KIND:SHAPE",
-        help="(default: %(default)s): " + options.DRAFTER_HELP,
-    )
-    parser.add_argument(
-        "--rows",
-        type=int,
-        default=16,
-        help="at most; powers of two up to it (default: %(default)s)",
-    )
+    engines.add_arguments(parser, drafter="ngram:16", rows=16)
     parser.add_argument(
         "--nodes",
         type=int,
@@ -48,20 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="to verify (default: powers of two up to the drafter's own)",
     )
     parser.add_argument(
-        "--max-length", type=int, default=512, help="of a text (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--chunk-size",
-        type=int,
-        default=64,
-        help="tokens of a prompt that are read at a time (default: %(default)s)",
-    )
-    parser.add_argument(
         "--repeats", type=int, default=25, help="(default: %(default)s)"
     )
-    options.add_models(parser)
-    options.add_verifier(parser)
-    options.add_rollback(parser, default="auto")
     parser.add_argument(
         "--plot", type=pathlib.Path, help="draw the staircase into a file"
     )
@@ -75,29 +52,15 @@ def run(args: argparse.Namespace) -> None:
     if args.plot:
         from jaxspec import plotting  # needs an extra: if it is missing, say so now
     options.check_files(args, "plot")
-    options.check_positive(args, "rows", "max_length", "chunk_size", "repeats")
-    folder = pretrained.read(args.model, args.dtype)
-    made = options.make(args, args.drafter, folder)
-    if made.generate is not decoding.speculative_generate:
-        raise ValueError(
-            f"{args.drafter} drafts on the host; an engine takes what drafts on the device."
-        )
-    setup = made.beside(folder.load(rollback=args.rollback))
-    machine = setup.params, setup.target.model, setup.drafter
-    nodes = args.nodes or options.powers(machinery.num_slots(*machine))
+    options.check_positive(args, "repeats")
+    setup = engines.load(args, args.drafter)
+    most = machinery.num_slots(
+        setup.params, target=setup.target.model, drafter=setup.drafter
+    )
     columns = progress.Progress.get_default_columns()
     with progress.Progress(*columns, console=consoles.Console(stderr=True)) as bar:
-        engine = Engine(
-            setup.params,
-            target=setup.target.model,
-            drafter=setup.drafter,
-            verifier=options.VERIFIERS[args.verifier](),
-            rows=options.powers(args.rows),
-            nodes=nodes,
-            max_length=args.max_length,
-            chunk_size=args.chunk_size,
-            watch=terminal.compiles(bar),
-        )
+        nodes = args.nodes or options.powers(most)
+        engine = engines.make(args, setup, bar, nodes=nodes)
         task = bar.add_task("measures", total=args.repeats)
         advance = functools.partial(bar.advance, task)
         costs = engine_costs.costs(engine, setup.params, args.repeats, advance)
