@@ -89,18 +89,16 @@ def record(
         text, ends = np.asarray(state.tokens), np.asarray(state.lengths)
         for row, prompt in enumerate(prompts[first : first + batch_size]):
             own = text[row, len(prompt) : ends[row]].tolist()
-            rows = [each[: len(own), row] for each in trees]
-            sizes = (rows[1][:, 1:] >= 0).sum(axis=1).tolist()
-            found.append(Trace(len(prompt), len(own), _paths(own, *rows), sizes))
+            drafts, parents, score = (each[: len(own), row] for each in trees)
+            paths = [
+                ranks(parents[i], score[i])[
+                    path(drafts[i], parents[i], own[i:])
+                ].tolist()
+                for i in range(len(own))
+            ]
+            sizes = (parents[:, 1:] >= 0).sum(axis=1).tolist()
+            found.append(Trace(len(prompt), len(own), paths, sizes))
             advance()
-    return found
-
-
-def _paths(text, drafts, parents, score) -> list[list[int]]:
-    found = []
-    for i, tree in enumerate(zip(drafts, parents, score, strict=True)):
-        rank = ranks(*tree[1:])
-        found.append(rank[path(*tree[:2], text[i:])].tolist())
     return found
 
 

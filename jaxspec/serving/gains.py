@@ -21,7 +21,7 @@ What is known of a request is shrunk to what is known of its class, whose counts
 import dataclasses
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,6 +92,23 @@ class _Counts:
         self.proposed = self.proposed * fading + 1.0
 
 
+class _Tree(NamedTuple):
+    """A tree that was proposed.
+
+    Attributes:
+        at: tokens of the text before it.
+        budget: that it had.
+        drafts, parents, score, kept: as in `News`, `[N]`.
+    """
+
+    at: int
+    budget: int
+    drafts: np.ndarray
+    parents: np.ndarray
+    score: np.ndarray
+    kept: np.ndarray
+
+
 @dataclasses.dataclass(eq=False)
 class _Own:
     """A request's own counts.
@@ -100,13 +117,12 @@ class _Own:
         counts: of its trees.
         walkers: `[N - 1]`, where each budget's next tree begins; -1 for wherever one is
             met next, which does not count.
-        pending: trees whose text is not long enough yet: where it begins, the tree, and
-            its budget.
+        pending: trees whose text is not long enough yet.
     """
 
     counts: _Counts
     walkers: np.ndarray
-    pending: list[tuple[int, Any, int]] = dataclasses.field(default_factory=list)
+    pending: list[_Tree] = dataclasses.field(default_factory=list)
 
 
 class Gains:
@@ -163,35 +179,44 @@ class Gains:
             self._own[ticket] = _Own(_Counts(size, 0.0), np.full(size, -1))
         own, text = self._own[ticket], list(ticket.tokens)
         for m in np.nonzero(found.ran)[0]:
-            tree = found.drafts[m], found.parents[m], found.score[m], found.kept[m]
-            own.pending.append((len(text), tree, budget))
+            tree = _Tree(
+                at=len(text),
+                budget=budget,
+                drafts=found.drafts[m],
+                parents=found.parents[m],
+                score=found.score[m],
+                kept=found.kept[m],
+            )
+            own.pending.append(tree)
             text += found.tokens[m, : found.count[m]].tolist()
         is_over = bool((found.done & found.ran).any())
         waiting = []
-        for at, tree, budget in own.pending:
-            is_long = len(text) - at > depth(tree[1]) or not self.is_exact
+        for tree in own.pending:
+            is_long = len(text) - tree.at > depth(tree.parents) or not self.is_exact
             if waiting or not (is_long or is_over):  # trees are counted in order
-                waiting.append((at, tree, budget))
+                waiting.append(tree)
             elif is_long:
-                self._count(ticket, own, at, tree, text[at:], budget)
+                self._count(ticket, own, tree, text[tree.at :])
         own.pending = waiting
         if is_over:
             del self._own[ticket]
 
-    def _count(self, ticket: Ticket, own: _Own, at: int, tree, text, budget) -> None:
-        drafts, parents, score, kept = tree
+    def _count(self, ticket: Ticket, own: _Own, tree: _Tree, text: list[int]) -> None:
+        """Compares a tree with the text behind it."""
         most = self.num_nodes - 1
         if not (self.is_exact and self.is_whole):
-            most = min(most, budget)
+            most = min(most, tree.budget)
         is_known = np.arange(1, self.num_nodes) <= most
-        if budget == 0 and not (parents >= 0).any():  # nothing was proposed
+        if tree.budget == 0 and not (tree.parents >= 0).any():  # nothing was proposed
             is_known[:] = False
-        rank = ranks(parents, score)
-        slots = path(drafts, parents, text) if self.is_exact else np.nonzero(kept)[0]
+        rank = ranks(tree.parents, tree.score)
+        slots = np.nonzero(tree.kept)[0]
+        if self.is_exact:
+            slots = path(tree.drafts, tree.parents, text)
         brought = accepted(rank[slots], self.num_nodes)
-        counts = is_known & (own.walkers >= 0) & (own.walkers <= at)
-        moves = is_known & (own.walkers <= at)
-        own.walkers = np.where(moves, at + brought + 1, own.walkers)
+        counts = is_known & (own.walkers >= 0) & (own.walkers <= tree.at)
+        moves = is_known & (own.walkers <= tree.at)
+        own.walkers = np.where(moves, tree.at + brought + 1, own.walkers)
         own.walkers = np.where(is_known, own.walkers, -1)
         if is_known.any():
             is_any = bool((rank < self.num_nodes).any())

@@ -214,8 +214,9 @@ def _do(engine: Engine, tickets: dict[int, Ticket], kind: str, values: list) -> 
     if kind == "submit":
         return engine.submit_several(*values)
     if kind == "resume":
-        *parts, seed = values
-        return [engine.resume(unpack(*parts, engine.programs.value), seed)]
+        record, arrays, seed = values
+        suspended = unpack(record, arrays, like=engine.programs.value)
+        return [engine.resume(suspended, seed)]
     if kind == "turn":
         counts = engine.counts
         own = [counts.tokens, sum(counts.finished.values())]

@@ -218,8 +218,7 @@ def _jobs(machinery: Machinery, params: Params) -> Iterator[tuple[str, Any, Job]
         for other in m.rows:
             if other != size:
                 out = _shapes(m, params, other)
-                args = pool, host(other)
-                yield "resize", (size, other), job(resize, args, out=out)
+                yield "resize", (size, other), job(resize, (pool, host(other)), out=out)
         for nodes in m.nodes:
             step, args = steps.step_of(m, nodes), (params, pool, control)
             out = pool, number  # where news go, each number on every device
